@@ -1,0 +1,36 @@
+"""What a Raft group needs to be told before it starts; and why each figure is what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Fsync = Literal["always", "interval", "never"]
+HostPort = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RaftSettings:
+    """Handed to `RaftGroup`; times in seconds, addresses as (host, port).
+
+    `peers` names every member of the first cluster, this node included, with its Raft address.
+    `cluster_id` None: derived from `peers`, which all members are first started with alike.
+
+    Election timeout: drawn anew from [min, max) each time. The minimum is several heartbeats, so that one
+    lost heartbeat is no election; the spread is wide against a round trip, so that two candidates rarely
+    collide (Raft §9.3). A leader that hears no majority for the maximum steps down.
+    """
+
+    node_id: str
+    listen: HostPort
+    peers: Mapping[str, HostPort]
+    http_url: str
+    data_dir: Path
+    secret: bytes = b""
+    cluster_id: str | None = None
+    fsync: Fsync = "always"
+    election_timeout_min_s: float = 0.6
+    election_timeout_max_s: float = 1.2
+    heartbeat_s: float = 0.1
