@@ -1,0 +1,21 @@
+"""kvnode: a Raft-replicated key-value node, made to stand behind a load balancer.
+
+The map of rooms, from the inside out. Imports run upwards on this page only, and
+`tests/test_architecture.py` holds them:
+
+    errors.py      every failure, definite or indefinite
+    commands.py    the commands of the state machine and their one encoding
+    store.py       KeyValueStore: the state machine; pure, total, deterministic
+    config.py      one frozen Config from flags, environment and file
+    raft/          the only rooms that know PySyncObj; `raft/group.py` is their face, `raft/status.py` their news
+    http/          the API: routes and the one error table (`app.py`), probes, keys, administration
+    server.py      builds, starts, drains and stops one node
+    client.py      the asyncio client: retries only what is definite or idempotent
+    cli/           serve, dev and the client commands
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__version__: Final = "0.1.0"

@@ -1,0 +1,277 @@
+"""KeyValueStore: the replicated state machine. Pure, total, deterministic: no clock, no randomness, no I/O.
+
+The same commands in the same order give the same items, the same answers and the same snapshot bytes on
+every node. So nothing here raises for a bad command (it answers `Invalid` and changes nothing), and nothing
+depends on a hash order: Python salts `hash(str)` per process, and every walk that leaves this file is sorted.
+
+Two structures hold one truth. `_items` is a persistent map (a hash trie), so that a snapshot takes it in O(1)
+and walks it in another thread while `apply` goes on. `_keys` keeps the keys in order for range reads. Keys are
+sorted as Python strings: comparing code points gives the same order as comparing their UTF-8 bytes, because
+UTF-8 was laid out for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from heapq import merge
+from itertools import islice
+from typing import Any, Final, NamedTuple
+
+import immutables
+import msgpack
+from sortedcontainers import SortedList
+
+from kvnode.commands import (
+    CONTENT_TYPE_BYTES_MAX,
+    DELETE,
+    EXISTS,
+    KEY_BYTES_MAX,
+    PUT,
+    VALUE_BYTES_MAX,
+    Deleted,
+    Invalid,
+    Refused,
+    Result,
+    Written,
+)
+
+SNAPSHOT_FORMAT: Final = 1
+CHUNK_BYTES: Final = 65_536
+CHUNK_BYTES_MAX: Final = CHUNK_BYTES + VALUE_BYTES_MAX + KEY_BYTES_MAX + CONTENT_TYPE_BYTES_MAX + 64
+# A sort holds the interpreter lock from start to end: runs of this many keys take a few milliseconds each,
+# so that a snapshot thread never stops the event loop for longer than that.
+SORT_RUN_KEYS: Final = 8_192
+
+
+class Item(NamedTuple):
+    """One key's present value. Revisions are the store's, `version` counts the puts since it was created."""
+
+    value: bytes
+    content_type: str
+    create_revision: int
+    mod_revision: int
+    version: int
+
+
+def prefix_end(prefix: str) -> str | None:
+    """The first key after all keys that start with `prefix`; None where no key can come after them."""
+    last = len(prefix) - 1
+    while last >= 0 and prefix[last] == "\U0010ffff":
+        last -= 1
+    if last < 0:
+        return None
+    # Surrogates are not characters of UTF-8 text, so the successor of U+D7FF is U+E000.
+    following = "\ue000" if prefix[last] == "\ud7ff" else chr(ord(prefix[last]) + 1)
+    return prefix[:last] + following
+
+
+class StoreView(NamedTuple):
+    """The store at one revision, immutable: safe to walk in any thread while the store goes on."""
+
+    revision: int
+    items: immutables.Map[str, Item]
+
+    def keys(self) -> Iterator[str]:
+        """All keys in byte order. Never sorts the whole set in one step (SORT_RUN_KEYS says why)."""
+        keys = iter(self.items)
+        runs = []
+        while run := sorted(islice(keys, SORT_RUN_KEYS)):
+            runs.append(run)
+        return merge(*runs)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The snapshot's bytes: equal stores give equal bytes. Batches of about 64 KiB, CHUNK_BYTES_MAX at most.
+
+        The first chunk is `[format, revision, item count]`; each further one is an array of
+        `[key, value, content_type, create_revision, mod_revision, version]`.
+        """
+        # A packer of its own: this runs in a worker thread, and a msgpack.Packer must not be shared between threads.
+        pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+        yield pack((SNAPSHOT_FORMAT, self.revision, len(self.items)))
+        batch: list[tuple[Any, ...]] = []
+        batch_bytes = 0
+        for key in self.keys():
+            item = self.items[key]
+            batch.append((key, *item))
+            batch_bytes += len(key) + len(item.value) + 48
+            if batch_bytes >= CHUNK_BYTES:
+                yield pack(batch)
+                batch, batch_bytes = [], 0
+        if batch:
+            yield pack(batch)
+
+
+class KeyValueStore:
+    """The state machine. `apply` is its only way to change, apart from `restore` and `adopt`."""
+
+    __slots__ = ("_items", "_keys", "revision")
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self._items: immutables.MapMutation[str, Item] = immutables.Map[str, Item]().mutate()
+        self._keys: SortedList[str] = SortedList()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def get(self, key: str) -> Item | None:
+        """The key's item, or None where it does not exist."""
+        return self._items.get(key)
+
+    def range(self, start: str, end: str | None, limit: int) -> list[tuple[str, Item]]:
+        """Up to `limit` items with start <= key < end (None: no end), in byte order. O(log n + page).
+
+        To go on after a page, start at its last key + "\\0": nothing sorts between the two.
+        """
+        if end is not None and end <= start:
+            return []
+        items = self._items
+        keys = self._keys.irange(start, end, (True, False))
+        return [(key, items[key]) for key in islice(keys, max(0, limit))]
+
+    def view(self) -> StoreView:
+        """The store as it stands now, immutable. O(1): later changes copy the few trie nodes that they touch."""
+        items = self._items.finish()
+        self._items = items.mutate()
+        return StoreView(self.revision, items)
+
+    # --- changing --------------------------------------------------------------------------------
+
+    def apply(self, command: Any) -> Result:
+        """Applies one decoded command (an array of `commands.py`) and answers it. Never raises."""
+        if type(command) is list and command:
+            kind = command[0]
+            if kind == PUT:
+                return self._put(command)
+            if kind == DELETE:
+                return self._delete(command)
+        return Invalid(self.revision, "unknown command")
+
+    def _put(self, command: list[Any]) -> Result:
+        if len(command) != 5:
+            return Invalid(self.revision, "a put has five fields")
+        _, key, value, content_type, expect = command
+        fault = _text_fault("key", key, 1, KEY_BYTES_MAX) or _text_fault(
+            "content type", content_type, 0, CONTENT_TYPE_BYTES_MAX
+        )
+        if fault is not None:
+            return Invalid(self.revision, fault)
+        if type(value) is not bytes or len(value) > VALUE_BYTES_MAX:
+            return Invalid(self.revision, f"a value is 0 to {VALUE_BYTES_MAX} bytes")
+        present = self._items.get(key)
+        if expect is not None:
+            refusal = self._check(expect, present)
+            if refusal is not None:
+                return refusal
+        self.revision = revision = self.revision + 1
+        if present is None:
+            self._items[key] = Item(value, content_type, revision, revision, 1)
+            self._keys.add(key)
+            return Written(revision, 1)
+        version = present.version + 1
+        self._items[key] = Item(value, content_type, present.create_revision, revision, version)
+        return Written(revision, version)
+
+    def _delete(self, command: list[Any]) -> Result:
+        if len(command) != 3:
+            return Invalid(self.revision, "a delete has three fields")
+        _, key, expect = command
+        fault = _text_fault("key", key, 1, KEY_BYTES_MAX)
+        if fault is not None:
+            return Invalid(self.revision, fault)
+        present = self._items.get(key)
+        if expect is not None:
+            refusal = self._check(expect, present)
+            if refusal is not None:
+                return refusal
+        if present is None:
+            return Deleted(0, self.revision)
+        self.revision += 1
+        del self._items[key]
+        self._keys.remove(key)
+        return Deleted(1, self.revision)
+
+    def _check(self, expect: Any, present: Item | None) -> Refused | Invalid | None:
+        """None where the expectation holds (commands.Expect says what it may be)."""
+        if type(expect) is not list or not all(type(r) is int and r >= EXISTS for r in expect):
+            return Invalid(self.revision, "an expectation is a list of revisions")
+        mod_revision = 0 if present is None else present.mod_revision
+        if mod_revision in expect or (present is not None and EXISTS in expect):
+            return None
+        return Refused(self.revision, mod_revision)
+
+    # --- snapshots -------------------------------------------------------------------------------
+
+    def restore(self, revision: int, items: Iterable[tuple[str, Item]]) -> None:
+        """Replaces everything. O(n log n), fastest where `items` come in order."""
+        fresh: immutables.MapMutation[str, Item] = immutables.Map[str, Item]().mutate()
+        for key, item in items:
+            fresh[key] = item
+        # finish() and mutate() again, because a mutation that is still open cannot be iterated.
+        frozen = fresh.finish()
+        self._items = frozen.mutate()
+        self._keys = SortedList(StoreView(revision, frozen).keys())
+        self.revision = revision
+
+    def adopt(self, other: KeyValueStore) -> None:
+        """Takes over another store's content in O(1); `other` must not be used afterwards.
+
+        For a snapshot that was loaded in a worker thread: the loop swaps it in without a pause, and
+        whoever holds this store keeps holding the right one.
+        """
+        self.revision, self._items, self._keys = other.revision, other._items, other._keys
+
+    @classmethod
+    def load(cls, chunks: Iterable[bytes]) -> KeyValueStore:
+        """A new store from `StoreView.chunks()`, in any thread. ValueError says what is wrong with them."""
+        source = iter(chunks)
+        header = _unpack(next(source, b""))
+        if len(header) != 3 or header[0] != SNAPSHOT_FORMAT:
+            raise ValueError("the snapshot is not in a format that this version reads")
+        _, revision, count = header
+        if type(revision) is not int or revision < 0:
+            raise ValueError("the snapshot has no revision")
+        store = cls()
+        store.restore(revision, _load_items(source))
+        if len(store) != count:
+            raise ValueError(f"the snapshot promises {count} items and holds {len(store)}")
+        return store
+
+
+def _text_fault(what: str, text: Any, bytes_min: int, bytes_max: int) -> str | None:
+    """What is wrong with a text field, or None. ASCII, nearly every key, is checked without encoding it."""
+    if type(text) is str:
+        if text.isascii():
+            size = len(text)
+        else:
+            try:
+                size = len(text.encode())
+            except UnicodeEncodeError:  # lone surrogates are not text
+                size = -1
+        if bytes_min <= size <= bytes_max:
+            return None
+    return f"a {what} is {bytes_min} to {bytes_max} bytes of UTF-8"
+
+
+def _load_items(chunks: Iterable[bytes]) -> Iterator[tuple[str, Item]]:
+    for chunk in chunks:
+        for fields in _unpack(chunk):
+            try:
+                key, value, content_type, create_revision, mod_revision, version = fields
+            except (TypeError, ValueError):
+                raise ValueError("an item of the snapshot does not have its six fields") from None
+            if type(key) is not str or type(value) is not bytes or type(content_type) is not str:
+                raise ValueError("an item of the snapshot has a field of the wrong kind")
+            yield key, Item(value, content_type, create_revision, mod_revision, version)
+
+
+def _unpack(chunk: bytes) -> list[Any]:
+    try:
+        decoded = msgpack.unpackb(chunk, use_list=True, max_ext_len=0)
+    except (ValueError, msgpack.exceptions.UnpackException):
+        raise ValueError("a chunk of the snapshot is damaged") from None
+    if type(decoded) is not list:
+        raise ValueError("a chunk of the snapshot is not a list")
+    return decoded
