@@ -1,0 +1,76 @@
+# Everything is one command: `make dev` runs a cluster, `make test` checks it all. Both set up what they need first.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Touched after a complete installation: a second `make` installs nothing, a changed pyproject.toml installs again.
+STAMP := $(VENV)/.installed
+# What `make compose-up` and `make compose-test` call; `make COMPOSE=podman-compose compose-test` works as well.
+COMPOSE ?= docker compose
+# Handed on: `make test PYTEST_ARGS='-x tests/haproxy'`, `make fuzz FUZZ_ARGS='--schedules 5000'`, `make dev DEV_ARGS='--nodes 5'`.
+PYTEST_ARGS ?=
+FUZZ_ARGS ?=
+DEV_ARGS ?=
+
+.PHONY: help setup haproxy dev test lint format fuzz compose-up compose-down compose-test clean
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
+
+setup: $(STAMP) ## the virtual environment in .venv, with everything in it
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "kvnode needs Python 3.11 or later, and $(PYTHON) is older: name another one with make PYTHON=python3.13" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+# Never fails: without HAProxy a cluster still runs, and the tests that need it are skipped and say so.
+haproxy: ## installs HAProxy where that takes no more than apt-get as root
+	@if command -v haproxy >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing HAProxy with apt-get"; export DEBIAN_FRONTEND=noninteractive; \
+	  { apt-get install -y -qq haproxy || { apt-get update -qq && apt-get install -y -qq haproxy; }; } >/dev/null 2>&1 && exit 0; \
+	  echo "HAProxy could not be installed with apt-get." >&2; \
+	fi; \
+	echo "HAProxy is missing (Debian and Ubuntu: sudo apt-get install haproxy; macOS: brew install haproxy): going on without it." >&2
+
+dev: $(STAMP) haproxy ## a cluster of three on this machine, HAProxy in front; Ctrl-C stops it
+	@exec $(BIN)/kvnode dev $(DEV_ARGS)
+
+test: $(STAMP) haproxy lint ## everything: format, lint, types, tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP) ## format, lint and types, nothing changed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## puts the code into the one format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+fuzz: $(STAMP) ## thousands of simulated schedules; a failure prints the seed that repeats it
+	$(BIN)/python -m tests.simulation.fuzz $(FUZZ_ARGS)
+
+# Compose reads .env by itself. The secret is made once and kept: the nodes' volumes belong to it.
+.env:
+	@umask 077; echo "KVNODE_CLUSTER_SECRET=$$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')" >$@
+	@echo "made .env with a fresh KVNODE_CLUSTER_SECRET"
+
+compose-up: .env ## three containers and HAProxy on http://127.0.0.1:8080
+	$(COMPOSE) up --build --detach
+
+compose-down: .env ## stops the containers; the data stays in its volumes
+	$(COMPOSE) down
+
+compose-test: ## brings the containers up, kills the leader's, restarts all, checks the data, takes them down
+	COMPOSE='$(COMPOSE)' $(PYTHON) tests/compose/run.py
+
+clean: ## takes away what make made (not kvnode-data, not .env)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build *.egg-info
+	find kvnode tests -name __pycache__ -type d -prune -exec rm -rf {} +
