@@ -1,0 +1,48 @@
+"""Fixtures that every room's tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster import Cluster
+
+CLUSTERS = pytest.StashKey[list[Cluster]]()
+LOG_TAIL_CHARS = 6_000
+
+
+@pytest.fixture
+def make_cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
+    """Makes clusters (with `Cluster`'s options), not started yet, and always takes them down."""
+    made = request.node.stash.setdefault(CLUSTERS, [])
+
+    def make(**options: Any) -> Cluster:
+        cluster = Cluster(tmp_path / f"cluster-{len(made) + 1}", **options)
+        made.append(cluster)
+        return cluster
+
+    yield make
+    for cluster in made:
+        cluster.close()
+
+
+@pytest.fixture
+def cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
+    """Three real nodes, ready, one of them the confirmed leader."""
+    return make_cluster().start()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Puts the end of every node's log under the report of a test that failed."""
+    report = yield
+    if report.failed:
+        for cluster in item.stash.get(CLUSTERS, []):
+            for name in cluster.nodes:
+                report.sections.append((f"log of {name}", cluster.log(name)[-LOG_TAIL_CHARS:]))
+    return report
