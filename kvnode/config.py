@@ -1,0 +1,290 @@
+"""One frozen Config for `kvnode serve`, from flags, environment, file and defaults, in this order.
+
+Every option has one name: `--node-id` on the command line is `KVNODE_NODE_ID` in the environment and
+`node-id` in the file. A value that cannot be used is a `StartupError` of one sentence that names the option,
+where the value came from, and what to write instead. Nothing here opens a socket or creates a file.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Literal, cast
+
+from kvnode import values
+from kvnode.errors import StartupError
+from kvnode.values import HostPort, Malformed
+
+SECRET_VARIABLE: Final = "KVNODE_CLUSTER_SECRET"
+SECRET_BYTES_MIN: Final = 16  # 128 bits, if every byte is random; `openssl rand -hex 32` is comfortably over it
+SECRET_BYTES_MAX: Final = 4_096
+CLUSTER_SIZES: Final = (1, 3, 5, 7)  # an even cluster survives no more failures than the odd one below it
+
+# One lost heartbeat must not be an election: at least three fit into the shortest election timeout.
+HEARTBEATS_PER_ELECTION_MIN: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of `kvnode serve`; `default` is text as a user would write it, None where it depends or is absent."""
+
+    name: str
+    metavar: str
+    default: str | None
+    help: str
+    switch: bool = False
+
+    @property
+    def variable(self) -> str:
+        return "KVNODE_" + self.name.replace("-", "_").upper()
+
+
+OPTIONS: Final = (
+    Option("node-id", "NAME", "n1", "This node's name in the cluster."),
+    Option("http", "HOST:PORT", "127.0.0.1:8001", "Where HTTP listens."),
+    Option("raft", "HOST:PORT", "127.0.0.1:7001", "Where Raft listens."),
+    Option("peers", "n1=HOST:PORT,…", None, "Every member of the first cluster, this node included [default: alone]."),
+    Option("advertise-http", "URL", None, "How others reach this node's HTTP [default: from --http]."),
+    Option("data-dir", "DIR", None, "Journal, snapshots, identity [default: ./kvnode-data/<node-id>]."),
+    Option("cluster-secret-file", "FILE", None, "Proves a peer belongs; required once Raft listens off loopback."),
+    Option("cluster-id", "NAME", None, "The cluster's name; all members must agree [default: from --peers]."),
+    Option("fsync", "always|interval|never", "always", "When the journal reaches the disk."),
+    Option("leader-probe", "on|off", "on", "Whether /admin/healthz/leader exists."),
+    Option("probe-timeout", "DURATION", "500ms", "How long the leader probe waits for a majority, 10ms to 10s."),
+    Option("election-timeout", "MIN-MAX", "600-1200ms", "Silence after which a node stands for election."),
+    Option("heartbeat", "DURATION", "100ms", "How often a leader speaks; below a third of the shortest election."),
+    Option("log-format", "text|json", "text", "What a log line looks like."),
+    Option("log-level", "debug|info|warning|error", "info", "The least severe line to log."),
+    Option("insecure", "", "off", "Allow HTTP, which asks for no credentials, to listen off loopback.", switch=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What one node was asked to be. Times in seconds, addresses as (host, port)."""
+
+    node_id: str
+    http: HostPort
+    raft: HostPort
+    peers: Mapping[str, HostPort]
+    advertise_http: str
+    data_dir: Path
+    secret: bytes = field(repr=False)
+    cluster_id: str | None
+    fsync: Literal["always", "interval", "never"]
+    leader_probe: bool
+    probe_timeout_s: float
+    election_timeout_min_s: float
+    election_timeout_max_s: float
+    heartbeat_s: float
+    log_format: Literal["text", "json"]
+    log_level: Literal["debug", "info", "warning", "error"]
+    insecure: bool
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """One value as it was given, and where."""
+
+    name: str
+    text: str
+    source: str | None  # a variable or file; None for a flag or a default
+
+    def refused(self, problem: object) -> StartupError:
+        source = f" (from {self.source})" if self.source else ""
+        return StartupError(f"--{self.name} {self.text!r}{source}: {problem}.")
+
+    @property
+    def switched_on(self) -> bool:
+        return values.switch(self.text)
+
+
+class _Settings:
+    """All given values, the strongest source first."""
+
+    def __init__(self, flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None) -> None:
+        in_file = _read_file(file) if file else {}
+        self._found: dict[str, _Setting] = {}
+        for option in OPTIONS:
+            name = option.name
+            if name in flags:
+                self._found[name] = _Setting(name, flags[name], None)
+            elif environ.get(option.variable):  # an empty variable is how compose files say "not set"
+                self._found[name] = _Setting(name, environ[option.variable], option.variable)
+            elif name in in_file:
+                self._found[name] = _Setting(name, in_file[name], str(file))
+            elif option.default is not None:
+                self._found[name] = _Setting(name, option.default, None)
+
+    def get(self, name: str) -> _Setting | None:
+        return self._found.get(name)
+
+    def parse(self, name: str, parser: Any, *bounds: Any) -> Any:
+        """The parsed value, None where the option is absent; a malformed one is a StartupError."""
+        setting = self._found.get(name)
+        if setting is None:
+            return None
+        try:
+            return parser(setting.text, *bounds)
+        except Malformed as problem:
+            raise setting.refused(problem) from None
+
+    def refused(self, name: str, problem: str) -> StartupError:
+        setting = self._found.get(name)
+        return setting.refused(problem) if setting else StartupError(f"--{name}: {problem}.")
+
+
+def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None = None) -> Config:
+    """Builds the Config. `flags` holds only what was given, by option name; raises StartupError."""
+    given = _Settings(flags, environ, file)
+    node_id = given.parse("node-id", values.name)
+    http, raft = given.parse("http", values.host_port), given.parse("raft", values.host_port)
+    insecure = given.parse("insecure", values.switch)
+    secret = _secret(given, environ)
+    _check_exposure(given, http, raft, secret, insecure)
+    peers, warnings = _peers(given, node_id, raft)
+    election_min_s, election_max_s, heartbeat_s = _timing(given)
+    data_dir = given.get("data-dir")
+    return Config(
+        node_id=node_id,
+        http=http,
+        raft=raft,
+        peers=MappingProxyType(peers),
+        advertise_http=_advertise_http(given, http),
+        data_dir=Path(data_dir.text) if data_dir else Path("kvnode-data") / node_id,
+        secret=secret,
+        cluster_id=given.parse("cluster-id", values.name),
+        fsync=given.parse("fsync", values.choice, ("always", "interval", "never")),
+        leader_probe=given.parse("leader-probe", values.switch),
+        # A probe that outlives its balancer's patience is no probe: ten seconds is beyond any check interval in use.
+        probe_timeout_s=given.parse("probe-timeout", values.duration, 0.01, 10.0),
+        election_timeout_min_s=election_min_s,
+        election_timeout_max_s=election_max_s,
+        heartbeat_s=heartbeat_s,
+        log_format=given.parse("log-format", values.choice, ("text", "json")),
+        log_level=given.parse("log-level", values.choice, ("debug", "info", "warning", "error")),
+        insecure=insecure,
+        warnings=warnings,
+    )
+
+
+def _read_file(file: Path) -> dict[str, str]:
+    try:
+        with file.open("rb") as f:
+            table = tomllib.load(f)
+    except OSError as e:
+        raise StartupError(f"--config {str(file)!r} cannot be read: {e.strerror}; give a readable TOML file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        problem = " ".join(str(e).split())
+        raise StartupError(f'--config {str(file)!r} is not TOML: {problem}; write lines like node-id = "n1".') from None
+    known = {option.name for option in OPTIONS}
+    if unknown := sorted(set(table) - known):
+        known_names = ", ".join(sorted(known))
+        raise StartupError(f"--config {str(file)!r}: {unknown[0]!r} is no option; the options are {known_names}.")
+    return {name: _toml_text(file, name, value) for name, value in table.items()}
+
+
+def _toml_text(file: Path, name: str, value: object) -> str:
+    """A TOML value as the flag's text: true and false for switches, `[peers]` as a table of addresses."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, str):
+        return value
+    if name == "peers" and isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
+        return ",".join(f"{k}={v}" for k, v in cast("dict[str, str]", value).items())
+    raise StartupError(f"--config {str(file)!r}: {name} must be text in quotes, as on the command line.")
+
+
+def _secret(given: _Settings, environ: Mapping[str, str]) -> bytes:
+    """The shared secret, empty where none is given. A flag beats the variable; the variable beats the file's entry."""
+    setting = given.get("cluster-secret-file")
+    text = environ.get(SECRET_VARIABLE, "")
+    if setting and setting.source == "KVNODE_CLUSTER_SECRET_FILE" and text:
+        raise setting.refused(f"{SECRET_VARIABLE} is set as well; keep one of the two")
+    if setting and (setting.source is None or not text):
+        try:
+            with open(setting.text, "rb") as f:
+                secret = f.read(SECRET_BYTES_MAX + 3).rstrip(b"\r\n")
+        except OSError as e:
+            raise setting.refused(f"the file cannot be read ({e.strerror}); give a readable one") from None
+        except ValueError:
+            raise setting.refused("this cannot be a file's name; give a readable file") from None
+        what = f"the file {setting.text!r} of --cluster-secret-file"
+    elif text:
+        secret, what = text.encode("utf-8", "surrogateescape").rstrip(b"\r\n"), SECRET_VARIABLE
+    else:
+        return b""
+    if not SECRET_BYTES_MIN <= len(secret) <= SECRET_BYTES_MAX:
+        raise StartupError(
+            f"The cluster secret in {what} must be {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} bytes long, "
+            f"this one has {len(secret)}; make one with: openssl rand -hex 32."
+        )
+    return secret
+
+
+def _check_exposure(given: _Settings, http: HostPort, raft: HostPort, secret: bytes, insecure: bool) -> None:
+    """Off loopback, Raft must know its peers, and open HTTP must have been asked for."""
+    if not secret and not values.is_loopback(raft[0]):
+        raise given.refused(
+            "raft", f"Raft off loopback needs a shared secret; give --cluster-secret-file FILE or {SECRET_VARIABLE}"
+        )
+    if not insecure and not values.is_loopback(http[0]):
+        raise given.refused(
+            "http",
+            "HTTP asks for no credentials, so it stays on loopback; give --insecure to let anyone in reach use it",
+        )
+    if http == raft:
+        raise given.refused("raft", "HTTP and Raft cannot share an address; give each its own port")
+
+
+def _peers(given: _Settings, node_id: str, raft: HostPort) -> tuple[dict[str, HostPort], tuple[str, ...]]:
+    if given.get("peers") is None:
+        if values.is_any_address(raft[0]):
+            raise given.refused(
+                "raft", f"others cannot dial this address; name this node's own in --peers {node_id}=HOST:{raft[1]},…"
+            )
+        return {node_id: raft}, ()
+    peers: dict[str, HostPort] = given.parse("peers", values.peers)
+    if node_id not in peers:
+        raise given.refused(
+            "peers", f"this node, {node_id}, is not in the list; add {node_id}=HOST:PORT or set --node-id"
+        )
+    if len(peers) not in CLUSTER_SIZES:
+        advice = (
+            "an even one survives no more failures than the next smaller odd one" if len(peers) < 7 else "7 at most"
+        )
+        raise given.refused("peers", f"a cluster has 1, 3, 5 or 7 members ({advice}), this list has {len(peers)}")
+    if peers[node_id][1] == raft[1]:
+        return peers, ()
+    # Right behind a port mapping, wrong nearly everywhere else.
+    dialled, listened = values.show_host_port(peers[node_id]), values.show_host_port(raft)
+    return peers, (f"Peers dial this node at {dialled}, Raft listens on {listened}: something must forward the port.",)
+
+
+def _advertise_http(given: _Settings, http: HostPort) -> str:
+    url: str | None = given.parse("advertise-http", values.base_url)
+    if url is not None:
+        return url
+    if values.is_any_address(http[0]):
+        raise given.refused(
+            "http",
+            f"others cannot reach this address; add --advertise-http http://NAME:{http[1]} with a name they can reach",
+        )
+    return f"http://{values.show_host_port(http)}"
+
+
+def _timing(given: _Settings) -> tuple[float, float, float]:
+    """Election timeout's shortest and longest, and the heartbeat; in seconds, and in proportion."""
+    # 50 ms is about where scheduling jitter looks like a dead leader; a minute without a leader serves nobody.
+    shortest_s, longest_s = given.parse("election-timeout", values.duration_range, 0.05, 60.0)
+    heartbeat_s = given.parse("heartbeat", values.duration, 0.01, 20.0)
+    if heartbeat_s * HEARTBEATS_PER_ELECTION_MIN >= shortest_s:
+        limit = f"{shortest_s * 1000 / HEARTBEATS_PER_ELECTION_MIN:g}ms"
+        raise given.refused(
+            "heartbeat", f"three heartbeats must fit into the shortest election timeout; write one below {limit}"
+        )
+    return shortest_s, longest_s, heartbeat_s
