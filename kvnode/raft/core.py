@@ -1,0 +1,92 @@
+"""The one door to PySyncObj: which core it must be, and the three module-level seams that are turned.
+
+The stock core is not safe as a store of record; kvnode runs it unmodified behind `guard`, which was argued
+against every line of exactly one release. So the release is pinned, and its source is checked when this
+module is first imported: another core is a reason not to start, not a surprise to find later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Final
+
+import msgpack
+import pysyncobj.syncobj as _syncobj
+from pysyncobj import FAIL_REASON, SyncObj, SyncObjConf
+from pysyncobj.node import Node
+from pysyncobj.transport import Transport
+
+from kvnode.errors import StartupError
+from kvnode.raft.journal import Journal
+
+__all__ = ["FAIL_REASON", "MEMBERSHIP", "REGULAR", "Node", "SyncObj", "SyncObjConf", "Transport", "check_release"]
+
+REGULAR: Final = 0
+MEMBERSHIP: Final = 2
+
+_RELEASE: Final = "0.3.17"
+_FILES: Final = (
+    "config.py", "fast_queue.py", "journal.py", "node.py", "serializer.py", "syncobj.py", "transport.py", "version.py",
+)  # fmt: skip
+_SHA256: Final = "01604ec1a366a40c342cfd6e85a9e82350187bc89573bac4ad2bf41785815d1a"
+
+
+def check_release() -> None:
+    """Raises StartupError unless the installed core is, byte for byte, the one that was reviewed."""
+    digest = hashlib.sha256()
+    folder = Path(_syncobj.__file__).parent
+    for name in _FILES:
+        digest.update((folder / name).read_bytes().replace(b"\r\n", b"\n"))
+    if digest.hexdigest() != _SHA256:
+        raise StartupError(
+            f"The installed PySyncObj is not the reviewed release {_RELEASE}: "
+            f"install it again with 'pip install --force-reinstall pysyncobj=={_RELEASE}'."
+        )
+
+
+class _Codec:
+    """Stands in for pickle everywhere in the core: bounded msgpack, where only a `Node` is more than data.
+
+    Membership commands and code versions are the only things that the core still encodes itself.
+    """
+
+    @staticmethod
+    def dumps(value: Any, protocol: object = None) -> bytes:
+        packed: bytes = msgpack.packb(value, default=_pack_node, use_bin_type=True)
+        return packed
+
+    @staticmethod
+    def loads(data: bytes) -> Any:
+        return msgpack.unpackb(data, use_list=False, ext_hook=_unpack_node, strict_map_key=False)
+
+    @staticmethod
+    def to_bytes(data: bytes) -> bytes:
+        return data
+
+
+def _pack_node(value: object) -> Any:
+    if isinstance(value, Node):
+        return msgpack.ExtType(1, str(value.id).encode())
+    raise TypeError(f"{type(value).__name__} has no place in the log")
+
+
+def _unpack_node(code: int, data: bytes) -> Any:
+    if code != 1:
+        raise ValueError(f"unknown extension {code}")
+    return Node(data.decode())
+
+
+def _create_journal(journal: Any) -> Any:
+    return journal if isinstance(journal, Journal) else _stock_create_journal(journal)
+
+
+_stock_create_journal = _syncobj.createJournal
+
+# Seam 1: nothing from the network or the disk is ever unpickled, also not inside the core.
+_syncobj.pickle = _Codec
+# Seam 2: `SyncObjConf(journalFile=…)` takes the project's own journal as an object.
+_syncobj.createJournal = _create_journal
+# Seam 3: no pipe to wake the core's poller. The loop that proposes also ticks, and the 65,536th proposal
+# between two ticks would raise on the full pipe although it had been queued (R19).
+_syncobj.PIPE_NOTIFIER_ENABLED = False

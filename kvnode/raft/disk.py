@@ -1,0 +1,137 @@
+"""The few things that the journal and the snapshots ask of a directory, so that a test can hand in another one.
+
+Every name is a plain file name inside one directory. Nothing here retries: an `OSError` from a write or a
+sync means that the page cache may no longer hold what the caller believes (fsyncgate, LWN 752063), and the
+one who decides what that means for the node is the caller.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from kvnode.errors import StartupError
+
+_IOV_MAX = 1_024  # POSIX allows less; Linux and macOS have exactly this
+
+
+class Disk(Protocol):
+    """A directory. Sizes and offsets are in bytes."""
+
+    def names(self) -> list[str]: ...
+    def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes: ...
+    def size(self, name: str) -> int: ...
+    def append(self, name: str, buffers: Sequence[bytes]) -> None:
+        """Writes all buffers at the end of `name`, creating it if need be. Not durable until `sync`."""
+
+    def sync(self, name: str) -> None: ...
+    def sync_directory(self) -> None: ...
+    def truncate(self, name: str, length: int) -> None: ...
+    def rename(self, old: str, new: str) -> None: ...
+    def unlink(self, name: str) -> None: ...
+    def where(self, name: str) -> str:
+        """How an operator would find this file."""
+
+    def close(self) -> None: ...
+
+
+class Directory:
+    """`Disk` on a real directory, held by an exclusive lock: two nodes can never share one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptors: dict[str, int] = {}
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StartupError(
+                f"The data directory {path} cannot be written ({error.strerror}): "
+                "give this node a directory of its own that it may write, with --data-dir."
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise StartupError(
+                f"The data directory {path} is in use by another running node: "
+                "stop that one first, or give this node its own --data-dir."
+            ) from error
+
+    def names(self) -> list[str]:
+        return sorted(os.listdir(self._path))
+
+    def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        with (self._path / name).open("rb") as file:
+            file.seek(offset)
+            return file.read() if length is None else file.read(length)
+
+    def size(self, name: str) -> int:
+        return (self._path / name).stat().st_size
+
+    def append(self, name: str, buffers: Sequence[bytes]) -> None:
+        descriptor = self._open(name)
+        for first in range(0, len(buffers), _IOV_MAX):
+            part: Sequence[bytes | memoryview] = buffers[first : first + _IOV_MAX]
+            while part:
+                written = os.writev(descriptor, part)
+                part = _after(part, written)
+
+    def sync(self, name: str) -> None:
+        os.fdatasync(self._open(name))
+
+    def sync_directory(self) -> None:
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def truncate(self, name: str, length: int) -> None:
+        descriptor = self._open(name)
+        os.ftruncate(descriptor, length)
+        os.fsync(descriptor)
+
+    def rename(self, old: str, new: str) -> None:
+        self._forget(old)
+        self._forget(new)
+        os.replace(self._path / old, self._path / new)
+
+    def unlink(self, name: str) -> None:
+        self._forget(name)
+        os.unlink(self._path / name)
+
+    def where(self, name: str) -> str:
+        return str(self._path / name)
+
+    def close(self) -> None:
+        for name in list(self._descriptors):
+            self._forget(name)
+        os.close(self._lock)
+
+    def _open(self, name: str) -> int:
+        descriptor = self._descriptors.get(name)
+        if descriptor is None:
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            descriptor = self._descriptors[name] = os.open(self._path / name, flags, 0o600)
+        return descriptor
+
+    def _forget(self, name: str) -> None:
+        descriptor = self._descriptors.pop(name, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _after(part: Sequence[bytes | memoryview], written: int) -> Sequence[bytes | memoryview]:
+    """What is left of `part` once its first `written` bytes are gone (a short write)."""
+    left: list[bytes | memoryview] = []
+    for buffer in part:
+        if written >= len(buffer):
+            written -= len(buffer)
+        else:
+            left.append(memoryview(buffer)[written:])
+            written = 0
+    return left

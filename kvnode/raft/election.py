@@ -1,0 +1,114 @@
+"""When a node may campaign: pre-vote, stickiness, and the two ways around them.
+
+Pre-vote (Raft dissertation §9.6): a node whose election timer fired first asks whether it *would* be elected,
+without raising its term. Stickiness (§4.2.3): a member that hears a live leader says no. So a node that comes
+back from a partition, or cannot hear one link, never unseats a healthy leader.
+
+The core asks `may_campaign` on every tick while its election timer has fired (quirk Q4 in `replica`). A
+leadership transfer goes around the gate for one term; a single-node cluster has nobody to ask.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from kvnode.raft.wire import PRE_VOTE, PRE_VOTED, Message
+
+
+class Ballot(Protocol):
+    """What the gate must know of the core. `last` is (last log term, last log index)."""
+
+    @property
+    def term(self) -> int: ...
+    @property
+    def is_leader(self) -> bool: ...
+    @property
+    def peer_ids(self) -> Iterable[str]: ...
+    @property
+    def last(self) -> tuple[int, int]: ...
+
+
+class ElectionGate:
+    """One node's gate. `clock` is monotonic, in seconds; `send(node id, message)` may lose messages."""
+
+    def __init__(
+        self,
+        core: Ballot,
+        send: Callable[[str, Message], object],
+        clock: Callable[[], float],
+        timeout_min_s: float,
+        draw: random.Random,
+    ) -> None:
+        self._core = core
+        self._send = send
+        self._clock = clock
+        self._timeout_min_s = timeout_min_s
+        self._draw = draw
+        self._asked_term = 0
+        self._ask_again_at = 0.0
+        self._grants: set[str] = set()
+        self._transfer_term = 0
+        self._leader_heard_at: float | None = None
+
+    def may_campaign(self) -> bool:
+        """True once a majority would vote for this node in the next term; asks them where it has not yet."""
+        core = self._core
+        proposed = core.term + 1
+        peers = list(core.peer_ids)
+        if not peers or self._transfer_term == proposed:
+            return True
+        if self._asked_term == proposed and len(self._grants) >= (len(peers) + 1) // 2:
+            self._asked_term = 0
+            return True
+        now = self._clock()
+        if self._asked_term != proposed or now >= self._ask_again_at:
+            self._asked_term = proposed
+            self._grants.clear()
+            # Unanswered questions are repeated: a randomised pause keeps two askers from marching in step.
+            self._ask_again_at = now + self._timeout_min_s * (0.25 + 0.25 * self._draw.random())
+            last_term, last_index = core.last
+            for peer in peers:
+                self._send(peer, (PRE_VOTE, proposed, last_index, last_term))
+        return False
+
+    def answer(self, node_id: str, proposed: int, last_index: int, last_term: int) -> None:
+        """A member asks: would you vote for me in the term `proposed`?"""
+        core = self._core
+        granted = (
+            proposed > core.term
+            and not core.is_leader
+            and not self.leader_is_alive()
+            and (last_term, last_index) >= core.last
+        )
+        self._send(node_id, (PRE_VOTED, core.term, proposed, granted))
+
+    def answered(self, node_id: str, proposed: int, granted: bool) -> None:
+        """A member's answer; one for another term than the one now proposed counts for nothing."""
+        if granted and proposed == self._asked_term == self._core.term + 1:
+            self._grants.add(node_id)
+
+    def leader_heard(self) -> None:
+        """A message of the current term's leader arrived: what was asked before is void."""
+        self._leader_heard_at = self._clock()
+        self._asked_term = 0
+
+    def leader_lost(self) -> None:
+        """The leader's connections closed. Its process is gone, or will be heard again before anybody votes."""
+        self._leader_heard_at = None
+
+    def leader_is_alive(self) -> bool:
+        heard = self._leader_heard_at
+        return heard is not None and self._clock() - heard < self._timeout_min_s
+
+    def leader_heard_age_s(self) -> float | None:
+        return None if self._leader_heard_at is None else self._clock() - self._leader_heard_at
+
+    def transfer_to_self(self, term: int) -> None:
+        """The leader of `term` asked this node to take over: the next term's election needs no leave."""
+        self._transfer_term = term + 1
+
+    def is_transfer(self, term: int) -> bool:
+        """This node campaigns in `term` because the leader asked it to."""
+        return self._transfer_term == term

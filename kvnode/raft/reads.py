@@ -1,0 +1,67 @@
+"""Read rounds: how a leader confirms that it still is one, for many waiters at a time and without a log entry.
+
+ReadIndex (Raft dissertation §6.4): note the commit index, exchange one heartbeat with a majority in the same
+term, and every read that arrived before the exchange began may be answered once that index is applied. The
+round's number rides on append_entries and followers echo it in their acknowledgement. One round is in flight;
+whoever arrives meanwhile shares the next. Never a lease: a clock has no say in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+class ReadRounds:
+    """The rounds of one leader. Numbers only rise, also across terms, so that a late echo confirms nothing newer.
+
+    `confirmed(round, index)` is called once for each round that a majority echoed; `failed(round)` with the
+    highest round that will never be, when leadership ends.
+    """
+
+    def __init__(self, confirmed: Callable[[int, int], None], failed: Callable[[int], None]) -> None:
+        self._confirmed = confirmed
+        self._failed = failed
+        self._index = 0
+        self._echoes: set[str] = set()
+        self._wanted = False
+        self.number = 0  # the newest round that has begun; rides on every append_entries
+        self.in_flight = False
+
+    def request(self) -> int:
+        """The number of the next round to begin: it begins after this moment."""
+        self._wanted = True
+        return self.number + 1
+
+    def begin(self, commit_index: int, majority_of_others: int) -> bool:
+        """Begins the wanted round if none is in flight. True: there is a round to send."""
+        if not self._wanted or self.in_flight:
+            return False
+        self._wanted = False
+        self.number += 1
+        self.in_flight = True
+        self._index = commit_index
+        self._echoes.clear()
+        self._settle(majority_of_others)
+        return True
+
+    def echo(self, node_id: str, number: int, majority_of_others: int) -> None:
+        """A member acknowledged an append_entries of this term that carried `number`."""
+        if self.in_flight and number >= self.number:
+            self._echoes.add(node_id)
+            self._settle(majority_of_others)
+
+    def abandon(self) -> None:
+        """Leadership has ended: nothing that was wanted or in flight will be confirmed."""
+        last = self.number + 1 if self._wanted else self.number
+        self.number = last
+        self.in_flight = self._wanted = False
+        self._failed(last)
+
+    @property
+    def wanted(self) -> bool:
+        return self._wanted
+
+    def _settle(self, majority_of_others: int) -> None:
+        if len(self._echoes) >= majority_of_others:
+            self.in_flight = False
+            self._confirmed(self.number, self._index)

@@ -1,0 +1,257 @@
+"""PySyncObj's core as kvnode runs it, without sockets, files or a thread of its own.
+
+`Replica` is the stock `SyncObj` with what is overridden below, each a numbered quirk with its test in
+`tests/simulation/`. Everything that it needs from outside is handed in: the journal, a way to send, a clock,
+what to do with an applied entry. It is driven by four calls, in any order, from one thread: `tick()`,
+`propose()`, `guard.receive()` and `durable()`.
+
+Q1  the core must be ticked by its owner: after every message, proposal and flush, and by a timer.
+Q2  one membership change at a time (R5): the core's own check is dead code.
+Q3  apply goes straight to the state machine: no pickled function ids, no client callbacks in the core (R9).
+Q4  `__connectedToAnyone` is asked exactly when an election timer has fired: the pre-vote gate.
+Q5  `__sendAppendEntries` only notes that something is due; `replication` sends once at the end of a tick (R18).
+Q6  the core never compacts, dumps or loads a dump by itself (R4, R6, R7, R11, R13).
+Q7  a single node has no acknowledgement to hold back: it is not ticked until its log is durable.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, cast
+
+from kvnode.raft.core import MEMBERSHIP, REGULAR, Node, SyncObj, SyncObjConf
+from kvnode.raft.election import ElectionGate
+from kvnode.raft.guard import Guard
+from kvnode.raft.journal import Journal
+from kvnode.raft.reads import ReadRounds
+from kvnode.raft.replication import WINDOW_BYTES, Replicator
+from kvnode.raft.status import Role
+from kvnode.raft.wire import FRAME_BYTES_MAX, Message
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Owner(Protocol):
+        """Who drives a replica, and what it is told."""
+
+        def send(self, node_id: str, message: Message) -> bool: ...
+        def applied(self, index: int, term: int, payload: bytes) -> None:
+            """Entry `index` is committed; `payload` is empty where it is not the state machine's."""
+
+        def read_confirmed(self, read_round: int, index: int) -> None: ...
+        def reads_failed(self, read_round: int) -> None: ...
+        def role_changed(self, role: Role) -> None: ...
+        def needs_snapshot(self, node_id: str) -> None: ...
+        def member_added(self, node_id: str) -> None: ...
+        def member_dropped(self, node_id: str) -> None: ...
+
+
+_ROLES: tuple[Role, Role, Role] = ("follower", "candidate", "leader")
+_REGULAR = bytes((REGULAR,))
+_NEVER = 2**31
+
+
+class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
+    """One member of a Raft group. Times in seconds on `clock`, which must be the core's own."""
+
+    def __init__(
+        self,
+        node_id: str,
+        peer_ids: Iterable[str],
+        journal: Journal,
+        owner: Owner,
+        clock: Callable[[], float],
+        *,
+        election_timeout_min_s: float = 0.6,
+        election_timeout_max_s: float = 1.2,
+        heartbeat_s: float = 0.1,
+        draw: random.Random | None = None,
+    ) -> None:
+        self.journal = journal
+        self.clock = clock
+        self.heartbeat_s = heartbeat_s
+        self.election_timeout_max_s = election_timeout_max_s
+        self._owner = owner
+        self._draw = draw or random.Random()
+        self._append_due = False
+        self.send = owner.send
+        self.election = ElectionGate(self, owner.send, clock, election_timeout_min_s, self._draw)
+        self.rounds = ReadRounds(owner.read_confirmed, owner.reads_failed)
+        self.replicator = Replicator(journal, owner.send, owner.needs_snapshot)
+        conf = SyncObjConf(
+            autoTick=False,
+            appendEntriesUseBatch=False,  # the default lets a lone write wait for the next heartbeat
+            appendEntriesPeriod=heartbeat_s,
+            appendEntriesBatchSizeBytes=FRAME_BYTES_MAX + WINDOW_BYTES,  # above any entry: never the chunked path
+            raftMinTimeout=election_timeout_min_s,
+            raftMaxTimeout=election_timeout_max_s,
+            leaderFallbackTimeout=election_timeout_max_s,
+            connectionTimeout=election_timeout_max_s,
+            commandsWaitLeader=False,
+            dynamicMembershipChange=True,
+            journalFile=journal,
+            onStateChanged=self._state_changed,
+        )
+        super().__init__(
+            Node(node_id), [Node(peer) for peer in peer_ids], conf=conf, nodeClass=Node, transportClass=Guard
+        )
+        self.guard = cast(Guard, self._SyncObj__transport)
+        # The core applies from 2 on (its own no-op is 1), or from behind the snapshot that the log starts with.
+        self._SyncObj__raftLastApplied = journal.getRaftCommitIndex()
+
+    # --- what drives it ---------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Q1: one step of the core, then whatever it has to tell its followers."""
+        if not self._SyncObj__otherNodes and not self.journal.clean:
+            return  # Q7
+        self.doTick(0.0)
+        if self._SyncObj__raftState != 2:
+            return
+        if self.serving and self.rounds.begin(self.raftCommitIndex, self.majority_of_others):
+            self._append_due = True
+        if self._append_due:
+            self._append_due = False
+            connected = [node.id for node in self._SyncObj__otherNodes & self._SyncObj__connectedNodes]
+            self.replicator.replicate(connected, self.term, self.raftCommitIndex, self.rounds.number)
+
+    def propose(self, payload: bytes) -> tuple[int, int]:
+        """Appends one entry to the leader's log; (index, term). Only while `is_leader`."""
+        assert self.is_leader
+        self._applyCommand(_REGULAR + payload, None)
+        self._checkCommandsToApply()
+        _, index, term = self.journal[-1]
+        return index, term
+
+    def durable(self) -> None:
+        """The journal made progress on disk."""
+        self.guard.durable()
+
+    def request_read(self) -> int:
+        """The number of a read round that begins after this moment, at the next tick. Only while `is_leader`."""
+        return self.rounds.request()
+
+    def hasten_election(self, within_s: tuple[float, float]) -> None:
+        """The leader's process is gone: ask for votes soon instead of at the end of the election timeout."""
+        self.election.leader_lost()
+        soon = self.clock() + self._draw.uniform(*within_s)
+        if soon < self._SyncObj__raftElectionDeadline:
+            self._SyncObj__raftElectionDeadline: float = soon
+
+    def transfer_to(self, node_id: str) -> bool:
+        """Asks `node_id` to take over; False where its log is not yet level with this one."""
+        answers: list[int] = []
+        self.transferLeadership(Node(node_id), callback=lambda _, reason: answers.append(reason))
+        return answers == [0]
+
+    def install_snapshot(self, index: int, term: int, member_ids: Iterable[str]) -> None:
+        """The state machine now is what a snapshot says: the log starts anew behind it (Raft §7)."""
+        self.journal.rebase(index, term)
+        self._SyncObj__raftLastApplied = index
+        self._SyncObj__raftCommitIndex = index
+        self._SyncObj__updateClusterConfiguration([Node(i) for i in member_ids if i != self.node_id])
+
+    # --- what it knows ----------------------------------------------------------------------------------
+
+    @property
+    def node_id(self) -> str:
+        return str(self._SyncObj__selfNode.id)
+
+    @property
+    def term(self) -> int:
+        return int(self._SyncObj__raftCurrentTerm)
+
+    @property
+    def role(self) -> Role:
+        return _ROLES[self._SyncObj__raftState]
+
+    @property
+    def is_leader(self) -> bool:
+        return bool(self._SyncObj__raftState == 2)
+
+    @property
+    def serving(self) -> bool:
+        """A leader whose own term's no-op is applied: until then it does not know what is committed (Raft §8)."""
+        noop = self._SyncObj__noopIDx
+        return self.is_leader and noop is not None and self.raftLastApplied >= noop
+
+    @property
+    def leader_id(self) -> str | None:
+        leader = self._SyncObj__raftLeader
+        return None if leader is None else str(leader.id)
+
+    @property
+    def peer_ids(self) -> list[str]:
+        return sorted(node.id for node in self._SyncObj__otherNodes)
+
+    @property
+    def majority_of_others(self) -> int:
+        """How many of the others make a majority together with this node."""
+        return (len(self._SyncObj__otherNodes) + 1) // 2
+
+    @property
+    def last(self) -> tuple[int, int]:
+        _, index, term = self.journal[-1]
+        return term, index
+
+    @property
+    def committed_floor(self) -> int:
+        """No entry up to this index will ever change. After a restart the applied index may lead."""
+        return max(int(self.raftCommitIndex), int(self.raftLastApplied))
+
+    def member(self, node_id: str) -> Node | None:
+        node = Node(node_id)
+        return node if node in self._SyncObj__otherNodes else None
+
+    def match_index(self, node_id: str) -> int:
+        return int(self._SyncObj__raftMatchIndex.get(Node(node_id), 0))
+
+    def is_connected(self, node_id: str) -> bool:
+        return Node(node_id) in self._SyncObj__connectedNodes
+
+    def member_added(self, node_id: str) -> None:
+        self._owner.member_added(node_id)
+
+    def member_dropped(self, node_id: str) -> None:
+        self._owner.member_dropped(node_id)
+
+    # --- what the core asks ------------------------------------------------------------------------------
+
+    def _state_changed(self, old: int, new: int) -> None:
+        if 2 in (old, new):
+            self.guard.leadership_changed()
+        if new == 2:
+            self.replicator.lead(self.peer_ids)
+        elif old == 2:
+            self.rounds.abandon()
+        self._owner.role_changed(_ROLES[new])
+
+    def _SyncObj__connectedToAnyone(self) -> bool:
+        return self.election.may_campaign()  # Q4
+
+    def _SyncObj__sendAppendEntries(self) -> None:
+        self._append_due = True  # Q5
+        self._SyncObj__newAppendEntriesTime = self.clock() + self.heartbeat_s
+
+    def _SyncObj__tryLogCompaction(self) -> None:
+        """Q6: the owner takes snapshots and calls `journal.compact`."""
+
+    def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:
+        raise AssertionError("the guard lets no snapshot frame through to the core")
+
+    def _SyncObj__doApplyCommand(self, command: bytes) -> Any:
+        index = self.raftLastApplied + 1  # Q3
+        term = self.journal.term_at(index) or 0
+        if command[0] == REGULAR:
+            self._owner.applied(index, term, command[1:])
+        else:
+            super()._SyncObj__doApplyCommand(command)
+            self._owner.applied(index, term, b"")
+
+    def _SyncObj__changeCluster(self, request: Any) -> bool:
+        journal = self.journal  # Q2
+        uncommitted = journal[self.raftCommitIndex - journal[0][1] + 1 :]
+        if any(entry[0][0] == MEMBERSHIP for entry in uncommitted):
+            return False
+        return bool(super()._SyncObj__changeCluster(request))

@@ -1,0 +1,144 @@
+"""The messages between nodes and their frames.
+
+    frame   = length u32 big-endian | msgpack array [kind, field, ...]
+
+A frame is at most `FRAME_BYTES_MAX`; nothing from the network is ever unpickled, and a frame that does not
+decode to a list of the right length closes its connection. Terms and indexes are Raft's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgpack
+
+from kvnode.errors import KvnodeError
+
+FRAME_BYTES_MAX: Final = 8 * 1_048_576
+LENGTH_BYTES: Final = 4
+
+# kind             fields behind it
+APPEND: Final = 1  # term, prev index, prev term, commit index, read round, [[term, command], ...]
+ACK: Final = 2  # term, success, reset, next index, read round, applied index
+VOTE: Final = 3  # term, last index, last term, transfer
+VOTED: Final = 4  # term
+PRE_VOTE: Final = 5  # proposed term, last index, last term
+PRE_VOTED: Final = 6  # own term, proposed term, granted
+TERM_NOTICE: Final = 7  # term
+TIMEOUT_NOW: Final = 8  # term
+FORWARD: Final = 9  # term, sequence, group bytes
+REFUSED: Final = 10  # sequence, error code, message
+READ_INDEX: Final = 11  # request id
+READ_ANSWER: Final = 12  # request id, index or None
+TRANSFER: Final = 13  # request id, to or None
+TRANSFER_ANSWER: Final = 14  # request id, leader id or None, term, error code, message
+OFFER: Final = 15  # term, snapshot index, snapshot term, bytes
+WANT: Final = 16  # snapshot index, offset
+CHUNK: Final = 17  # snapshot index, offset, data
+FENCE: Final = 18  # request id
+FENCED: Final = 19  # request id, term, last index
+
+_NO: Final = type(None)
+_FIELDS: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
+    kind: tuple(field if isinstance(field, tuple) else (field,) for field in fields)
+    for kind, fields in {
+        APPEND: (int, int, int, int, int, list),
+        ACK: (int, bool, bool, int, int, int),
+        VOTE: (int, int, int, bool),
+        VOTED: (int,),
+        PRE_VOTE: (int, int, int),
+        PRE_VOTED: (int, int, bool),
+        TERM_NOTICE: (int,),
+        TIMEOUT_NOW: (int,),
+        FORWARD: (int, int, bytes),
+        REFUSED: (int, str, str),
+        READ_INDEX: (int,),
+        READ_ANSWER: (int, (int, _NO)),
+        TRANSFER: (int, (str, _NO)),
+        TRANSFER_ANSWER: (int, (str, _NO), int, str, str),
+        OFFER: (int, int, int, int),
+        WANT: (int, int),
+        CHUNK: (int, int, bytes),
+        FENCE: (int,),
+        FENCED: (int, int, int),
+    }.items()
+}
+
+Message = tuple[Any, ...] | list[Any]
+
+
+class BadFrame(KvnodeError):
+    """Bytes that no node of this cluster would send."""
+
+    code = "bad_frame"
+    outcome = "not_applied"
+
+
+_packer = msgpack.Packer(use_bin_type=True, autoreset=True)
+
+
+def encode(message: Message) -> bytes:
+    """One frame. Raises BadFrame where it would be over the bound."""
+    body: bytes = _packer.pack(message)
+    if len(body) > FRAME_BYTES_MAX:
+        raise BadFrame(f"A frame of {len(body)} bytes is over the bound of {FRAME_BYTES_MAX}.")
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
+
+def decode(body: bytes | memoryview) -> list[Any]:
+    """The message in a frame's body. Raises BadFrame for anything that is not one."""
+    try:
+        message = msgpack.unpackb(body, use_list=True, max_ext_len=0)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise BadFrame("A frame is not msgpack.") from error
+    if not isinstance(message, list) or not message or not _fits(message):
+        raise BadFrame("A frame holds no message of this protocol.")
+    return message
+
+
+def _fits(message: list[Any]) -> bool:
+    fields = _FIELDS.get(message[0]) if type(message[0]) is int else None
+    if fields is None or len(fields) != len(message) - 1:
+        return False
+    if any(type(value) not in types for value, types in zip(message[1:], fields, strict=True)):
+        return False
+    if message[0] != APPEND:
+        return True
+    return all(
+        type(entry) is list and len(entry) == 2 and type(entry[0]) is int and type(entry[1]) is bytes and entry[1]
+        for entry in message[6]
+    )
+
+
+class FrameReader:
+    """Cuts a byte stream into frame bodies. Holds at most one unfinished frame."""
+
+    def __init__(self, frame_bytes_max: int = FRAME_BYTES_MAX) -> None:
+        self.frame_bytes_max = frame_bytes_max
+        self._rest = bytearray()
+        self._need = LENGTH_BYTES  # bytes until the unfinished frame is whole: no re-scan for each arriving piece
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The bodies that `data` completes. Raises BadFrame as soon as a length is over the bound."""
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._need:
+                return []
+            data = bytes(self._rest)
+            self._rest.clear()
+        bodies = []
+        start, size = 0, len(data)
+        self._need = LENGTH_BYTES
+        while size - start >= LENGTH_BYTES:
+            length = int.from_bytes(data[start : start + LENGTH_BYTES], "big")
+            if length > self.frame_bytes_max:
+                raise BadFrame(f"A frame of {length} bytes is over the bound of {self.frame_bytes_max}.")
+            end = start + LENGTH_BYTES + length
+            if end > size:
+                self._need = LENGTH_BYTES + length
+                break
+            bodies.append(data[start + LENGTH_BYTES : end])
+            start = end
+        if start < size:
+            self._rest += data[start:]
+        return bodies
