@@ -234,9 +234,10 @@ class Cluster:
     def wait_exit(self, name: str, timeout_s: float) -> int:
         process = self.nodes[name].process
         assert process is not None, f"{name} does not run"
-        return wait_until(
-            lambda: (process.poll(),) if process.poll() is not None else None, timeout_s, f"{name} ended"
-        )[0]
+        try:
+            return process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{name} still ran after {timeout_s:g} s") from None
 
     def log(self, name: str) -> str:
         path = self.nodes[name].log
