@@ -1,0 +1,73 @@
+"""Administration: what the cluster looks like from here, handing over the leadership, draining this node."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from aiohttp import web
+
+from kvnode.errors import BadRequest
+from kvnode.http.answer import NO_STORE, Answer, json_answer
+from kvnode.http.body import read_body
+from kvnode.http.group import Group
+from kvnode.http.route import Methods
+from kvnode.raft.status import is_leader
+
+REQUEST_BYTES_MAX: Final = 65_536
+TRANSFER_TIMEOUT_S: Final = 5.0
+# One Raft group holds all keys; the API has room for more.
+GROUP_ID: Final = "default"
+
+
+def routes(group: Group, node_id: str, version: str) -> dict[str, Methods]:
+    def cluster(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        status = group.status()
+        document = {
+            "node_id": node_id,
+            "version": version,
+            "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "groups": [
+                {
+                    "group_id": GROUP_ID,
+                    "leader_id": status.leader_id,
+                    "term": status.term,
+                    "members": [asdict(member) for member in group.members()],
+                    "is_leader": is_leader(status),
+                }
+            ],
+        }
+        return json_answer(200, document, NO_STORE)
+
+    async def transfer(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        leader_id, term = await group.transfer(await _transfer_target(request), TRANSFER_TIMEOUT_S)
+        return json_answer(200, {"leader_id": leader_id, "term": term}, NO_STORE)
+
+    def drain(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        group.begin_drain()
+        return json_answer(200, {"draining": True}, NO_STORE)
+
+    return {
+        "/admin/api/v1/cluster": {"GET": cluster, "HEAD": cluster},
+        "/admin/api/v1/leader/transfer": {"POST": transfer},
+        "/admin/api/v1/drain": {"POST": drain},
+    }
+
+
+async def _transfer_target(request: web.BaseRequest) -> str | None:
+    """The node that is to lead, None where the body leaves the choice to the leader."""
+    body = await read_body(request, REQUEST_BYTES_MAX)
+    if not body.strip():
+        return None
+    try:
+        document: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadRequest("The body is not JSON.") from None
+    if not isinstance(document, dict) or not set(document) <= {"to"}:
+        raise BadRequest('The body is a JSON object with "to" at most.')
+    to = document.get("to")
+    if to is not None and (not isinstance(to, str) or not to):
+        raise BadRequest('"to" is the id of a node.')
+    return to

@@ -1,0 +1,198 @@
+"""The HTTP face of a node: one route table, one error table, one place that turns failures into answers.
+
+This is aiohttp's low-level server, not its Application: the Application's router normalises paths, which
+would merge keys, and its middle layers cost more time than the rest of a request.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from email.utils import formatdate
+from typing import Any, Final, cast
+
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+
+from kvnode.errors import (
+    BadRequest,
+    Definite,
+    Indefinite,
+    KvnodeError,
+    MethodNotAllowed,
+    PreconditionFailed,
+)
+from kvnode.http import admin, kv, probes
+from kvnode.http.answer import JSON_TYPE, Answer, json_bytes
+from kvnode.http.group import Group
+from kvnode.http.paths import split_target
+from kvnode.http.probes import LeaderProbe
+from kvnode.http.route import RouteTable
+
+__all__ = ["LeaderProbe", "create_server"]
+
+# The error table: a code always has this status, whoever raises it.
+STATUS_OF: Final = {
+    "bad_request": 400,
+    "not_found": 404,
+    "unknown_endpoint": 404,
+    "key_not_found": 404,
+    "method_not_allowed": 405,
+    "request_timeout": 408,
+    "conflict": 409,
+    "precondition_failed": 412,
+    "too_large": 413,
+    "unsupported_media_type": 415,
+    "internal": 500,
+    "unavailable": 503,
+    "no_leader": 503,
+    "not_leader": 503,
+    "unverified": 503,
+    "overloaded": 503,
+    "shutting_down": 503,
+    "starting": 503,
+    "outcome_unknown": 504,
+    "disk_full": 507,
+}
+WRITING: Final = frozenset(("PUT", "POST", "DELETE", "PATCH"))
+# A probe's leader confirmation keeps its own deadline; this much later the answer goes out without it.
+PROBE_GRACE_S: Final = 0.1
+# How long the rest of a refused body is read and dropped, so that the client gets to see why (RFC 9112, 9.6).
+LINGER_S: Final = 2.0
+
+_log = logging.getLogger("kvnode.http")
+
+
+def create_server(
+    group: Group, *, node_id: str, leader_probe: LeaderProbe | None, probe_timeout_s: float, version: str
+) -> web.Server:
+    """The server for one node, for `loop.create_server`. To be called with the loop running.
+
+    `leader_probe` None leaves `/admin/healthz/leader` out. On the way down: `pre_shutdown()`, `shutdown(timeout)`.
+    """
+    table = RouteTable(
+        probes.routes(group, leader_probe, probe_timeout_s + PROBE_GRACE_S),
+        kv.routes(group),
+        admin.routes(group, node_id, version),
+    )
+    return Server(App(table, Stamp(group, node_id)))
+
+
+class Stamp:
+    """The header lines of every answer: Date, and who answers under whom, as far as that is known."""
+
+    __slots__ = ("_group", "_known", "_lines", "_node")
+
+    def __init__(self, group: Group, node_id: str) -> None:
+        self._group = group
+        self._node = b"Kvnode-Node: %b\r\n" % node_id.encode()
+        self._known: tuple[str | None, int, int] | None = None
+        self._lines = b""
+
+    def lines(self) -> bytes:
+        """Rendered again only when the second, the leader or the term changes."""
+        status = self._group.status()
+        now_s = int(time.time())
+        known = (status.leader_id, status.term, now_s)
+        if known != self._known:
+            lines = f"Date: {formatdate(now_s, usegmt=True)}\r\n".encode() + self._node
+            if status.leader_id is not None:
+                lines += b"Kvnode-Leader: %b\r\n" % status.leader_id.encode()
+            if status.term > 0:
+                lines += b"Kvnode-Term: %d\r\n" % status.term
+            self._known, self._lines = known, lines
+        return self._lines
+
+
+class App:
+    """Finds the handler, runs it, and answers whatever happens."""
+
+    __slots__ = ("_stamp", "_table")
+
+    def __init__(self, table: RouteTable, stamp: Stamp) -> None:
+        self._table = table
+        self._stamp = stamp
+
+    async def handle(self, request: web.BaseRequest) -> Answer:
+        method = request.method
+        try:
+            path, query = split_target(request.raw_path)
+            handler, rest = self._table.find(method, path)
+            outcome = handler(request, rest, query)
+            answer = outcome if isinstance(outcome, Answer) else await outcome
+        except KvnodeError as error:
+            if error.code not in STATUS_OF:
+                # Meant for the operator, not for clients: such sentences name files and addresses.
+                error = _unexpected(method, error)
+            answer = failure(error, writing=method in WRITING)
+        except Exception as error:
+            answer = failure(_unexpected(method, error), writing=method in WRITING)
+        answer.stamp = self._stamp.lines()
+        return answer
+
+    def malformed(self, error: BaseException | None) -> Answer:
+        """For bytes that are not a request; the connection ends with it, since nobody knows where the next begins."""
+        if isinstance(error, LineTooLong):
+            sentence = "A line of the request is too long, or it has too many header lines."
+        else:
+            sentence = "These bytes are not an HTTP request; check the request line and the headers."
+        answer = failure(BadRequest(sentence), writing=False)
+        answer.close = True
+        answer.stamp = self._stamp.lines()
+        return answer
+
+
+def failure(error: KvnodeError, *, writing: bool) -> Answer:
+    """The one translation of an error: status, JSON, and the headers that go with it."""
+    status = STATUS_OF[error.code]
+    document = {"error": error.code, "message": error.message}
+    if writing:
+        document["outcome"] = error.outcome
+    headers = JSON_TYPE
+    if isinstance(error, MethodNotAllowed):
+        headers += f"Allow: {error.allow}\r\n".encode()
+    elif isinstance(error, PreconditionFailed) and error.current_revision is not None:
+        headers += b'ETag: "%d"\r\n' % error.current_revision
+    elif status == 503 and isinstance(error, Definite):
+        headers += b"Retry-After: 1\r\n"
+    return Answer(status, headers, json_bytes(document))
+
+
+def _unexpected(method: str, error: Exception) -> KvnodeError:
+    """Everything goes to the log and nothing of it to the client. A write may have happened by then."""
+    _log.error("a %s request failed unexpectedly", method, exc_info=error)
+    return Indefinite("The node failed in a way that it did not expect; its log says more.", "internal")
+
+
+class Server(web.Server):
+    """aiohttp's server with connections that answer malformed requests as everything else is answered."""
+
+    def __init__(self, app: App) -> None:
+        # An Answer is not a StreamResponse, and has all that the connection asks of one (answer.py).
+        handler = cast(Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], app.handle)
+        super().__init__(handler, access_log=None, auto_decompress=False, lingering_time=LINGER_S)
+        self.app = app
+
+    def __call__(self) -> web.RequestHandler:
+        return Connection(self, loop=self._loop, **self._kwargs)
+
+
+class Connection(web.RequestHandler):
+    """One client's connection."""
+
+    __slots__ = ("_app",)
+
+    def __init__(self, server: Server, **settings: Any) -> None:
+        super().__init__(server, **settings)
+        self._app = server.app
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Reached for bytes that are no request alone: `App.handle` lets no failure of a handler through."""
+        return cast(web.StreamResponse, self._app.malformed(exc))

@@ -1,0 +1,67 @@
+"""A request's body: bounded in size and in time, and refused before it is read where that can be known."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from aiohttp import HttpVersion11, hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from kvnode.errors import BadRequest, TooLarge, UnsupportedMediaType
+
+BODY_DEADLINE_S: Final = 30.0
+
+
+async def read_body(request: web.BaseRequest, bytes_max: int) -> bytes:
+    """The whole body, `bytes_max` at most. TooLarge, UnsupportedMediaType or BadRequest, all definite."""
+    headers = request.headers
+    if hdrs.CONTENT_ENCODING in headers and headers[hdrs.CONTENT_ENCODING].strip().lower() not in ("", "identity"):
+        # Values are stored as they come: unpacking one would hide its size from the bound until it is too late.
+        raise UnsupportedMediaType("The body has a Content-Encoding; send it as it is, without compression.")
+    length = request.content_length
+    if length is not None and length > bytes_max:
+        raise _too_large(bytes_max)
+    content = request.content
+    if content.is_eof():  # nearly always: the body came in the same packet as its headers
+        body = content.read_nowait(-1)
+    else:
+        if hdrs.EXPECT in headers:
+            _invite(request)
+        body = await _collect(request, bytes_max)
+    if len(body) > bytes_max:
+        raise _too_large(bytes_max)
+    return body
+
+
+def _invite(request: web.BaseRequest) -> None:
+    """Answers `Expect: 100-continue` (RFC 9110, 10.1.1); curl waits a second for it before a large body."""
+    if request.headers[hdrs.EXPECT].strip().lower() == "100-continue" and request.version >= HttpVersion11:
+        transport = request.transport
+        if transport is not None:
+            transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+async def _collect(request: web.BaseRequest, bytes_max: int) -> bytes:
+    content = request.content
+    pieces = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_DEADLINE_S):
+            while not content.at_eof():
+                piece = await content.readany()
+                size += len(piece)
+                if size > bytes_max:
+                    raise _too_large(bytes_max)
+                pieces.append(piece)
+    except TimeoutError:
+        raise BadRequest(f"The body did not arrive within {BODY_DEADLINE_S:.0f} s.", "request_timeout") from None
+    except (web.RequestPayloadError, HttpProcessingError):
+        raise BadRequest("The body is not framed as HTTP says; check Content-Length or the chunks.") from None
+    except ConnectionError:
+        raise BadRequest("The client went away before its body was complete.") from None
+    return b"".join(pieces)
+
+
+def _too_large(bytes_max: int) -> TooLarge:
+    return TooLarge(f"The body is larger than {bytes_max} bytes.")

@@ -1,0 +1,37 @@
+"""What the HTTP rooms ask of a Raft group, and nothing more; `raft/group.py` is the one that runs in production."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Protocol
+
+from kvnode.commands import Result
+from kvnode.raft.status import MemberStatus, RaftStatus
+from kvnode.store import KeyValueStore
+
+
+class Group(Protocol):
+    """Errors are `kvnode.errors`, each saying whether it is definite."""
+
+    @property
+    def store(self) -> KeyValueStore:
+        """The local replica. HTTP reads it and never changes it."""
+
+    def status(self) -> RaftStatus:
+        """Local state; sends nothing and waits for nothing."""
+
+    def members(self) -> tuple[MemberStatus, ...]: ...
+
+    def propose(self, command: bytes) -> Awaitable[Result]:
+        """The state machine's own answer, from whichever node leads."""
+
+    async def read_barrier(self) -> None:
+        """Returns once the local store may be read linearizably."""
+
+    async def verify_leader(self, timeout_s: float) -> bool:
+        """True only if a majority confirmed this node's leadership in a round that began after the call."""
+
+    async def transfer(self, to: str | None, timeout_s: float = 5.0) -> tuple[str, int]:
+        """The new leader and its term, once confirmed."""
+
+    def begin_drain(self) -> None: ...

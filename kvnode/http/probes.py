@@ -1,0 +1,141 @@
+"""Probes: what load balancers and orchestrators ask. They need no credentials and never write to the log.
+
+All of them answer at once from local state, but for one: the leader probe of a node that claims leadership
+waits for a majority to confirm the claim, up to its deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final
+
+from aiohttp import web
+
+from kvnode.errors import NotFound
+from kvnode.http import checks
+from kvnode.http.answer import JSON_TYPE, NO_STORE, TEXT_TYPE, Answer, json_bytes
+from kvnode.http.group import Group
+from kvnode.http.paths import Query, decode
+from kvnode.http.route import Handler, Methods
+from kvnode.raft.status import leader_refusal
+
+_PLAIN: Final = TEXT_TYPE + NO_STORE
+_JSON: Final = JSON_TYPE + NO_STORE
+_REFUSALS: Final = {
+    reason: _PLAIN + f"Kvnode-Reason: {reason}\r\n".encode()
+    for reason in ("follower", "no-leader", "unverified", "draining", "transferring", "starting")
+}
+
+
+class LeaderProbe:
+    """Whether this node is the leader now, by a majority's word and not by its own."""
+
+    __slots__ = ("group", "timeout_s")
+
+    def __init__(self, group: Group, timeout_s: float) -> None:
+        self.group = group
+        self.timeout_s = timeout_s
+
+    async def refusal(self) -> str | None:
+        """None: leader, confirmed after this call began. Otherwise a `Kvnode-Reason`. Bounded by `timeout_s`."""
+        group = self.group
+        refusal = leader_refusal(group.status())
+        if refusal is not None:
+            return refusal
+        confirmed = await group.verify_leader(self.timeout_s)
+        # The node may have begun to drain, or have lost the leadership, while the round was on its way.
+        refusal = leader_refusal(group.status())
+        if refusal is None and not confirmed:
+            return "unverified"
+        return refusal
+
+
+def routes(group: Group, leader_probe: LeaderProbe | None, deadline_s: float) -> dict[str, Methods]:
+    """The probe paths. Without a leader probe its path does not exist, whatever the method.
+
+    `deadline_s` ends a leader probe that overran its own timeout: a balancer's check must get its answer.
+    """
+
+    def health(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        return Answer(200, _PLAIN, b"ok\n")
+
+    async def leader(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        assert leader_probe is not None
+        try:
+            async with asyncio.timeout(deadline_s):
+                refusal = await leader_probe.refusal()
+        except TimeoutError:
+            refusal = "unverified"
+        if refusal is None:
+            return Answer(200, _PLAIN, b"ok\n")
+        return Answer(503, _REFUSALS[refusal], b"not leader\n")
+
+    table: dict[str, Methods] = {
+        "/admin/healthz": _reading(health),
+        "/healthz": _reading(_report(group, "healthz", checks.STARTUP)),
+        "/livez": _reading(_report(group, "livez", checks.LIVE)),
+        "/livez/{check}": _reading(_report_one(group, checks.LIVE)),
+        "/readyz": _reading(_report(group, "readyz", checks.READY)),
+        "/readyz/{check}": _reading(_report_one(group, checks.READY)),
+    }
+    if leader_probe is not None:
+        table["/admin/healthz/leader"] = _reading(leader)
+    return table
+
+
+def _reading(handler: Handler) -> Methods:
+    return {"GET": handler, "HEAD": handler}
+
+
+def _report(group: Group, name: str, wanted: Mapping[str, checks.Check]) -> Handler:
+    def report(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        parameters = Query(query)
+        excluded = parameters.all("exclude")
+        status = group.status()
+        found = {check: run(status) for check, run in wanted.items() if check not in excluded}
+        if parameters.flag("verbose"):
+            return _verbose(name, wanted, found)
+        return _json(found)
+
+    return report
+
+
+def _report_one(group: Group, known: Mapping[str, checks.Check]) -> Handler:
+    def report_one(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        check = decode(rest, "name of the check")
+        if check not in known:
+            raise NotFound(f"There is no such check; there are {', '.join(known)}.")
+        return _json({check: known[check](group.status())})
+
+    return report_one
+
+
+def _json(found: Mapping[str, str | None]) -> Answer:
+    """`found`: each check's failure, or None."""
+    failures = [failure for failure in found.values() if failure is not None]
+    document = {
+        "status": "error" if failures else "ok",
+        "message": failures[0] if failures else "ok",
+        "checks": [
+            {"name": name, "status": "ok" if failure is None else "error", "message": failure or "ok"}
+            for name, failure in found.items()
+        ],
+    }
+    return Answer(503 if failures else 200, _JSON, json_bytes(document))
+
+
+def _verbose(name: str, wanted: Mapping[str, checks.Check], found: Mapping[str, str | None]) -> Answer:
+    """One line for each check, as `kubectl get --raw '/readyz?verbose'` prints them."""
+    lines = []
+    for check in wanted:
+        failure = found.get(check)
+        if check not in found:
+            lines.append(f"[+]{check} excluded: ok")
+        elif failure is None:
+            lines.append(f"[+]{check} ok")
+        else:
+            lines.append(f"[-]{check} failed: {failure}")
+    failed = any(failure is not None for failure in found.values())
+    lines.append(f"{name} check {'failed' if failed else 'passed'}")
+    return Answer(503 if failed else 200, _PLAIN, ("\n".join(lines) + "\n").encode("utf-8", "replace"))

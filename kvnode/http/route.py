@@ -1,0 +1,54 @@
+"""The route table: raw path -> methods -> handler. No pattern here ever sees a normalised path."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from aiohttp import web
+
+from kvnode.errors import KvnodeError, MethodNotAllowed, NotFound
+from kvnode.http.answer import Answer
+
+# A handler gets the request, what stood for the pattern's `{name}` (raw, '' without one) and the raw query.
+# One that waits for nothing is a plain function.
+Handler = Callable[[web.BaseRequest, str, str], Answer | Awaitable[Answer]]
+Methods = Mapping[str, Handler]
+
+
+class RouteTable:
+    """Paths as the rooms name them: exact, or ending in `{name}`, which takes the whole rest, slashes included."""
+
+    def __init__(self, *tables: Mapping[str, Methods]) -> None:
+        self.methods: dict[str, Methods] = {}
+        for table in tables:
+            for path, methods in table.items():
+                if path in self.methods:
+                    raise ValueError(f"the path {path} is routed twice")
+                self.methods[path] = methods
+        self._exact = {path: methods for path, methods in self.methods.items() if not path.endswith("}")}
+        self._open = [
+            (path[: path.index("{")], methods) for path, methods in self.methods.items() if path.endswith("}")
+        ]
+
+    def find(self, method: str, path: str) -> tuple[Handler, str]:
+        """The handler and the raw rest of the path. NotFound, or MethodNotAllowed with the truthful `Allow`."""
+        rest = ""
+        methods = self._exact.get(path)
+        if methods is None:
+            for prefix, open_methods in self._open:
+                if path.startswith(prefix):
+                    methods, rest = open_methods, path[len(prefix) :]
+                    break
+            else:
+                raise _no_such_path(path)
+        handler = methods.get(method)
+        if handler is None:
+            allow = ", ".join(methods)
+            raise MethodNotAllowed(f"This path does not take {method}; it takes {allow}.", allow)
+        return handler, rest
+
+
+def _no_such_path(path: str) -> KvnodeError:
+    if path.startswith("/admin/api"):
+        return NotFound("There is no such endpoint in the admin API.", "unknown_endpoint")
+    return NotFound("There is no such path on this node; keys are under /v1/kv/.")
