@@ -1,0 +1,74 @@
+"""The command line. Each command's module is imported when it is called, so that `kvnode get` starts in no time."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Final, NoReturn
+
+import click
+
+from kvnode import __version__
+
+# A command's name: its module, its function there, and its line in --help, which needs no import.
+COMMANDS: Final = {
+    "serve": ("kvnode.cli.serve", "serve", "Run one node."),
+    "dev": ("kvnode.cli.dev", "dev", "Run a whole cluster on this machine, HAProxy in front."),
+    "put": ("kvnode.cli.keys", "put", "Set a key."),
+    "get": ("kvnode.cli.keys", "get", "Print a key's value."),
+    "delete": ("kvnode.cli.keys", "delete", "Remove a key."),
+    "list": ("kvnode.cli.keys", "list_keys", "List keys."),
+    "status": ("kvnode.cli.cluster", "status", "Show every member of the cluster."),
+    "leader": ("kvnode.cli.cluster", "leader", "Print who leads."),
+    "transfer": ("kvnode.cli.cluster", "transfer", "Hand leadership to another member."),
+}
+
+EXIT_CODES: Final = """\b
+Exit codes: 0 done, 1 error, 2 usage, 3 key not found, 4 precondition failed,
+5 no leader or unavailable (nothing was applied), 6 outcome unknown, 7 not allowed."""
+
+
+class LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, function, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), function)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def kvnode() -> None:
+    """A replicated key-value node, made to stand behind a load balancer."""
+
+
+def main() -> NoReturn:
+    """Runs the command line and leaves with its exit code: one sentence on stderr, never a traceback."""
+    try:
+        code = kvnode.main(prog_name="kvnode", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as e:
+        e.show()
+        code = 2
+    except click.ClickException as e:
+        where = e.ctx.command_path if isinstance(e, click.UsageError) and e.ctx else "kvnode"
+        _complain(f"{e.format_message().rstrip('.')}. See {where} --help.")
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except BrokenPipeError:
+        # Whoever read the output has seen enough (`kvnode list | head`). Python would complain once more at exit.
+        sys.stderr.close()
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(sentence: str) -> None:
+    print(f"kvnode: {sentence}", file=sys.stderr)

@@ -1,0 +1,83 @@
+"""What the client commands share: --url, one call to the cluster, and the exit code of every failure."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from kvnode import errors
+
+if TYPE_CHECKING:
+    from kvnode.client import Client
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_URL: Final = "http://127.0.0.1:8001"
+OUTCOME_UNKNOWN: Final = 6
+
+# The first row that an error is an instance of, or whose code it carries, decides.
+_EXIT_CODES: Final = (
+    (errors.OutcomeUnknown, OUTCOME_UNKNOWN),
+    (errors.KeyNotFound, 3),
+    (errors.PreconditionFailed, 4),
+    (errors.Unavailable, 5),
+    (errors.BadRequest, 2),
+)
+
+url_option = click.option(
+    "--url",
+    metavar="URL[,URL…]",
+    envvar="KVNODE_URL",
+    default=DEFAULT_URL,
+    show_default=True,
+    help="Nodes or balancers to talk to, the first one first; also KVNODE_URL.",
+)
+timeout_option = click.option(
+    "--timeout",
+    "timeout_s",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 600),
+    default=10.0,
+    show_default=True,
+    help="For the whole command.",
+)
+output_option = click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="What to print."
+)
+
+
+def connected(command: F) -> F:
+    """Adds the options that say where the cluster is."""
+    return url_option(timeout_option(command))
+
+
+def call(url: str, timeout_s: float, work: Callable[[Client], Awaitable[T]]) -> T:
+    """Runs `work` with a client and returns what it returns; a failure is one sentence and the command's end."""
+    from kvnode.client import Client  # aiohttp takes longer to load than most calls take
+
+    async def connect() -> T:
+        async with Client([each.strip() for each in url.split(",") if each.strip()], timeout_s) as client:
+            return await work(client)
+
+    try:
+        return asyncio.run(connect())
+    except errors.KvnodeError as e:
+        print(f"kvnode: {e.message}", file=sys.stderr)
+        raise SystemExit(exit_code(e)) from None
+
+
+def exit_code(e: errors.KvnodeError) -> int:
+    """The command line's exit code of a failure: CLI users branch on it."""
+    if e.code == "not_allowed":
+        return 7
+    return next((code for kind, code in _EXIT_CODES if isinstance(e, kind)), 1)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))

@@ -1,0 +1,179 @@
+"""`kvnode put`, `get`, `delete`, `list`: plain values to a pipe, something readable to a terminal."""
+
+from __future__ import annotations
+
+import sys
+from base64 import b64encode
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from kvnode.cli.calls import call, connected, output_option, print_json
+
+if TYPE_CHECKING:
+    from kvnode.client import Client, Listed
+
+VALUE_BYTES_MAX: Final = 1_048_576
+SHOWN_VALUE_CHARS: Final = 60
+
+
+@click.command()
+@click.argument("key")
+@click.argument("value", required=False)
+@click.option("--if-match", metavar="REVISION", type=click.IntRange(1), help="Only while this is its mod_revision.")
+@click.option("--if-absent", is_flag=True, help="Only if the key does not exist.")
+@click.option("--content-type", metavar="TYPE", help="Stored with the value and given back.")
+@output_option
+@connected
+def put(
+    key: str,
+    value: str | None,
+    if_match: int | None,
+    if_absent: bool,
+    content_type: str | None,
+    output: str,
+    url: str,
+    timeout_s: float,
+) -> None:
+    """Set KEY to VALUE; without a VALUE, or with -, to what comes in on stdin.
+
+    Prints OK, on a terminal with the new revision. A VALUE that begins with a dash goes after --.
+    """
+    if if_match is not None and if_absent:
+        raise click.UsageError("--if-match and --if-absent exclude each other")
+    if value is None or value == "-":
+        data, kind = _read_stdin(), "application/octet-stream"
+    else:
+        data, kind = value.encode("utf-8", "surrogateescape"), "text/plain; charset=utf-8"
+    done = call(
+        url,
+        timeout_s,
+        lambda c: c.put(key, data, content_type=content_type or kind, if_match=if_match, if_absent=if_absent),
+    )
+    if output == "json":
+        print_json({"key": key, "revision": done.revision, "version": done.version, "created": done.created})
+    else:
+        print(f"OK revision {done.revision}" if sys.stdout.isatty() else "OK")
+
+
+def _read_stdin() -> bytes:
+    if sys.stdin.isatty():
+        print("Reading the value from the terminal; Ctrl-D ends it.", file=sys.stderr)
+    # One byte over the bound is enough for the node to refuse it, and endless input must end somewhere.
+    return sys.stdin.buffer.read(VALUE_BYTES_MAX + 1)
+
+
+@click.command()
+@click.argument("key")
+@click.option("--stale", is_flag=True, help="From the node's own memory, at once; it may be behind.")
+@output_option
+@connected
+def get(key: str, stale: bool, output: str, url: str, timeout_s: float) -> None:
+    """Print the value of KEY, byte for byte; exit code 3 if it does not exist."""
+    item = call(url, timeout_s, lambda c: c.get(key, "stale" if stale else "linearizable"))
+    if output == "json":
+        print_json(
+            {
+                "key": key,
+                "value": b64encode(item.value).decode(),
+                "content_type": item.content_type,
+                "mod_revision": item.mod_revision,
+                "revision": item.revision,
+            }
+        )
+        return
+    sys.stdout.buffer.write(item.value)
+    if sys.stdout.isatty() and not item.value.endswith(b"\n"):
+        sys.stdout.buffer.write(b"\n")  # the prompt belongs on a line of its own; a pipe gets the value alone
+    sys.stdout.buffer.flush()
+
+
+@click.command()
+@click.argument("key")
+@click.option("--if-match", metavar="REVISION", type=click.IntRange(1), help="Only while this is its mod_revision.")
+@output_option
+@connected
+def delete(key: str, if_match: int | None, output: str, url: str, timeout_s: float) -> None:
+    """Remove KEY; exit code 3 if it does not exist."""
+    revision = call(url, timeout_s, lambda c: c.delete(key, if_match=if_match))
+    if output == "json":
+        print_json({"deleted": 1, "revision": revision})
+    else:
+        print(f"deleted, revision {revision}" if sys.stdout.isatty() else "1")
+
+
+@click.command("list")
+@click.argument("prefix", default="")
+@click.option("--limit", metavar="N", type=click.IntRange(1), help="At most so many keys [default: all].")
+@click.option("--stale", is_flag=True, help="From the node's own memory, at once; it may be behind.")
+@output_option
+@connected
+def list_keys(prefix: str, limit: int | None, stale: bool, output: str, url: str, timeout_s: float) -> None:
+    """List keys, or those that begin with PREFIX, in byte order: one a line to a pipe, a table on a terminal."""
+    table_wanted = output == "text" and sys.stdout.isatty()
+    keys_only = output == "text" and not table_wanted
+    items = call(url, timeout_s, lambda c: _every_page(c, prefix, limit, keys_only, stale))
+    if output == "json":
+        print_json([_as_json(item) for item in items])
+    elif table_wanted:
+        _print_table(items)
+    else:
+        for item in items:
+            sys.stdout.buffer.write(item.key.encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+async def _every_page(c: Client, prefix: str, limit: int | None, keys_only: bool, stale: bool) -> list[Listed]:
+    found: list[Listed] = []
+    cursor: str | None = None
+    while limit is None or len(found) < limit:
+        wanted = 1_000 if limit is None else min(1_000, limit - len(found))
+        page = await c.list(
+            prefix, limit=wanted, cursor=cursor, keys_only=keys_only, consistency="stale" if stale else "linearizable"
+        )
+        found += page.items
+        cursor = page.cursor
+        if cursor is None:
+            break
+    return found
+
+
+def _as_json(item: Listed) -> dict[str, Any]:
+    return {
+        "key": item.key,
+        "value": b64encode(item.value).decode(),
+        "create_revision": item.create_revision,
+        "mod_revision": item.mod_revision,
+        "version": item.version,
+    }
+
+
+def _print_table(items: list[Listed]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("key", "value", box=box.SIMPLE_HEAD)
+    table.add_column("revision", justify="right")
+    table.add_column("version", justify="right")
+    for item in items:
+        table.add_row(
+            Text(_shown(item.key)), Text(_shown(_preview(item.value))), str(item.mod_revision), str(item.version)
+        )
+    Console().print(table)
+
+
+def _preview(value: bytes) -> str:
+    head = value[: SHOWN_VALUE_CHARS * 4]
+    try:
+        # A cut may fall into a character: up to three bytes of it.
+        text = head.decode() if len(head) == len(value) else head.decode(errors="ignore")
+    except UnicodeDecodeError:
+        return f"({len(value)} bytes)"
+    return text if len(text) <= SHOWN_VALUE_CHARS else text[:SHOWN_VALUE_CHARS] + "…"
+
+
+def _shown(text: str) -> str:
+    """Without control characters: a stored escape sequence must not reach the terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

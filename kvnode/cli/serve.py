@@ -1,0 +1,52 @@
+"""`kvnode serve`: one node. Its options are those of `kvnode/config.py`, one to one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kvnode import config
+from kvnode.errors import StartupError
+
+
+def _parameters() -> list[click.Parameter]:
+    """Every option as plain text: its meaning, its checks and its default belong to the configuration alone."""
+    options: list[click.Parameter] = [
+        click.Option(
+            ["--config"], metavar="FILE.toml", help='Read options from a file; node-id = "n1" is --node-id n1.'
+        )
+    ]
+    for option in config.OPTIONS:
+        default = f" [default: {option.default}]" if option.default and not option.switch else ""
+        if option.switch:
+            options.append(click.Option([f"--{option.name}"], is_flag=True, default=None, help=option.help))
+        else:
+            options.append(click.Option([f"--{option.name}"], metavar=option.metavar, help=option.help + default))
+    return options
+
+
+def _run(**given: Any) -> int:
+    """Run one node.
+
+    Every option can be set in the environment, --node-id as KVNODE_NODE_ID, and in --config FILE.toml, as node-id;
+    an option given here beats the environment beats the file.
+    """
+    file = given.pop("config") or os.environ.get("KVNODE_CONFIG")
+    flags = {
+        name.replace("_", "-"): "on" if value is True else value for name, value in given.items() if value is not None
+    }
+    try:
+        settings = config.load(flags, os.environ, Path(file) if file else None)
+    except StartupError as e:
+        print(f"kvnode: {e.message}", file=sys.stderr)
+        return 2
+    from kvnode import server  # aiohttp and the Raft core, not worth loading to refuse an option
+
+    return server.run(settings)
+
+
+serve = click.Command("serve", params=_parameters(), callback=_run, help=_run.__doc__)

@@ -1,0 +1,230 @@
+"""One node from the first bind to the last flush: build, start, wait, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import uvloop
+from aiohttp import web
+
+from kvnode import __version__, errors, logs, values
+from kvnode.config import Config
+from kvnode.http.app import create_server
+from kvnode.raft.group import RaftGroup
+from kvnode.raft.settings import RaftSettings
+from kvnode.raft.status import is_leader
+
+log = logging.getLogger(__name__)
+
+BACKLOG: Final = 1_024
+TRANSFER_S: Final = (
+    2.0  # the next leader needs a round trip and a commit; a cluster that cannot is not worth waiting for
+)
+LINGER_S: Final = 1.0  # two checks of a balancer that asks every 500 ms: it knows before the listener closes
+IN_FLIGHT_S: Final = 2.5  # for requests that have begun, once nothing new is let in; aiohttp may take it twice
+STOP_S: Final = 10.0  # from the signal to the end, whatever hangs; below the grace periods of init systems and engines
+EXIT_S: Final = 1.0  # for threads that outlive a finished stop: a name lookup cannot be interrupted
+
+
+def run(config: Config) -> int:
+    """Runs one node until it is told to stop. The exit code: 0 stopped, 1 had to stop, 2 could not start."""
+    logs.start(config.node_id, config.log_format, config.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            code = runner.run(serve(config))
+        except errors.StartupError as e:
+            print(f"kvnode: {e.message}", file=sys.stderr, flush=True)
+            code = 2
+        # Everything is closed and flushed. The interpreter would still wait for each thread of the default executor.
+        _leave_within(EXIT_S, code)
+    return code
+
+
+async def serve(config: Config) -> int:
+    """The life of a node: HTTP answers first, with 503 on /healthz until the group has started."""
+    with _signals() as signals:
+        group = RaftGroup(raft_settings(config))
+        http = await _listen(config, group)
+        try:
+            if await _start(group, signals):
+                _announce(config)
+                await _first(group.fatal, signals.wait(1))
+                _leave_within(STOP_S, 1, f"Not stopped within {STOP_S:g} s: leaving as it stands.")
+                if signals.count:
+                    await _drain(group, signals)
+        finally:
+            group.begin_drain()
+            await http.cleanup()
+            await group.stop()
+    if group.fatal.done() and not group.fatal.cancelled():
+        log.error("Node %s stops: %s", config.node_id, group.fatal.result().message)
+        return 1
+    log.info("Node %s has stopped.", config.node_id)
+    return 0
+
+
+def raft_settings(config: Config) -> RaftSettings:
+    """What the Raft group needs to know of the configuration."""
+    return RaftSettings(
+        node_id=config.node_id,
+        listen=config.raft,
+        peers=config.peers,
+        http_url=config.advertise_http,
+        data_dir=config.data_dir,
+        secret=config.secret,
+        cluster_id=config.cluster_id,
+        fsync=config.fsync,
+        election_timeout_min_s=config.election_timeout_min_s,
+        election_timeout_max_s=config.election_timeout_max_s,
+        heartbeat_s=config.heartbeat_s,
+    )
+
+
+# --- start ------------------------------------------------------------------------------------------
+
+
+async def _listen(config: Config, group: RaftGroup) -> web.ServerRunner:
+    """HTTP on its port; raises StartupError with nothing left open."""
+    server = create_server(
+        group,
+        node_id=config.node_id,
+        leader_probe=group if config.leader_probe else None,
+        probe_timeout_s=config.probe_timeout_s,
+        version=__version__,
+    )
+    runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=IN_FLIGHT_S)
+    await runner.setup()
+    host, port = config.http
+    try:
+        await web.TCPSite(runner, host, port, backlog=BACKLOG, reuse_address=True).start()
+    except OSError as e:
+        await runner.cleanup()
+        raise errors.StartupError(_why_not_bound(values.show_host_port(config.http), e)) from None
+    return runner
+
+
+def _why_not_bound(address: str, e: OSError) -> str:
+    if e.errno == errno.EADDRINUSE:
+        return f"HTTP cannot listen on {address}: the port is in use; stop what uses it or choose another with --http."
+    if e.errno == errno.EACCES:
+        return f"HTTP cannot listen on {address}: not permitted; choose a port from 1024 up with --http."
+    return f"HTTP cannot listen on {address}: this machine has no such address; choose another with --http."
+
+
+async def _start(group: RaftGroup, signals: _Signals) -> bool:
+    """Whether the group has started; False if a signal came first. Raises StartupError."""
+    starting = asyncio.ensure_future(group.start())
+    await _first(starting, signals.wait(1))
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait([starting], timeout=EXIT_S)
+        return False
+    starting.result()
+    return True
+
+
+def _announce(config: Config) -> None:
+    for warning in config.warnings:
+        log.warning("%s", warning)
+    if config.fsync != "always":
+        log.warning("--fsync %s: a power cut can lose writes that were acknowledged.", config.fsync)
+    raft, size = values.show_host_port(config.raft), len(config.peers)
+    log.info(
+        "kvnode %s %s ready: http=%s raft=%s members=%d data=%s",
+        *(config.node_id, __version__, f"http://{values.show_host_port(config.http)}", raft, size, config.data_dir),
+    )
+
+
+# --- stop -------------------------------------------------------------------------------------------
+
+
+async def _drain(group: RaftGroup, signals: _Signals) -> None:
+    """Probes fail, leadership moves, balancers notice. A second signal skips what is left of it."""
+    status, alone = group.status(), len(group.members()) <= 1
+    log.info("Stopping: probes fail from now on%s.", ", leadership is handed over" if is_leader(status) else "")
+    group.begin_drain()
+    if alone:
+        return
+    if is_leader(status):
+        transfer = asyncio.ensure_future(_hand_over(group))
+        await _first(transfer, signals.wait(2))
+        transfer.cancel()
+    # Requests still come until every balancer has asked again. They are served: forwarded, mostly, by now.
+    await _first(asyncio.ensure_future(asyncio.sleep(LINGER_S)), signals.wait(2))
+
+
+async def _hand_over(group: RaftGroup) -> None:
+    """A failed transfer costs the cluster an election timeout, no more: not a reason to stay."""
+    try:
+        async with asyncio.timeout(TRANSFER_S + 0.5):
+            leader, term = await group.transfer(None, TRANSFER_S)
+        log.info("Leadership handed over to %s in term %d.", leader, term)
+    except errors.KvnodeError as e:
+        log.warning("Leadership was not handed over: %s", e.message)
+    except TimeoutError:
+        log.warning("Leadership was not handed over within %g s.", TRANSFER_S)
+
+
+def _leave_within(seconds: float, code: int, why: str = "") -> None:
+    """Ends the process after `seconds`, whatever its threads wait for; a daemon, so a good end does not wait for it."""
+
+    def leave() -> None:
+        if why:
+            log.error("%s", why)
+        os._exit(code)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
+
+
+# --- signals ----------------------------------------------------------------------------------------
+
+
+class _Signals:
+    """Counts SIGTERM and SIGINT: the first asks to stop, the second to hurry."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+
+    def arrived(self) -> None:
+        self.count += 1
+        for count, waiter in self._waiters:
+            if self.count >= count and not waiter.done():
+                waiter.set_result(None)
+
+    def wait(self, count: int) -> asyncio.Future[None]:
+        """Resolves with the `count`-th signal, at once if it has come."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append((count, waiter))
+        if self.count >= count:
+            waiter.set_result(None)
+        return waiter
+
+
+@contextmanager
+def _signals() -> Iterator[_Signals]:
+    """Takes the signals over: aiohttp's own way is to close its listener at once, before a balancer can see a 503."""
+    loop, signals, numbers = asyncio.get_running_loop(), _Signals(), (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, signals.arrived)
+    try:
+        yield signals
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+async def _first(*futures: asyncio.Future[object] | asyncio.Future[None] | asyncio.Future[errors.Fatal]) -> None:
+    """Returns when one of them is done; cancels none."""
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
