@@ -51,6 +51,7 @@ class ElectionGate:
         self._grants: set[str] = set()
         self._transfer_term = 0
         self._leader_heard_at: float | None = None
+        self.barred = False  # a node on its way out lets others lead
 
     def may_campaign(self) -> bool:
         """True once a majority would vote for this node in the next term; asks them where it has not yet."""
@@ -59,6 +60,8 @@ class ElectionGate:
         peers = list(core.peer_ids)
         if not peers or self._transfer_term == proposed:
             return True
+        if self.barred:
+            return False
         if self._asked_term == proposed and len(self._grants) >= (len(peers) + 1) // 2:
             self._asked_term = 0
             return True

@@ -207,8 +207,10 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
     def match_index(self, node_id: str) -> int:
         return int(self._SyncObj__raftMatchIndex.get(Node(node_id), 0))
 
-    def is_connected(self, node_id: str) -> bool:
-        return Node(node_id) in self._SyncObj__connectedNodes
+    def answered_within(self, node_id: str, age_s: float) -> bool:
+        """Leader only: this follower has acknowledged something not longer ago than that."""
+        answered_at: float | None = self._SyncObj__lastResponseTime.get(Node(node_id))
+        return answered_at is not None and self.clock() - answered_at <= age_s
 
     def member_added(self, node_id: str) -> None:
         self._owner.member_added(node_id)

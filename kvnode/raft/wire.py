@@ -35,8 +35,6 @@ TRANSFER_ANSWER: Final = 14  # request id, leader id or None, term, error code, 
 OFFER: Final = 15  # term, snapshot index, snapshot term, bytes
 WANT: Final = 16  # snapshot index, offset
 CHUNK: Final = 17  # snapshot index, offset, data
-FENCE: Final = 18  # request id
-FENCED: Final = 19  # request id, term, last index
 
 _NO: Final = type(None)
 _FIELDS: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
@@ -59,8 +57,6 @@ _FIELDS: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
         OFFER: (int, int, int, int),
         WANT: (int, int),
         CHUNK: (int, int, bytes),
-        FENCE: (int,),
-        FENCED: (int, int, int),
     }.items()
 }
 

@@ -1,0 +1,94 @@
+"""The thread that writes the journal: one group write and one fdatasync for all that queued up meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from kvnode.raft.journal import Flight, Journal
+from kvnode.raft.segments import Segments
+from kvnode.raft.settings import Fsync
+
+INTERVAL_S: Final = 0.1  # `--fsync interval`: a crash of the machine (not of the process) loses up to this much
+
+
+class Flusher:
+    """Takes flights from the journal to disk, one at a time. `landed` and `failed` are called in the loop.
+
+    `--fsync always`: a flight has landed when its bytes are on disk. `interval` and `never`: when the kernel
+    has them; they survive a crash of the process, not of the machine.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        segments: Segments,
+        fsync: Fsync,
+        landed: Callable[[], None],
+        failed: Callable[[OSError], None],
+    ) -> None:
+        self._journal = journal
+        self._segments = segments
+        self._fsync = fsync
+        self._landed = landed
+        self._failed = failed
+        self._loop = asyncio.get_running_loop()
+        self._queue: SimpleQueue[Flight | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+
+    def kick(self) -> None:
+        """Starts the next flight, if there is something to write and none is under way."""
+        flight = self._journal.begin_flight()
+        if flight is not None:
+            self._queue.put(flight)
+
+    async def stop(self, timeout_s: float) -> bool:
+        """Writes what is left and ends the thread; False if the disk did not answer in time."""
+        deadline = self._loop.time() + timeout_s
+        while not self._journal.clean and self._thread.is_alive() and self._loop.time() < deadline:
+            await asyncio.sleep(0.005)
+        self._queue.put(None)
+        await self._loop.run_in_executor(None, self._thread.join, max(0.1, deadline - self._loop.time()))
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        unsynced = False
+        while True:
+            try:
+                flight = self._queue.get(timeout=INTERVAL_S if unsynced and self._fsync == "interval" else None)
+            except Empty:
+                flight = None
+                if not self._write(self._segments.sync):
+                    return
+                unsynced = False
+                continue
+            if flight is None:
+                self._write(self._segments.sync)
+                return
+            if not self._write(lambda flight=flight: self._take(flight)):  # type: ignore[misc]
+                return
+            unsynced = self._fsync != "always"
+            self._loop.call_soon_threadsafe(self._end, flight)
+
+    def _take(self, flight: Flight) -> None:
+        if flight.buffers:
+            self._segments.append(flight.buffers, flight.last_index, flight.state, sync=self._fsync == "always")
+        if flight.drop_before:
+            self._segments.drop_before(flight.drop_before)
+
+    def _write(self, work: Callable[[], None]) -> bool:
+        """False after an error. It is never retried: what the page cache still holds is not known (fsyncgate)."""
+        try:
+            work()
+        except OSError as error:
+            self._loop.call_soon_threadsafe(self._failed, error)
+            return False
+        return True
+
+    def _end(self, flight: Flight) -> None:
+        self._journal.end_flight(flight)
+        self._landed()

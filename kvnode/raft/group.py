@@ -1,0 +1,316 @@
+"""RaftGroup: the asyncio face of one node's Raft group. Everything outside `raft/` talks to this."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from kvnode.commands import Result
+from kvnode.errors import (
+    Conflict,
+    Fatal,
+    KvnodeError,
+    NoLeader,
+    ShuttingDown,
+    Starting,
+    Unavailable,
+    Unverified,
+)
+from kvnode.raft import wire
+from kvnode.raft.core import check_release
+from kvnode.raft.disk import Directory
+from kvnode.raft.engine import Engine, transfer_answer
+from kvnode.raft.identity import claim
+from kvnode.raft.journal import Journal
+from kvnode.raft.segments import Segments
+from kvnode.raft.settings import RaftSettings
+from kvnode.raft.snapshot import Snapshots
+from kvnode.raft.status import MemberStatus, RaftStatus, leader_refusal
+from kvnode.store import KeyValueStore
+
+WRITE_DEADLINE_S: Final = 5.0  # several elections long: a write that meets one waits instead of failing
+READ_DEADLINE_S: Final = 3.0
+TRANSFER_DEADLINE_S: Final = 5.0
+
+
+class RaftGroup:
+    """One member of a replicated store. `store` is for reading only; `fatal` resolves when the node must stop."""
+
+    def __init__(self, settings: RaftSettings) -> None:
+        self._settings = settings
+        self._engine: Engine | None = None
+        self._disk: Directory | None = None
+        self._cluster_id = b""
+        self._draining = False
+        self._stopping = False
+        self._transfer_number = 0
+        self._transfers: dict[int, asyncio.Future[list[Any]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.store = KeyValueStore()
+        self.fatal: asyncio.Future[Fatal] = asyncio.get_running_loop().create_future()
+
+    # --- life ------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Loads what is on disk and joins the group. Raises StartupError; then nothing is left behind."""
+        check_release()
+        loop = asyncio.get_running_loop()
+        settings = self._settings
+        self._disk = disk = Directory(settings.data_dir)
+        try:
+            self._cluster_id = claim(disk, settings.node_id, settings.cluster_id, settings.peers)
+            segments = Segments(disk, self._cluster_id)
+            snapshots = Snapshots(disk, self._cluster_id)
+            # In a worker: the HTTP server answers its probes while a big store is being read.
+            store = await loop.run_in_executor(None, snapshots.recover)
+            journal = Journal(await loop.run_in_executor(None, segments.recover))
+            newest = snapshots.newest
+            where = str(settings.data_dir)
+            journal.reconcile(newest.index if newest else 0, newest.term if newest else 0, where)
+            self.store.adopt(store)
+            engine = Engine(settings, segments, journal, snapshots, self.store, self._cluster_id, self._failed)
+            engine.on_transfer_asked = self._transfer_asked
+            engine.on_transfer_answer = self._transfer_answered
+            try:
+                await engine.start()
+            except BaseException:
+                await engine.stop()
+                raise
+            self._engine = engine
+        except BaseException:
+            disk.close()
+            self._disk = None
+            raise
+
+    async def stop(self) -> None:
+        """Ends everything; what was acknowledged is on disk. Idempotent."""
+        self._stopping = True
+        for task in list(self._tasks):
+            task.cancel()
+        if self._engine is not None:
+            await self._engine.stop()
+        if self._disk is not None:
+            self._disk.close()
+            self._disk = None
+
+    def begin_drain(self) -> None:
+        """From now on this node wants no new work: its probes fail, it does not campaign, it still serves."""
+        self._draining = True
+        if self._engine is not None:
+            self._engine.replica.election.barred = True
+            self._engine.local_rounds.settle(2**63, None)  # reads that share a round with a probe ask again
+
+    def _failed(self, fatal: Fatal) -> None:
+        if not self.fatal.done():
+            self.fatal.set_result(fatal)
+
+    # --- writes and reads --------------------------------------------------------------------------------
+
+    def propose(self, command: bytes) -> asyncio.Future[Result]:
+        """Replicates one encoded command; its result. Raises Starting, Overloaded at once; NoLeader, OutcomeUnknown later."""
+        engine = self._running()
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        engine.proposals.submit(command, future, engine.clock() + WRITE_DEADLINE_S)
+        engine.schedule()
+        return future
+
+    async def read_barrier(self) -> None:
+        """Afterwards the local store holds every write that was acknowledged before the call, by any node."""
+        engine = self._running()
+        deadline = engine.clock() + READ_DEADLINE_S
+        heard_of_leader = False
+        while (left_s := deadline - engine.clock()) > 0 and not self._stopping:
+            if engine.leader_id is None:
+                await engine.leadership.wait(left_s)
+                continue
+            heard_of_leader = True
+            index = await engine.read_index(left_s)
+            if index is None:
+                await engine.leadership.wait(min(left_s, self._settings.heartbeat_s))
+            elif index <= engine.replica.raftLastApplied or await engine.applied_rounds.wait(index, left_s):
+                return
+        if self._stopping:
+            raise ShuttingDown("This node is shutting down: send the request to another one.")
+        if heard_of_leader:
+            raise Unverified("The leader could not confirm with a majority that it still leads; nothing was read.")
+        raise NoLeader("The cluster has no leader that this node can reach: send the request again in a moment.")
+
+    async def verify_leader(self, timeout_s: float) -> bool:
+        """True once a majority confirmed, in a round that began after this call, that this node leads."""
+        engine = self._engine
+        if engine is None or leader_refusal(self.status()) is not None:
+            return False
+        engine.schedule()
+        return await engine.local_rounds.wait(engine.replica.request_read(), timeout_s) is not None
+
+    # --- leadership --------------------------------------------------------------------------------------
+
+    async def transfer(self, to: str | None, timeout_s: float = TRANSFER_DEADLINE_S) -> tuple[str, int]:
+        """Hands leadership to `to`, or to the follower that is furthest: (leader id, term) once it leads.
+
+        Raises Conflict where that cannot be, NoLeader, or Unavailable when it did not happen in time.
+        """
+        engine = self._running()
+        if to is not None and to not in self._settings.peers:
+            raise Conflict(f"Node {to!r} is not a member of this cluster: name one that is, or none.")
+        deadline = engine.clock() + timeout_s
+        while engine.leader_id is None and (left_s := deadline - engine.clock()) > 0:
+            await engine.leadership.wait(left_s)
+        leader_id = engine.leader_id
+        if leader_id is None:
+            raise NoLeader("The cluster has no leader that could hand over: try again in a moment.")
+        if leader_id == self._settings.node_id:
+            return await self._transfer_from_here(to, deadline)
+        self._transfer_number += 1
+        number = self._transfer_number
+        future = self._transfers[number] = asyncio.get_running_loop().create_future()
+        try:
+            if not engine.network.send(leader_id, (wire.TRANSFER, number, to)):
+                raise NoLeader(f"The leader {leader_id} cannot be reached from this node: try again in a moment.")
+            async with asyncio.timeout(max(0.0, deadline - engine.clock()) + 0.5):
+                new_leader, term, code, message = await future
+        except TimeoutError:
+            raise Unavailable("The transfer was not confirmed in time; 'kvnode leader' shows who leads.") from None
+        finally:
+            del self._transfers[number]
+        if new_leader is None:
+            raise Conflict(message) if code == Conflict.code else Unavailable(message, code)
+        return new_leader, term
+
+    async def _transfer_from_here(self, to: str | None, deadline: float) -> tuple[str, int]:
+        engine, replica = self._running(), self._running().replica
+        if to == self._settings.node_id:
+            return to, replica.term
+        if not replica.peer_ids:
+            raise Conflict("This cluster has one node: there is nobody to hand leadership to.")
+        if engine.transferring:
+            raise Conflict("A transfer of leadership is under way already: wait for it to end.")
+        target = to or self._most_caught_up()
+        if target is None or not self._is_reachable(target):
+            raise Conflict(f"Node {target or 'to hand over to'} does not answer: the leader stays {self._settings.node_id}.")
+        old_term, asked_at = replica.term, None
+        engine.transferring = True  # no new proposals, so that the target can draw level
+        try:
+            while (left_s := deadline - engine.clock()) > 0 and not self._stopping:
+                leader_id = engine.leader_id
+                if replica.term > old_term and leader_id is not None and engine.applied_term == replica.term:
+                    return leader_id, replica.term
+                if replica.is_leader and replica.term == old_term:
+                    if asked_at is not None and engine.clock() - asked_at > self._settings.election_timeout_max_s:
+                        break
+                    if asked_at is None and replica.transfer_to(target):
+                        asked_at = engine.clock()
+                engine.schedule()
+                await engine.leadership.wait(min(left_s, 0.005))
+        finally:
+            engine.transferring = False
+            engine.schedule()
+        raise Unavailable(f"Node {target} did not take over in time; 'kvnode leader' shows who leads.")
+
+    def _most_caught_up(self) -> str | None:
+        replica = self._running().replica
+        reachable = [node_id for node_id in replica.peer_ids if self._is_reachable(node_id)]
+        return max(reachable, key=lambda node_id: (replica.match_index(node_id), node_id), default=None)
+
+    def _is_reachable(self, node_id: str) -> bool:
+        """On the leader: connected, and answering; elsewhere: connected."""
+        engine = self._running()
+        if not engine.network.is_up(node_id):
+            return False
+        silence_s = self._settings.election_timeout_min_s
+        return not engine.replica.is_leader or engine.replica.answered_within(node_id, silence_s)
+
+    def _transfer_asked(self, node_id: str, number: int, to: str | None) -> None:
+        task = asyncio.get_running_loop().create_task(self._answer_transfer(node_id, number, to))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer_transfer(self, node_id: str, number: int, to: str | None) -> None:
+        engine = self._running()
+        leader_id, term, error = None, 0, None
+        try:
+            if not engine.replica.is_leader:
+                raise Unavailable("Leadership has just moved: try again in a moment.")
+            deadline = engine.clock() + TRANSFER_DEADLINE_S
+            leader_id, term = await self._transfer_from_here(to, deadline)
+        except KvnodeError as refusal:
+            error = refusal
+        engine.network.send(node_id, transfer_answer(number, leader_id, term, error))
+
+    def _transfer_answered(self, answer: list[Any]) -> None:
+        future = self._transfers.get(answer[0])
+        if future is not None and not future.done():
+            future.set_result(answer[1:])
+
+    # --- what is known -----------------------------------------------------------------------------------
+
+    def status(self) -> RaftStatus:
+        """This node's view at this moment."""
+        engine = self._engine
+        settings = self._settings
+        if engine is None:
+            return RaftStatus(
+                node_id=settings.node_id, cluster_id=self._cluster_id.hex(), role="follower", leader_id=None, term=0,
+                commit_index=0, applied_index=0, last_index=0, started=False, is_member=True, serving=False,
+                draining=self._draining, transferring=False, leader_heard_age_s=None, tick_age_s=0.0,
+                election_timeout_max_s=settings.election_timeout_max_s, leader_commit_index=0, storage_error=None,
+                blocking_errors=(),
+            )  # fmt: skip
+        replica = engine.replica
+        leading = replica.is_leader
+        return RaftStatus(
+            node_id=settings.node_id,
+            cluster_id=self._cluster_id.hex(),
+            role=replica.role,
+            leader_id=engine.leader_id,
+            term=replica.term,
+            commit_index=replica.raftCommitIndex,
+            applied_index=replica.raftLastApplied,
+            last_index=replica.last[1],
+            started=not self._stopping,
+            is_member=True,
+            serving=replica.serving,
+            draining=self._draining,
+            transferring=engine.transferring,
+            leader_heard_age_s=0.0 if leading else replica.election.leader_heard_age_s(),
+            tick_age_s=engine.clock() - engine.last_step_at,
+            election_timeout_max_s=settings.election_timeout_max_s,
+            leader_commit_index=replica.raftCommitIndex if leading else replica.guard.leader_commit_index,
+            storage_error=None,
+            blocking_errors=(self.fatal.result().message,) if self.fatal.done() else (),
+        )
+
+    def members(self) -> tuple[MemberStatus, ...]:
+        """Every member as this node sees it, sorted by id."""
+        return tuple(self._member(node_id) for node_id in sorted(self._settings.peers))
+
+    def _member(self, node_id: str) -> MemberStatus:
+        host, port = self._settings.peers[node_id]
+        raft = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        engine = self._engine
+        if engine is None:
+            return MemberStatus(node_id, raft, None, "unknown", None, None, None, False)
+        replica = engine.replica
+        commit_index = self.status().leader_commit_index
+        if node_id == self._settings.node_id:
+            applied = replica.raftLastApplied
+            lag = max(0, commit_index - applied)
+            return MemberStatus(node_id, raft, self._settings.http_url, replica.role, replica.last[1], applied, lag, True)
+        reachable = self._is_reachable(node_id)
+        role = "leader" if node_id == engine.leader_id else "follower" if reachable else "unknown"
+        http = engine.network.http_urls.get(node_id)
+        if not replica.is_leader:
+            return MemberStatus(node_id, raft, http, role, None, None, None, reachable)  # type: ignore[arg-type]
+        progress = replica.replicator.followers.get(node_id)
+        applied = progress.applied if progress is not None else 0
+        match_index = replica.match_index(node_id)
+        return MemberStatus(
+            node_id, raft, http, role, match_index, applied, max(0, commit_index - applied), reachable  # type: ignore[arg-type]
+        )
+
+    def _running(self) -> Engine:
+        if self._stopping:
+            raise ShuttingDown("This node is shutting down: send the request to another one.")
+        if self._engine is None:
+            raise Starting("This node has not finished starting: send the request again in a moment.")
+        return self._engine

@@ -1,0 +1,195 @@
+"""Snapshot files: written beside the running store, published by one rename, trusted only whole.
+
+    file   = head | chunk ... | end
+    head   = "KVNS" | version u16 | cluster id 16 bytes | index u64 | term u64 | members u32 bytes | members | crc u32
+    chunk  = length u32 | crc u32 | data                 as `StoreView.chunks` cuts them
+    end    = 0 u32 | crc u32 of all chunk checksums | chunk count u64
+
+Named `snapshot-<index>-<term>`. While it is written or received its name ends in `.part`; such a file is
+nobody's promise and is removed at start. A published file that does not check out stops the node: to go on
+without it would be to forget what was acknowledged (PySyncObj quirk R11).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import msgpack
+
+from kvnode.errors import StartupError
+from kvnode.raft.disk import Disk
+from kvnode.store import CHUNK_BYTES_MAX, KeyValueStore, StoreView
+
+_HEAD: Final = struct.Struct("<4sH16sQQI")
+_CHUNK: Final = struct.Struct("<II")
+_COUNT: Final = struct.Struct("<Q")
+_MAGIC: Final = b"KVNS"
+_VERSION: Final = 1
+_MEMBERS_BYTES_MAX: Final = 65_536
+_WRITE_BYTES: Final = 1_048_576
+PART: Final = ".part"
+KEEP: Final = 2  # the newest, and the one before it for a follower that is still fetching it
+
+
+class Damaged(Exception):
+    """A snapshot file is not whole; the text says where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One published snapshot: the state after entry `index` of `term`, and who the members were."""
+
+    name: str
+    index: int
+    term: int
+    members: tuple[str, ...]
+    size_bytes: int
+
+
+class Snapshots:
+    """The snapshots in one directory. `write` and `load` may run in a worker thread; errors of the disk are OSError."""
+
+    def __init__(self, disk: Disk, cluster_id: bytes) -> None:
+        self.disk = disk
+        self._cluster_id = cluster_id
+        self.newest: Snapshot | None = None
+
+    def recover(self) -> KeyValueStore:
+        """Removes leftovers and loads the newest snapshot; an empty store where there is none."""
+        for name in self.disk.names():
+            if name.startswith("snapshot-") and name.endswith(PART):
+                self.disk.unlink(name)
+        names = self._published()
+        if not names:
+            return KeyValueStore()
+        try:
+            self.newest, store = self.load(names[-1])
+        except Damaged as damage:
+            raise StartupError(
+                f"The snapshot {self.disk.where(names[-1])} is damaged ({damage}): this node will not start without "
+                "what it held; restore the file from a copy, or move the data directory away and let the node catch "
+                "up from its peers as a new node."
+            ) from damage
+        return store
+
+    def write(self, index: int, term: int, members: tuple[str, ...], view: StoreView) -> Snapshot:
+        """Writes and publishes the state `view`; on return it is durable. Runs in a worker thread."""
+        name = _name(index, term)
+        part = name + PART
+        if part in self.disk.names():
+            self.disk.unlink(part)
+        buffers, waiting = [self._head(index, term, members)], 0
+        crcs, count = 0, 0
+        for chunk in view.chunks():
+            crc = zlib.crc32(chunk)
+            crcs = zlib.crc32(crc.to_bytes(4, "little"), crcs)
+            count += 1
+            buffers += (_CHUNK.pack(len(chunk), crc), chunk)
+            waiting += len(chunk)
+            if waiting >= _WRITE_BYTES:
+                self.disk.append(part, buffers)
+                buffers, waiting = [], 0
+        buffers.append(_CHUNK.pack(0, crcs) + _COUNT.pack(count))
+        self.disk.append(part, buffers)
+        self._publish(part, name)
+        return Snapshot(name, index, term, members, self.disk.size(name))
+
+    def adopt(self, part: str, index: int, term: int) -> tuple[Snapshot, KeyValueStore]:
+        """Verifies a received file whole, loads it and publishes it. Raises Damaged. Runs in a worker thread."""
+        snapshot, store = self.load(part)
+        if (snapshot.index, snapshot.term) != (index, term):
+            raise Damaged("it is not the snapshot that was offered")
+        name = _name(index, term)
+        self._publish(part, name)
+        return Snapshot(name, index, term, snapshot.members, snapshot.size_bytes), store
+
+    def published(self, snapshot: Snapshot) -> None:
+        """`snapshot` is the newest now; older ones than KEEP go."""
+        self.newest = snapshot
+        for name in self._published()[:-KEEP]:
+            self.disk.unlink(name)
+
+    def find(self, index: int) -> str | None:
+        """The published file of the snapshot at `index`, if it is still there."""
+        prefix = f"snapshot-{index:020d}-"
+        return next((name for name in self._published() if name.startswith(prefix)), None)
+
+    def load(self, name: str) -> tuple[Snapshot, KeyValueStore]:
+        """Reads one file to its end. Raises Damaged unless every byte of it checks out."""
+        reader = _Reader(lambda offset, length: self.disk.read(name, offset, length))
+        magic, version, cluster_id, index, term, members_bytes = _HEAD.unpack(head := reader.take(_HEAD.size))
+        if magic != _MAGIC or version != _VERSION or members_bytes > _MEMBERS_BYTES_MAX:
+            raise Damaged("it does not start like a snapshot of this version")
+        packed = reader.take(members_bytes)
+        if reader.take(4) != zlib.crc32(head + packed).to_bytes(4, "little"):
+            raise Damaged("its head does not check out")
+        if cluster_id != self._cluster_id:
+            raise Damaged("it belongs to another cluster")
+        members = tuple(msgpack.unpackb(packed))
+        try:
+            store = KeyValueStore.load(reader.chunks())
+        except ValueError as error:
+            raise Damaged(str(error)) from error
+        if reader.offset != self.disk.size(name):
+            raise Damaged("something follows its end")
+        return Snapshot(name, index, term, members, reader.offset), store
+
+    def _head(self, index: int, term: int, members: tuple[str, ...]) -> bytes:
+        packed: bytes = msgpack.packb(members)
+        head = _HEAD.pack(_MAGIC, _VERSION, self._cluster_id, index, term, len(packed)) + packed
+        return head + zlib.crc32(head).to_bytes(4, "little")
+
+    def _publish(self, part: str, name: str) -> None:
+        self.disk.sync(part)
+        self.disk.rename(part, name)
+        self.disk.sync_directory()
+
+    def _published(self) -> list[str]:
+        return [name for name in self.disk.names() if name.startswith("snapshot-") and not name.endswith(PART)]
+
+
+def _name(index: int, term: int) -> str:
+    return f"snapshot-{index:020d}-{term}"
+
+
+class _Reader:
+    """Reads a file from front to back in pieces, so that a big snapshot is never in memory twice."""
+
+    def __init__(self, read: Callable[[int, int], bytes]) -> None:
+        self._read = read
+        self._buffer = b""
+        self._start = 0
+        self.offset = 0
+
+    def take(self, length: int) -> bytes:
+        if self._start + length > len(self._buffer):
+            rest = self._buffer[self._start :]
+            self._buffer = rest + self._read(self.offset + len(rest), max(_WRITE_BYTES, length - len(rest)))
+            self._start = 0
+        piece = self._buffer[self._start : self._start + length]
+        if len(piece) < length:
+            raise Damaged("it ends too early")
+        self._start += length
+        self.offset += length
+        return piece
+
+    def chunks(self) -> Iterator[bytes]:
+        crcs, count = 0, 0
+        while True:
+            length, crc = _CHUNK.unpack(self.take(_CHUNK.size))
+            if length == 0:
+                if crc != crcs or _COUNT.unpack(self.take(_COUNT.size))[0] != count:
+                    raise Damaged("its end does not check out")
+                return
+            if length > CHUNK_BYTES_MAX:
+                raise Damaged(f"a chunk of {length} bytes is over the bound")
+            chunk = self.take(length)
+            if zlib.crc32(chunk) != crc:
+                raise Damaged(f"the chunk before byte {self.offset} does not check out")
+            crcs = zlib.crc32(crc.to_bytes(4, "little"), crcs)
+            count += 1
+            yield chunk
