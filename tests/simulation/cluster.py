@@ -1,0 +1,304 @@
+"""A simulated Raft group and the verbs that its tests are written in.
+
+Nothing happens by itself: frames are delivered, time passes and nodes tick when the test says so. After every
+verb the oracle has seen everything; a broken promise raises `Violation` from the verb that broke it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from kvnode.raft import replication
+from kvnode.raft.core import Node as CoreNode
+from kvnode.raft.replica import Replica
+from tests.simulation.clock import Clock, patched, simulated
+from tests.simulation.network import Link, Network, links_between
+from tests.simulation.node import Node, Snapshot
+from tests.simulation.oracle import Oracle, Read, Violation, Write
+
+HEARTBEAT_S = 0.1
+FOREVER_S = 1e9  # an election timeout that never fires: who leads is the script's business
+
+
+class Cluster:
+    """`ids` is a string of one-letter node ids. `patient`: elections happen only by `elect` and `campaign`."""
+
+    def __init__(
+        self,
+        ids: str = "ABC",
+        *,
+        clock: Clock,
+        seed: int = 0,
+        patient: bool = True,
+        segment_bytes: int = 4_096,
+        drift: float = 0.0,
+    ) -> None:
+        self.clock = clock
+        self.draw = random.Random(seed)
+        self.network = Network()
+        self.oracle = Oracle()
+        self.heartbeat_s = HEARTBEAT_S
+        self.election_timeout_min_s, self.election_timeout_max_s = (FOREVER_S, 2 * FOREVER_S) if patient else (0.6, 1.2)
+        self.segment_bytes = segment_bytes
+        self.snapshots_flying: dict[Link, Snapshot] = {}
+        self.nodes: dict[str, Node] = {}
+        for node_id in ids:
+            rate = 1.0 + self.draw.uniform(-drift, drift)
+            self.nodes[node_id] = Node(node_id, [peer for peer in ids if peer != node_id], self, rate)
+        for link in sorted(links_between(*ids)):
+            self.connect(*link)
+
+    @classmethod
+    @contextmanager
+    def simulated(
+        cls,
+        ids: str = "ABC",
+        *,
+        seed: int = 0,
+        frame_entries: int = replication.FRAME_ENTRIES,
+        window_bytes: int = replication.WINDOW_BYTES,
+        **options: object,
+    ) -> Iterator[Cluster]:
+        """A cluster on a clock of its own, with frames and a window of its own size."""
+        clock = Clock()
+        with (
+            simulated(clock, seed),
+            patched(replication, FRAME_ENTRIES=frame_entries, WINDOW_BYTES=window_bytes),
+        ):
+            yield cls(ids, clock=clock, seed=seed, **options)  # type: ignore[arg-type]
+
+    def __getitem__(self, node_id: str) -> Replica:
+        return self.nodes[node_id].running
+
+    # --- time -------------------------------------------------------------------------------------------
+
+    def tick(self, *ids: str, after_s: float = 0.11) -> None:
+        """Time passes, by default a little more than a heartbeat; then these nodes tick."""
+        self.clock.pass_s(after_s)
+        for node_id in ids:
+            self.nodes[node_id].tick()
+
+    def settle(self, only: Iterable[str] | None = None, rounds: int = 12) -> None:
+        """Heartbeat after heartbeat among these nodes (default: all that are up), with everything delivered."""
+        ids = self.up if only is None else list(only)
+        for _ in range(rounds):
+            self.tick(*ids)
+            self._deliver_among(ids)
+
+    def run(self, seconds: float, step_s: float = 0.02) -> None:
+        """All nodes that are up live on: time passes, frames arrive within a step, disks keep up."""
+        for _ in range(round(seconds / step_s)):
+            self.tick(*self.up, after_s=step_s)
+            self._deliver_among(self.up)
+            for node_id in self.up:
+                self.nodes[node_id].flush()
+
+    def run_until_led(self, within_s: float = 10.0, among: str | None = None) -> str:
+        """Lives on until one node leads in the highest term and serves; its id."""
+        for _ in range(round(within_s / 0.02)):
+            self.run(0.02)
+            serving = [n for n in self.leaders if self[n].serving and (among is None or n in among)]
+            if serving:
+                newest = max(serving, key=lambda n: self[n].term)
+                if self[newest].term == max(self[n].term for n in (among or self.up)):
+                    return newest
+        raise Violation(f"no leader within {within_s} s")
+
+    # --- frames -----------------------------------------------------------------------------------------
+
+    def deliver(self, source: str, target: str, count: int | None = None) -> int:
+        """The oldest `count` frames of a link arrive (default: all that are there now); how many there were."""
+        link = source, target
+        flying = len(self.network.flying[link])
+        count = flying if count is None else min(count, flying)
+        delivered = 0
+        for _ in range(count):
+            # An arriving frame can make its receiver break connections, and so lose the rest.
+            if self.network.flying[link]:
+                self.nodes[target].receive(source, self.network.take(link))  # type: ignore[arg-type]
+                delivered += 1
+        return delivered
+
+    def deliver_snapshot(self, source: str, target: str) -> None:
+        snapshot = self.snapshots_flying.pop((source, target), None)
+        if snapshot is not None:
+            self.nodes[target].install(snapshot)
+
+    def duplicate(self, source: str, target: str, position: int = 0) -> None:
+        self.network.duplicate((source, target), position)
+
+    def lose(self, source: str, target: str, count: int | None = None) -> None:
+        """The oldest frames of a link vanish without a sign."""
+        flying = self.network.flying[source, target]
+        for _ in range(len(flying) if count is None else min(count, len(flying))):
+            flying.popleft()
+
+    def lose_snapshot(self, source: str, target: str) -> None:
+        self.snapshots_flying.pop((source, target), None)
+
+    def intercept(self, source: str, target: str) -> list[bytes]:
+        """What is on a link now is held back, for `replay`."""
+        flying = self.network.flying[source, target]
+        held = list(flying)
+        flying.clear()
+        return held
+
+    def replay(self, source: str, target: str, held: list[bytes]) -> None:
+        self.network.flying[source, target].extend(held)
+
+    # --- links ------------------------------------------------------------------------------------------
+
+    def connect(self, source: str, target: str) -> None:
+        """One direction of a link stands (again)."""
+        link = source, target
+        self.network.broken.discard(link)
+        self.network.muted.discard(link)
+        if self.nodes.get(source) and self.nodes[source].replica and self.nodes.get(target) and self.nodes[target].replica:
+            self.nodes[source].running.guard.connected(target)
+
+    def cut(self, source: str, target: str) -> None:
+        """One direction of a link breaks: its frames are lost, and the sender knows."""
+        self.network.break_link((source, target))
+        self.snapshots_flying.pop((source, target), None)
+        if self.nodes[source].replica is not None:
+            self.nodes[source].running.guard.disconnected(target)
+
+    def mute(self, source: str, target: str) -> None:
+        """One direction of a link swallows what is sent from now on; nobody knows."""
+        self.network.muted.add((source, target))
+
+    def partition(self, *groups: str) -> None:
+        """Cuts every link between members of different groups."""
+        for link in sorted(links_between(*groups)):
+            self.cut(*link)
+
+    def isolate(self, node_id: str) -> None:
+        self.partition(node_id, "".join(other for other in self.nodes if other != node_id))
+
+    def rejoin(self, node_id: str) -> None:
+        """Every link of this node stands again."""
+        for other in self.nodes:
+            if other != node_id:
+                self.join(node_id, other)
+
+    def join(self, a: str, b: str) -> None:
+        for link in ((a, b), (b, a)):
+            if link in self.network.broken | self.network.muted:
+                self.connect(*link)
+
+    def heal(self) -> None:
+        for link in sorted(self.network.broken | self.network.muted):
+            self.connect(*link)
+
+    # --- nodes ------------------------------------------------------------------------------------------
+
+    def start_node(self, node_id: str, peers: str) -> None:
+        """A node that was never there before, told who the others are."""
+        self.nodes[node_id] = Node(node_id, peers, self)
+        for peer in peers:
+            if peer in self.nodes:
+                self.connect(node_id, peer)
+
+    def crash(self, node_id: str) -> None:
+        """The process is gone, with everything that its disk had not finished, and all its connections."""
+        self.nodes[node_id].crash()
+        for other in self.nodes:
+            if other != node_id:
+                for source, target in ((node_id, other), (other, node_id)):
+                    self.network.flying[source, target].clear()
+                    self.snapshots_flying.pop((source, target), None)
+                if self.nodes[other].replica is not None:
+                    self.nodes[other].running.guard.disconnected(node_id)
+
+    def restart(self, node_id: str) -> None:
+        """A crashed node starts from its disk; links that are not cut stand at once."""
+        if self.nodes[node_id].replica is not None:
+            self.crash(node_id)
+        self.nodes[node_id].start()
+        for other in self.nodes:
+            for link in ((node_id, other), (other, node_id)):
+                if other != node_id and link not in self.network.broken:
+                    self.connect(*link)
+
+    def take_snapshot(self, node_id: str, keep: int = 0) -> None:
+        self.nodes[node_id].take_snapshot(keep)
+
+    def offer_snapshot(self, source: str, target: str) -> None:
+        """`source` has no log old enough for `target`: its snapshot is on the way, once at a time."""
+        link = source, target
+        if link not in self.network.broken and self.nodes[target].replica is not None:
+            self.snapshots_flying.setdefault(link, self.nodes[source].snapshot)
+
+    # --- Raft -------------------------------------------------------------------------------------------
+
+    def campaign(self, node_id: str) -> None:
+        """The node stands for election at once, as if its leader had asked it to: without anybody's leave."""
+
+        def stand(replica: Replica) -> None:
+            replica.election.transfer_to_self(replica.term)
+            replica.hasten_election((0.0, 0.0))
+            self.clock.pass_s(0.001)
+
+        self.nodes[node_id].run(stand)
+
+    def elect(self, node_id: str, votes_from: Iterable[str]) -> None:
+        """The node campaigns and these others, in this order, get to hear of it and answer."""
+        self.campaign(node_id)
+        for voter in votes_from:
+            self.deliver(node_id, voter)
+            self.deliver(voter, node_id)
+        assert self[node_id].is_leader, f"{node_id} was not elected"
+
+    def propose(self, node_id: str, payload: str | int) -> Write:
+        """A client's write on this leader; it is appended, and leaves with the next tick."""
+        write = Write(node_id, str(payload).encode())
+        write.index, write.term = self[node_id].propose(write.payload)
+        self.oracle.proposed(write)
+        return write
+
+    def read(self, node_id: str) -> Read:
+        return self.nodes[node_id].request_read()
+
+    def add_member(self, leader_id: str, node_id: str) -> None:
+        self[leader_id].addNodeToCluster(CoreNode(node_id))
+
+    @property
+    def up(self) -> list[str]:
+        return [node_id for node_id, node in self.nodes.items() if node.replica is not None]
+
+    @property
+    def leaders(self) -> list[str]:
+        return [node_id for node_id, node in self.nodes.items() if node.is_leader]
+
+    # --- promises ---------------------------------------------------------------------------------------
+
+    def must_agree(self, *ids: str) -> None:
+        """These nodes (default: all) have applied the same, and all that was acknowledged is in it."""
+        states = {node_id: self.nodes[node_id].payloads for node_id in ids or self.nodes}
+        longest = max(states.values(), key=len)
+        for node_id, state in states.items():
+            if state != longest:
+                raise Violation(f"{node_id} has applied {len(state)} entries of {len(longest)}")
+        for write in self.oracle.acknowledged:
+            if write.index - 2 >= len(longest) or longest[write.index - 2] != write.payload:
+                raise Violation(f"the acknowledged write {write.payload!r} is lost")
+
+    def must_catch_up(self, node_id: str, within_heartbeats: int = 30) -> None:
+        """The node applies all that is committed now."""
+        goal = self.oracle.highest_applied
+        for _ in range(within_heartbeats):
+            if self.nodes[node_id].applied_index >= goal:
+                return
+            self.settle(rounds=1)
+        raise Violation(f"{node_id} did not catch up within {within_heartbeats} heartbeats")
+
+    def _deliver_among(self, ids: Iterable[str]) -> None:
+        members = set(ids)
+        for link in list(self.snapshots_flying):
+            if set(link) <= members:
+                self.deliver_snapshot(*link)
+        for link in self.network.busy():
+            if set(link) <= members:
+                self.deliver(*link)

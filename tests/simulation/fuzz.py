@@ -1,0 +1,50 @@
+"""Many random schedules: `python -m tests.simulation.fuzz --schedules 5000 --seed 0`; `make fuzz` calls it.
+
+One line when all is well. Otherwise the first failing seed with its schedule and what was found, and the exit
+status 1; `--schedules 1 --seed SEED` repeats exactly that run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+
+from tests.simulation.schedule import Outcome, run_schedule
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.fuzz", description=__doc__.splitlines()[0])
+    parser.add_argument("--schedules", "--runs", type=int, default=3_000, metavar="N", help="how many (default 3000)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="the first seed; each run takes the next")
+    options = parser.parse_args(arguments)
+    began = time.perf_counter()
+    totals: Counter[str] = Counter()
+    first: Outcome | None = None
+    findings: Counter[str] = Counter()
+    for seed in range(options.seed, options.seed + options.schedules):
+        outcome = run_schedule(seed)
+        totals.update(steps=len(outcome.steps), writes=outcome.writes, reads=outcome.reads, terms=outcome.terms)
+        if outcome.finding is not None:
+            first = first or outcome
+            findings[outcome.finding.split(" ")[0]] += 1
+            print(f"seed {seed}: {outcome.finding}", file=sys.stderr)
+    if first is not None:
+        print(report(first), file=sys.stderr)
+    print(
+        f"{options.schedules} schedules from seed {options.seed} in {time.perf_counter() - began:.0f} s: "
+        f"{sum(findings.values())} findings; {totals['steps']} steps, {totals['terms']} leaderships, "
+        f"{totals['writes']} acknowledged writes, {totals['reads']} confirmed reads"
+    )
+    return 1 if findings else 0
+
+
+def report(outcome: Outcome) -> str:
+    """What is needed to understand a finding: the seed, every step, and where it broke."""
+    steps = "\n".join(f"  {number:4} {step}" for number, step in enumerate(outcome.steps, 1))
+    return f"schedule of seed {outcome.seed}:\n{steps}\n{outcome.trace}seed {outcome.seed}: {outcome.finding}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,304 @@
+"""One random schedule: a seed draws a cluster, a mix of faults and every step; then all heals and must be well.
+
+Each schedule draws which faults it knows and how eager they are, rather than all of them a little: what needs
+three of a kind in a row is then found as well.
+"""
+
+from __future__ import annotations
+
+import random
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tests.simulation.cluster import HEARTBEAT_S, Cluster
+from tests.simulation.oracle import Violation
+
+STEPS = (150, 400)
+LEADER_WITHIN_S = 12.0  # ten of the longest election timeouts
+AGREE_WITHIN_HEARTBEATS = 80
+FRAMES_PER_HEARTBEAT_MAX = 8  # on one link of a cluster that has nothing to do
+
+
+@dataclass
+class Outcome:
+    """What became of one seed. `finding` is None where every promise was kept."""
+
+    seed: int
+    finding: str | None = None
+    trace: str = ""
+    steps: list[str] = field(default_factory=list)
+    writes: int = 0
+    reads: int = 0
+    terms: int = 0
+
+
+def run_schedule(seed: int) -> Outcome:
+    """Everything that follows from `seed`."""
+    draw = random.Random(seed)
+    outcome = Outcome(seed)
+    ids = draw.choice(("ABC", "ABC", "ABCDE"))
+    with Cluster.simulated(
+        ids,
+        seed=seed,
+        patient=False,
+        frame_entries=draw.choice((1, 2, 4_096)),
+        window_bytes=draw.choice((120, 400, 1_000_000)),
+        segment_bytes=draw.choice((300, 2_000, 1_000_000)),
+        drift=draw.choice((0.0, 0.0, 0.1)),
+    ) as cluster:
+        schedule = Schedule(cluster, draw, outcome.steps)
+        try:
+            schedule.disturb(draw.randrange(*STEPS))
+            schedule.heal()
+        except Exception as error:
+            outcome.finding = f"{type(error).__name__}: {error}"
+            outcome.trace = traceback.format_exc()
+        outcome.writes = len(cluster.oracle.acknowledged)
+        outcome.reads = len(cluster.oracle.confirmed)
+        outcome.terms = len(cluster.oracle.leaders)
+    return outcome
+
+
+class Schedule:
+    """The steps of one run. Each is noted in words before it is taken."""
+
+    def __init__(self, cluster: Cluster, draw: random.Random, steps: list[str]) -> None:
+        self.cluster = cluster
+        self.draw = draw
+        self.steps = steps
+        self.ids = list(cluster.nodes)
+        self._written = 0
+        daily: dict[Callable[[], None], float] = {
+            self._deliver: 40,
+            self._let_time_pass: 22,
+            self._write: 12,
+            self._read: 5,
+            self._live_on: 2,
+        }
+        faults: dict[Callable[[], None], float] = {
+            self._cut: 3,
+            self._join: 5,
+            self._isolate: 1,
+            self._partition: 1,
+            self._mute: 2,
+            self._duplicate: 4,
+            self._lose: 2,
+            self._crash: 2,
+            self._restart: 5,
+            self._snapshot: 3,
+            self._transfer: 1,
+            self._campaign: 2,
+            self._hasten: 2,
+            self._sleep: 1,
+            self._slow_disk: 2,
+            self._flight: 12,
+        }
+        healing = {self._join, self._restart, self._flight}
+        self._weights = daily | {
+            fault: weight * (1 if fault in healing else draw.choice((0, 0.5, 1, 3)))
+            for fault, weight in faults.items()
+        }
+
+    def disturb(self, steps: int) -> None:
+        """`steps` steps, drawn one by one."""
+        self.cluster.run(self.draw.choice((0.0, 1.5)))
+        choices, weights = list(self._weights), list(self._weights.values())
+        for step in self.draw.choices(choices, weights, k=steps):
+            step()
+
+    def heal(self) -> None:
+        """All faults end: a leader within its time, one more write, everybody agrees, and then it is quiet."""
+        cluster = self.cluster
+        self._note("heal")
+        for node_id, node in cluster.nodes.items():
+            node.flushes_at_once = True
+            if node.replica is None:
+                cluster.restart(node_id)
+            node.end_flight()
+            node.flush()
+        cluster.heal()
+        leader = cluster.run_until_led(LEADER_WITHIN_S)
+        self._note(f"{leader} leads")
+        last = cluster.propose(leader, "last")
+        for _ in range(AGREE_WITHIN_HEARTBEATS):
+            cluster.run(HEARTBEAT_S)
+            if all(node.applied_index >= last.index for node in cluster.nodes.values()):
+                break
+        cluster.must_agree()
+        if not last.acknowledged:
+            raise Violation("the last write was never acknowledged")
+        before = cluster.network.sent.copy()
+        cluster.run(10 * HEARTBEAT_S)
+        for link, sent in (cluster.network.sent - before).items():
+            if sent > 10 * FRAMES_PER_HEARTBEAT_MAX:
+                raise Violation(f"{sent} frames within ten heartbeats from {link[0]} to {link[1]}, with nothing to do")
+
+    # --- days like any other ----------------------------------------------------------------------------
+
+    def _deliver(self) -> None:
+        link = self._busy_link()
+        if link is None:
+            return self._let_time_pass()
+        count = self.draw.choice((1, 1, 2, 5, 20))
+        self._note(f"deliver {count} from {link[0]} to {link[1]}")
+        self.cluster.deliver(*link, count)
+
+    def _let_time_pass(self) -> None:
+        cluster = self.cluster
+        seconds = self.draw.choice((0.0, 0.01, 0.05, 0.11))
+        ids = [node_id for node_id in cluster.up if self.draw.random() < 0.7]
+        self._note(f"{seconds} s for {''.join(ids)}")
+        cluster.tick(*ids, after_s=seconds)
+        for link in list(cluster.snapshots_flying):
+            if self.draw.random() < 0.3 and cluster.nodes[link[1]].replica is not None:
+                self._note(f"the snapshot of {link[0]} reaches {link[1]}")
+                cluster.deliver_snapshot(*link)
+
+    def _write(self) -> None:
+        if leaders := self.cluster.leaders:
+            leader = self.draw.choice(leaders)
+            for _ in range(self.draw.choice((1, 1, 3))):
+                self._written += 1
+                self._note(f"{leader} is asked to write {self._written}")
+                self.cluster.propose(leader, self._written)
+            if self.draw.random() < 0.7:
+                self.cluster.tick(leader, after_s=0.0)
+
+    def _read(self) -> None:
+        if leaders := self.cluster.leaders:
+            leader = self.draw.choice(leaders)
+            self._note(f"{leader} is asked to read")
+            self.cluster.read(leader)
+            if self.draw.random() < 0.7:
+                self.cluster.tick(leader, after_s=0.0)
+
+    def _live_on(self) -> None:
+        """A stretch without new faults, for some or all: leaders are found and logs are repaired."""
+        cluster = self.cluster
+        up = cluster.up
+        ids = self.draw.sample(up, self.draw.randint(min(2, len(up)), len(up)))
+        rounds = self.draw.choice((1, 2, 4, 15))
+        self._note(f"{rounds} heartbeats among {''.join(ids)}")
+        cluster.settle(ids, rounds)
+
+    # --- faults -----------------------------------------------------------------------------------------
+
+    def _cut(self) -> None:
+        a, b = self._pair()
+        self._note(f"cut {a} to {b}")
+        self.cluster.cut(a, b)
+        if self.draw.random() < 0.5:
+            self.cluster.cut(b, a)
+
+    def _join(self) -> None:
+        a, b = self._pair()
+        self._note(f"join {a} and {b}")
+        self.cluster.join(a, b)
+
+    def _isolate(self) -> None:
+        node_id = self.draw.choice(self.ids)
+        self._note(f"isolate {node_id}")
+        self.cluster.isolate(node_id)
+
+    def _partition(self) -> None:
+        left = set(self.draw.sample(self.ids, len(self.ids) // 2))
+        groups = "".join(sorted(left)), "".join(i for i in self.ids if i not in left)
+        self._note(f"partition {groups[0]} from {groups[1]}")
+        self.cluster.heal()
+        self.cluster.partition(*groups)
+
+    def _mute(self) -> None:
+        a, b = self._pair()
+        self._note(f"mute {a} to {b}")
+        self.cluster.mute(a, b)
+
+    def _duplicate(self) -> None:
+        if link := self._busy_link():
+            position = self.draw.randrange(len(self.cluster.network.flying[link]))
+            self._note(f"duplicate frame {position} from {link[0]} to {link[1]}")
+            self.cluster.duplicate(*link, position)
+
+    def _lose(self) -> None:
+        if link := self._busy_link():
+            self._note(f"lose a frame from {link[0]} to {link[1]}")
+            position = self.draw.randrange(len(self.cluster.network.flying[link]))
+            self.cluster.network.lose(link, position)
+        if self.cluster.snapshots_flying and self.draw.random() < 0.5:
+            link = self.draw.choice(sorted(self.cluster.snapshots_flying))
+            self._note(f"lose the snapshot from {link[0]} to {link[1]}")
+            self.cluster.lose_snapshot(*link)
+
+    def _crash(self) -> None:
+        if up := self.cluster.up:
+            node_id = self.draw.choice(up)
+            self._note(f"crash {node_id}")
+            self.cluster.crash(node_id)
+            if self.draw.random() < 0.5:
+                self._note(f"restart {node_id}")
+                self.cluster.restart(node_id)
+
+    def _restart(self) -> None:
+        if down := [node_id for node_id in self.ids if node_id not in self.cluster.up]:
+            node_id = self.draw.choice(down)
+            self._note(f"restart {node_id}")
+            self.cluster.restart(node_id)
+
+    def _snapshot(self) -> None:
+        if up := self.cluster.up:
+            node_id, keep = self.draw.choice(up), self.draw.choice((0, 1, 5, 20))
+            self._note(f"{node_id} takes a snapshot and keeps {keep}")
+            self.cluster.take_snapshot(node_id, keep)
+
+    def _transfer(self) -> None:
+        if leaders := self.cluster.leaders:
+            leader = self.draw.choice(leaders)
+            target = self.draw.choice([node_id for node_id in self.ids if node_id != leader])
+            self._note(f"{leader} hands over to {target}")
+            self.cluster[leader].transfer_to(target)
+
+    def _campaign(self) -> None:
+        """Whatever timers and manners say: safety must not rest on them."""
+        if up := self.cluster.up:
+            node_id = self.draw.choice(up)
+            self._note(f"{node_id} campaigns")
+            self.cluster.campaign(node_id)
+
+    def _hasten(self) -> None:
+        if up := self.cluster.up:
+            node_id = self.draw.choice(up)
+            self._note(f"{node_id} believes its leader gone")
+            self.cluster.nodes[node_id].run(lambda replica: replica.hasten_election((0.0, 0.1)))
+
+    def _sleep(self) -> None:
+        seconds = self.draw.choice((0.7, 1.3, 3.0))
+        self._note(f"everybody sleeps for {seconds} s")
+        self.cluster.clock.pass_s(seconds)
+
+    def _slow_disk(self) -> None:
+        """From now on this node's flights take off and land by steps of their own; or no longer."""
+        if up := self.cluster.up:
+            node = self.cluster.nodes[self.draw.choice(up)]
+            node.flushes_at_once = not node.flushes_at_once
+            self._note(f"the disk of {node.node_id} is {'fast' if node.flushes_at_once else 'slow'}")
+
+    def _flight(self) -> None:
+        if up := self.cluster.up:
+            node = self.cluster.nodes[self.draw.choice(up)]
+            self._note(f"the disk of {node.node_id} gets on")
+            node.end_flight()
+            if self.draw.random() < 0.7:
+                node.begin_flight()
+
+    # --- chance -----------------------------------------------------------------------------------------
+
+    def _pair(self) -> tuple[str, str]:
+        a, b = self.draw.sample(self.ids, 2)
+        return a, b
+
+    def _busy_link(self) -> tuple[str, str] | None:
+        busy = [link for link in self.cluster.network.busy() if self.cluster.nodes[link[1]].replica is not None]
+        return self.draw.choice(busy) if busy else None
+
+    def _note(self, step: str) -> None:
+        self.steps.append(step)
