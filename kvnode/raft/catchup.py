@@ -106,7 +106,11 @@ class Catchup:
 
     def arrived(self, node_id: str, index: int, offset: int, data: bytes) -> None:
         fetch = self._fetch
-        if fetch is None or fetch.verifying or (node_id, index, offset) != (fetch.source, fetch.index, fetch.have_bytes):
+        if (
+            fetch is None
+            or fetch.verifying
+            or (node_id, index, offset) != (fetch.source, fetch.index, fetch.have_bytes)
+        ):
             return
         if not data or fetch.have_bytes + len(data) > fetch.size_bytes:
             self._forget()
@@ -123,7 +127,9 @@ class Catchup:
     def _verified(self, result: tuple[Snapshot, KeyValueStore] | None, error: Exception | None) -> None:
         fetch, self._fetch = self._fetch, None
         if isinstance(error, Damaged):
-            log.warning("The snapshot from %s did not check out (%s); fetching it again.", fetch and fetch.source, error)
+            log.warning(
+                "The snapshot from %s did not check out (%s); fetching it again.", fetch and fetch.source, error
+            )
             if fetch is not None:
                 self._snapshots.disk.unlink(fetch.part)
         elif error is not None:

@@ -1,4 +1,4 @@
-"""The one door to PySyncObj: which core it must be, and the three module-level seams that are turned.
+"""The one door to PySyncObj: which core it must be, and the four module-level seams that are turned.
 
 The stock core is not safe as a store of record; kvnode runs it unmodified behind `guard`, which was argued
 against every line of exactly one release. So the release is pinned, and its source is checked when this
@@ -8,6 +8,7 @@ module is first imported: another core is a reason not to start, not a surprise 
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,3 +91,6 @@ _syncobj.createJournal = _create_journal
 # Seam 3: no pipe to wake the core's poller. The loop that proposes also ticks, and the 65,536th proposal
 # between two ticks would raise on the full pipe although it had been queued (R19).
 _syncobj.PIPE_NOTIFIER_ENABLED = False
+# Seam 4: one clock. The core reads CLOCK_MONOTONIC_RAW, which drifts from `time.monotonic` by seconds a day, and
+# a deadline that one clock sets would be judged by the other.
+_syncobj.monotonicTime = time.monotonic

@@ -21,6 +21,8 @@ class Ballot(Protocol):
     """What the gate must know of the core. `last` is (last log term, last log index)."""
 
     @property
+    def node_id(self) -> str: ...
+    @property
     def term(self) -> int: ...
     @property
     def is_leader(self) -> bool: ...
@@ -48,6 +50,7 @@ class ElectionGate:
         self._draw = draw
         self._asked_term = 0
         self._ask_again_at = 0.0
+        self._asks_from = 0.0
         self._grants: set[str] = set()
         self._transfer_term = 0
         self._leader_heard_at: float | None = None
@@ -66,7 +69,7 @@ class ElectionGate:
             self._asked_term = 0
             return True
         now = self._clock()
-        if self._asked_term != proposed or now >= self._ask_again_at:
+        if now >= self._asks_from and (self._asked_term != proposed or now >= self._ask_again_at):
             self._asked_term = proposed
             self._grants.clear()
             # Unanswered questions are repeated: a randomised pause keeps two askers from marching in step.
@@ -85,6 +88,11 @@ class ElectionGate:
             and not self.leader_is_alive()
             and (last_term, last_index) >= core.last
         )
+        if granted and node_id > core.node_id:
+            # Two that ask each other at the same moment would both be granted and split the real vote: the
+            # smaller id steps back for a while. Either way somebody asks again; only time is at stake.
+            self._asked_term = 0
+            self._asks_from = self._clock() + self._timeout_min_s / 4
         self._send(node_id, (PRE_VOTED, core.term, proposed, granted))
 
     def answered(self, node_id: str, proposed: int, granted: bool) -> None:

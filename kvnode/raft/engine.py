@@ -40,6 +40,7 @@ GROUPS_IN_FLIGHT: Final = 8  # groups that a follower has forwarded and not seen
 FORWARDED_BYTES_MAX: Final = 64 * 1_048_576
 REFUSED_PAUSE_S: Final = 0.05
 LEADER_GONE_S: Final = (0.05, 0.15)  # a closed connection is news: see `Replica.hasten_election`
+NO_LEADER_S: Final = (0.1, 0.3)
 SNAPSHOT_BYTES: Final = 64 * 1_048_576  # the log is compacted when its commands hold this much, …
 SNAPSHOT_ENTRIES: Final = 200_000  # … or at this many entries
 TAIL_BYTES: Final = 16 * 1_048_576  # of which this much is kept for followers that are only a little behind
@@ -112,6 +113,8 @@ class Engine:
     async def start(self) -> None:
         host, port = self.settings.listen
         await self.network.start(host, port)
+        if not self.replica.peer_ids:
+            self.replica.hasten_election((0.0, 0.0))  # there is nobody whose leadership could be disturbed
         self._on_timer()
 
     async def stop(self) -> None:
@@ -338,6 +341,8 @@ class Engine:
 
     def link_up(self, node_id: str) -> None:
         self.replica.guard.connected(node_id)
+        if self.leader_id is None and self.network.up >= self.replica.majority_of_others:
+            self.replica.hasten_election(NO_LEADER_S)  # a cluster that has just started need not sit out a timeout
         self.schedule()
 
     def link_down(self, node_id: str) -> None:
@@ -440,7 +445,9 @@ class Engine:
             first -= 1
             kept += len(journal[first - journal[0][1]][0])
         journal.compact(first)
-        log.info("Snapshot at index %d (%d bytes); the log now starts at %d.", snapshot.index, snapshot.size_bytes, first)
+        log.info(
+            "Snapshot at index %d (%d bytes); the log now starts at %d.", snapshot.index, snapshot.size_bytes, first
+        )
         self.schedule()
 
 

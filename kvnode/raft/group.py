@@ -187,7 +187,9 @@ class RaftGroup:
             raise Conflict("A transfer of leadership is under way already: wait for it to end.")
         target = to or self._most_caught_up()
         if target is None or not self._is_reachable(target):
-            raise Conflict(f"Node {target or 'to hand over to'} does not answer: the leader stays {self._settings.node_id}.")
+            raise Conflict(
+                f"Node {target or 'to hand over to'} does not answer: the leader stays {self._settings.node_id}."
+            )
         old_term, asked_at = replica.term, None
         engine.transferring = True  # no new proposals, so that the target can draw level
         try:
@@ -295,7 +297,9 @@ class RaftGroup:
         if node_id == self._settings.node_id:
             applied = replica.raftLastApplied
             lag = max(0, commit_index - applied)
-            return MemberStatus(node_id, raft, self._settings.http_url, replica.role, replica.last[1], applied, lag, True)
+            return MemberStatus(
+                node_id, raft, self._settings.http_url, replica.role, replica.last[1], applied, lag, True
+            )
         reachable = self._is_reachable(node_id)
         role = "leader" if node_id == engine.leader_id else "follower" if reachable else "unknown"
         http = engine.network.http_urls.get(node_id)
@@ -305,7 +309,14 @@ class RaftGroup:
         applied = progress.applied if progress is not None else 0
         match_index = replica.match_index(node_id)
         return MemberStatus(
-            node_id, raft, http, role, match_index, applied, max(0, commit_index - applied), reachable  # type: ignore[arg-type]
+            node_id,
+            raft,
+            http,
+            role,
+            match_index,
+            applied,
+            max(0, commit_index - applied),
+            reachable,  # type: ignore[arg-type]
         )
 
     def _running(self) -> Engine:

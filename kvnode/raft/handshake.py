@@ -64,7 +64,15 @@ class Dialer:
 
     def hello(self) -> bytes:
         me = self._me
-        fields = [_VERSION, me.cluster_id, me.node_id, self._peer_id, me.http_url, me.instance, os.urandom(_NONCE_BYTES)]
+        fields = [
+            _VERSION,
+            me.cluster_id,
+            me.node_id,
+            self._peer_id,
+            me.http_url,
+            me.instance,
+            os.urandom(_NONCE_BYTES),
+        ]
         self._said = _pack(fields)
         return MAGIC + _frame(self._said)
 

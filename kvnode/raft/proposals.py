@@ -153,7 +153,9 @@ class Proposals:
         for write in writes:
             _fail(
                 write.waiter,
-                OutcomeUnknown("The write was proposed, and its outcome was not known in time: read the key to learn it."),
+                OutcomeUnknown(
+                    "The write was proposed, and its outcome was not known in time: read the key to learn it."
+                ),
             )
 
 

@@ -107,9 +107,7 @@ class Replicator:
     ) -> bool:
         last_index = self._journal[-1][1]
         sent = False
-        while (
-            progress.next <= last_index and not progress.awaiting and progress.in_flight_bytes < WINDOW_BYTES
-        ):
+        while progress.next <= last_index and not progress.awaiting and progress.in_flight_bytes < WINDOW_BYTES:
             frame = shared.get(progress.next)
             if frame is None:
                 # Followers that are equally far get the very same message, which the transport encodes once.

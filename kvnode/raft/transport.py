@@ -57,6 +57,7 @@ class Network:
         self._accepted: dict[str, asyncio.Transport] = {}
         self._open: set[asyncio.Transport] = set()
         self._dialers: dict[str, asyncio.Task[None]] = {}
+        self._heard_from: dict[str, asyncio.Event] = {}
         self._encoded: tuple[wire.Message | None, bytes] = (None, b"")
         self._logged: dict[tuple[str, str], float] = {}
 
@@ -111,6 +112,11 @@ class Network:
     def is_up(self, node_id: str) -> bool:
         return node_id in self._dialled
 
+    @property
+    def up(self) -> int:
+        """How many peers this node can send to."""
+        return len(self._dialled)
+
     # --- dialled connections -------------------------------------------------------------------------
 
     def _dial(self, node_id: str) -> None:
@@ -136,8 +142,12 @@ class Network:
                 pass  # not there yet, or gone: the status page and the readiness probe say so
             finally:
                 link.abort()
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-            pause_s = min(pause_s * 2, REDIAL_S[1])
+            heard_from = self._heard_from[node_id] = asyncio.Event()
+            try:
+                async with asyncio.timeout(pause_s * random.uniform(0.5, 1.0)):
+                    await heard_from.wait()  # it has just dialled us: no reason to wait longer
+            except TimeoutError:
+                pause_s = min(pause_s * 2, REDIAL_S[1])
 
     def _dialled_up(self, peer: Peer, transport: asyncio.Transport) -> None:
         self._dialled[peer.node_id] = transport
@@ -159,6 +169,8 @@ class Network:
         if superseded is not None:
             # Frames of an older connection must not be read behind those of a newer one (R3).
             superseded.abort()
+        if peer.node_id in self._heard_from:
+            self._heard_from[peer.node_id].set()
 
     def _accepted_down(self, node_id: str, transport: asyncio.Transport) -> None:
         if self._accepted.get(node_id) is transport:
