@@ -56,8 +56,6 @@ STATUS_OF: Final = {
     "disk_full": 507,
 }
 WRITING: Final = frozenset(("PUT", "POST", "DELETE", "PATCH"))
-# A probe's leader confirmation keeps its own deadline; this much later the answer goes out without it.
-PROBE_GRACE_S: Final = 0.1
 # How long the rest of a refused body is read and dropped, so that the client gets to see why (RFC 9112, 9.6).
 LINGER_S: Final = 2.0
 
@@ -72,7 +70,7 @@ def create_server(
     `leader_probe` None leaves `/admin/healthz/leader` out. On the way down: `pre_shutdown()`, `shutdown(timeout)`.
     """
     table = RouteTable(
-        probes.routes(group, leader_probe, probe_timeout_s + PROBE_GRACE_S),
+        probes.routes(group, leader_probe, probe_timeout_s),
         kv.routes(group),
         admin.routes(group, node_id, version),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Protocol
 
 from aiohttp import web
 
@@ -18,7 +18,10 @@ from kvnode.http.answer import JSON_TYPE, NO_STORE, TEXT_TYPE, Answer, json_byte
 from kvnode.http.group import Group
 from kvnode.http.paths import Query, decode
 from kvnode.http.route import Handler, Methods
-from kvnode.raft.status import leader_refusal
+from kvnode.raft.status import RaftStatus, leader_refusal
+
+# The confirmation keeps its own deadline; this much later the answer goes out without it, whatever is stuck.
+GRACE_S: Final = 0.1
 
 _PLAIN: Final = TEXT_TYPE + NO_STORE
 _JSON: Final = JSON_TYPE + NO_STORE
@@ -28,45 +31,41 @@ _REFUSALS: Final = {
 }
 
 
-class LeaderProbe:
-    """Whether this node is the leader now, by a majority's word and not by its own."""
+class LeaderProbe(Protocol):
+    """Who can say whether this node is the leader, by a majority's word and not by its own: a Raft group."""
 
-    __slots__ = ("group", "timeout_s")
+    def status(self) -> RaftStatus: ...
 
-    def __init__(self, group: Group, timeout_s: float) -> None:
-        self.group = group
-        self.timeout_s = timeout_s
+    async def verify_leader(self, timeout_s: float) -> bool:
+        """True only if a majority confirmed the leadership in a round that began after the call."""
 
-    async def refusal(self) -> str | None:
-        """None: leader, confirmed after this call began. Otherwise a `Kvnode-Reason`. Bounded by `timeout_s`."""
-        group = self.group
-        refusal = leader_refusal(group.status())
-        if refusal is not None:
-            return refusal
-        confirmed = await group.verify_leader(self.timeout_s)
-        # The node may have begun to drain, or have lost the leadership, while the round was on its way.
-        refusal = leader_refusal(group.status())
-        if refusal is None and not confirmed:
-            return "unverified"
+
+async def refusal_of(probe: LeaderProbe, timeout_s: float) -> str | None:
+    """None: the leader, confirmed after this call began. Otherwise a `Kvnode-Reason`. Takes `timeout_s` at most."""
+    refusal = leader_refusal(probe.status())
+    if refusal is not None:
         return refusal
+    try:
+        async with asyncio.timeout(timeout_s + GRACE_S):
+            confirmed = await probe.verify_leader(timeout_s)
+    except TimeoutError:
+        confirmed = False
+    # The node may have begun to drain, or have lost the leadership, while the round was on its way.
+    refusal = leader_refusal(probe.status())
+    if refusal is None and not confirmed:
+        return "unverified"
+    return refusal
 
 
-def routes(group: Group, leader_probe: LeaderProbe | None, deadline_s: float) -> dict[str, Methods]:
-    """The probe paths. Without a leader probe its path does not exist, whatever the method.
-
-    `deadline_s` ends a leader probe that overran its own timeout: a balancer's check must get its answer.
-    """
+def routes(group: Group, leader_probe: LeaderProbe | None, timeout_s: float) -> dict[str, Methods]:
+    """The probe paths. Without a leader probe its path does not exist, whatever the method."""
 
     def health(request: web.BaseRequest, rest: str, query: str) -> Answer:
         return Answer(200, _PLAIN, b"ok\n")
 
     async def leader(request: web.BaseRequest, rest: str, query: str) -> Answer:
         assert leader_probe is not None
-        try:
-            async with asyncio.timeout(deadline_s):
-                refusal = await leader_probe.refusal()
-        except TimeoutError:
-            refusal = "unverified"
+        refusal = await refusal_of(leader_probe, timeout_s)
         if refusal is None:
             return Answer(200, _PLAIN, b"ok\n")
         return Answer(503, _REFUSALS[refusal], b"not leader\n")

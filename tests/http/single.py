@@ -1,0 +1,88 @@
+"""A group of one, in memory: a real KeyValueStore that applies at once, and a RaftStatus that a test may force.
+
+For what cannot be brought about on demand with real nodes: each row of the probe matrix, each error of the
+table. What depends on Raft itself is tested with real processes elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import msgpack
+
+from kvnode.commands import Result
+from kvnode.raft.status import MemberStatus, RaftStatus
+from kvnode.store import KeyValueStore
+
+LEADING = RaftStatus(
+    node_id="n1",
+    cluster_id="c",
+    role="leader",
+    leader_id="n1",
+    term=3,
+    commit_index=7,
+    applied_index=7,
+    last_index=7,
+    started=True,
+    is_member=True,
+    serving=True,
+    draining=False,
+    transferring=False,
+    leader_heard_age_s=0.0,
+    tick_age_s=0.01,
+    election_timeout_max_s=1.2,
+    leader_commit_index=7,
+    storage_error=None,
+    blocking_errors=(),
+)
+
+
+class SingleGroup:
+    """Satisfies kvnode.http.group.Group."""
+
+    def __init__(self) -> None:
+        self.store = KeyValueStore()
+        self.present = LEADING
+        self.confirms: asyncio.Future[bool] | bool = True
+        self.raises: Exception | None = None
+        self.verifications = 0
+        self.asked = asyncio.Event()  # a verification has begun
+        self.proposals = 0
+
+    def becomes(self, **changes: Any) -> None:
+        self.present = replace(self.present, **changes)
+
+    def status(self) -> RaftStatus:
+        return self.present
+
+    def members(self) -> tuple[MemberStatus, ...]:
+        return (
+            MemberStatus("n1", "127.0.0.1:7001", "http://127.0.0.1:8001", "leader", 7, 7, 0, True),
+            MemberStatus("n2", "127.0.0.1:7002", None, "unknown", None, None, None, False),
+        )
+
+    async def propose(self, command: bytes) -> Result:
+        self.proposals += 1
+        self._fail()
+        return self.store.apply(msgpack.unpackb(command))
+
+    async def read_barrier(self) -> None:
+        self._fail()
+
+    async def verify_leader(self, timeout_s: float) -> bool:
+        self.verifications += 1
+        self.asked.set()
+        return self.confirms if isinstance(self.confirms, bool) else await self.confirms
+
+    async def transfer(self, to: str | None, timeout_s: float = 5.0) -> tuple[str, int]:
+        self._fail()
+        return to or "n2", 4
+
+    def begin_drain(self) -> None:
+        self.becomes(draining=True)
+
+    def _fail(self) -> None:
+        if self.raises is not None:
+            raise self.raises

@@ -1,0 +1,82 @@
+"""The administration API."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from kvnode import errors
+from tests.http.serving import Served
+
+TRANSFER = "/admin/api/v1/leader/transfer"
+
+
+async def test_the_cluster_as_this_node_sees_it(node: Served) -> None:
+    reply = await node.ask("GET", "/admin/api/v1/cluster")
+    document = reply.json
+    moment = datetime.fromisoformat(document.pop("timestamp"))
+    assert abs((datetime.now(UTC) - moment).total_seconds()) < 60
+    member = {"raft": "127.0.0.1:7001", "http": "http://127.0.0.1:8001", "match_index": 7, "applied_index": 7, "lag": 0}
+    unknown = {"raft": "127.0.0.1:7002", "http": None, "match_index": None, "applied_index": None, "lag": None}
+    assert document == {
+        "node_id": "n1",
+        "version": "1.2.3",
+        "groups": [
+            {
+                "group_id": "default",
+                "leader_id": "n1",
+                "term": 3,
+                "members": [
+                    {"id": "n1", "role": "leader", "reachable": True, **member},
+                    {"id": "n2", "role": "unknown", "reachable": False, **unknown},
+                ],
+                "is_leader": True,
+            }
+        ],
+    }
+    node.group.becomes(role="follower", leader_id=None)
+    group = (await node.ask("GET", "/admin/api/v1/cluster")).json["groups"][0]
+    assert (group["leader_id"], group["is_leader"]) == (None, False)
+
+
+async def test_a_transfer_answers_with_the_new_leader(node: Served) -> None:
+    assert (await node.ask("POST", TRANSFER)).json == {"leader_id": "n2", "term": 4}
+    assert (await node.ask("POST", TRANSFER, body=b"{}")).json == {"leader_id": "n2", "term": 4}
+    assert (await node.ask("POST", TRANSFER, body=b'{"to":null}')).json == {"leader_id": "n2", "term": 4}
+    assert (await node.ask("POST", TRANSFER, body=b'{"to":"n3"}')).json == {"leader_id": "n3", "term": 4}
+
+
+async def test_a_transfer_that_cannot_be_is_definite(node: Served) -> None:
+    node.group.raises = errors.Conflict("n9 is not a member.")
+    reply = await node.ask("POST", TRANSFER, body=b'{"to":"n9"}')
+    assert reply.status == 409
+    assert reply.json == {"error": "conflict", "message": "n9 is not a member.", "outcome": "not_applied"}
+    node.group.raises = errors.NoLeader("No leader is known.")
+    reply = await node.ask("POST", TRANSFER)
+    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"no", 400),
+        (b"[]", 400),
+        (b'{"to":1}', 400),
+        (b'{"to":""}', 400),
+        (b'{"too":"n1"}', 400),
+        (b"\xff", 400),
+        (b"[" * 60_000, 400),
+        (b" " * 70_000, 413),
+    ],
+)
+async def test_a_transfer_that_makes_no_sense(node: Served, body: bytes, status: int) -> None:
+    node.group.raises = RuntimeError("must not be asked")
+    assert (await node.ask("POST", TRANSFER, body=body)).status == status
+
+
+async def test_drain_fails_the_probes_at_once(node: Served) -> None:
+    assert (await node.ask("POST", "/admin/api/v1/drain")).json == {"draining": True}
+    assert (await node.ask("GET", "/admin/healthz/leader")).headers["kvnode-reason"] == "draining"
+    assert (await node.ask("GET", "/readyz")).status == 503
+    assert (await node.ask("GET", "/livez")).status == 200
