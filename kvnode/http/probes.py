@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Final, Protocol
+from typing import Final
 
 from aiohttp import web
 
@@ -18,9 +18,9 @@ from kvnode.http.answer import JSON_TYPE, NO_STORE, TEXT_TYPE, Answer, json_byte
 from kvnode.http.group import Group
 from kvnode.http.paths import Query, decode
 from kvnode.http.route import Handler, Methods
-from kvnode.raft.status import RaftStatus, leader_refusal
+from kvnode.raft.status import leader_refusal
 
-# The confirmation keeps its own deadline; this much later the answer goes out without it, whatever is stuck.
+# The confirmation keeps its own deadline; this much later the answer goes out without it.
 GRACE_S: Final = 0.1
 
 _PLAIN: Final = TEXT_TYPE + NO_STORE
@@ -31,41 +31,45 @@ _REFUSALS: Final = {
 }
 
 
-class LeaderProbe(Protocol):
-    """Who can say whether this node is the leader, by a majority's word and not by its own: a Raft group."""
+class LeaderProbe:
+    """Whether this node is the leader now, by a majority's word and not by its own."""
 
-    def status(self) -> RaftStatus: ...
+    __slots__ = ("group", "timeout_s")
 
-    async def verify_leader(self, timeout_s: float) -> bool:
-        """True only if a majority confirmed the leadership in a round that began after the call."""
+    def __init__(self, group: Group, timeout_s: float) -> None:
+        self.group = group
+        self.timeout_s = timeout_s
 
-
-async def refusal_of(probe: LeaderProbe, timeout_s: float) -> str | None:
-    """None: the leader, confirmed after this call began. Otherwise a `Kvnode-Reason`. Takes `timeout_s` at most."""
-    refusal = leader_refusal(probe.status())
-    if refusal is not None:
+    async def refusal(self) -> str | None:
+        """None: the leader, confirmed after this call began. Otherwise a `Kvnode-Reason`. Bounded by `timeout_s`."""
+        group = self.group
+        refusal = leader_refusal(group.status())
+        if refusal is not None:
+            return refusal
+        confirmed = await group.verify_leader(self.timeout_s)
+        # The node may have begun to drain, or have lost the leadership, while the round was on its way.
+        refusal = leader_refusal(group.status())
+        if refusal is None and not confirmed:
+            return "unverified"
         return refusal
-    try:
-        async with asyncio.timeout(timeout_s + GRACE_S):
-            confirmed = await probe.verify_leader(timeout_s)
-    except TimeoutError:
-        confirmed = False
-    # The node may have begun to drain, or have lost the leadership, while the round was on its way.
-    refusal = leader_refusal(probe.status())
-    if refusal is None and not confirmed:
-        return "unverified"
-    return refusal
 
 
 def routes(group: Group, leader_probe: LeaderProbe | None, timeout_s: float) -> dict[str, Methods]:
-    """The probe paths. Without a leader probe its path does not exist, whatever the method."""
+    """The probe paths. Without a leader probe its path does not exist, whatever the method.
+
+    `timeout_s` is the deadline of every probe: GRACE_S after it a balancer has its answer, whatever is stuck.
+    """
 
     def health(request: web.BaseRequest, rest: str, query: str) -> Answer:
         return Answer(200, _PLAIN, b"ok\n")
 
     async def leader(request: web.BaseRequest, rest: str, query: str) -> Answer:
         assert leader_probe is not None
-        refusal = await refusal_of(leader_probe, timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s + GRACE_S):
+                refusal = await leader_probe.refusal()
+        except TimeoutError:
+            refusal = "unverified"
         if refusal is None:
             return Answer(200, _PLAIN, b"ok\n")
         return Answer(503, _REFUSALS[refusal], b"not leader\n")

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from kvnode.http.app import create_server
+from kvnode.http.app import LeaderProbe, create_server
 from tests.http.single import SingleGroup
 
 DEADLINE_S = 10.0
@@ -100,7 +100,7 @@ async def serve(group: SingleGroup, *, leader_probe: bool = True) -> AsyncIterat
     server = create_server(
         group,
         node_id="n1",
-        leader_probe=group if leader_probe else None,
+        leader_probe=LeaderProbe(group, 0.2) if leader_probe else None,
         probe_timeout_s=0.2,
         version="1.2.3",
     )

@@ -46,7 +46,9 @@ UNKNOWN_ENDPOINTS = ["/admin/api", "/admin/api/", "/admin/api/v1", "/admin/api/v
 
 def test_the_sweep_leaves_no_route_out() -> None:
     group = SingleGroup()
-    table = RouteTable(probes.routes(group, group, 0.2), kv.routes(group), admin.routes(group, "n1", "1"))
+    table = RouteTable(
+        probes.routes(group, probes.LeaderProbe(group, 0.2), 0.2), kv.routes(group), admin.routes(group, "n1", "1")
+    )
     for pattern in table.methods:
         swept = pattern.partition("{")[0]
         assert any(path == pattern or (pattern.endswith("}") and path.startswith(swept)) for path in ALLOWED), pattern
