@@ -193,8 +193,8 @@ class Engine:
     def _write_failed(self, error: OSError) -> None:
         self._fail(
             Fatal(
-                f"The journal could not be written ({error.strerror or error}): what is on disk is not certain any more, "
-                "so the node stops. Mend the disk, then start it again."
+                f"The journal could not be written ({error.strerror or error}): what is on disk is not certain any "
+                "more, so the node stops. Mend the disk, then start it again."
             )
         )
 

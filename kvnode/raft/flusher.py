@@ -49,8 +49,8 @@ class Flusher:
     async def stop(self, timeout_s: float) -> bool:
         """Writes what is left and ends the thread; False if the disk did not answer in time."""
         deadline = self._loop.time() + timeout_s
-        while not self._journal.clean and self._thread.is_alive() and self._loop.time() < deadline:
-            await asyncio.sleep(0.005)
+        while not self._journal.clean and self._thread.is_alive() and self._loop.time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)  # the thread has no event of the loop's to set, and this happens once
         self._queue.put(None)
         await self._loop.run_in_executor(None, self._thread.join, max(0.1, deadline - self._loop.time()))
         return not self._thread.is_alive()

@@ -107,7 +107,10 @@ class RaftGroup:
     # --- writes and reads --------------------------------------------------------------------------------
 
     def propose(self, command: bytes) -> asyncio.Future[Result]:
-        """Replicates one encoded command; its result. Raises Starting, Overloaded at once; NoLeader, OutcomeUnknown later."""
+        """Replicates one encoded command and gives its result.
+
+        Raises Starting, ShuttingDown or Overloaded at once, NoLeader or OutcomeUnknown from the future.
+        """
         engine = self._running()
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         engine.proposals.submit(command, future, engine.clock() + WRITE_DEADLINE_S)

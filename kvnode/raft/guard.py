@@ -80,7 +80,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
         self._said_round, self._said_at = self._round, now
 
     def durable(self) -> None:
-        """The journal made progress: promises leave, and early acknowledgements count as far as our own log is durable."""
+        """The journal made progress: promises leave, early acknowledgements count as far as our own log is durable."""
         self._outbox.release()
         if self._early:
             limit = self._journal.durable_index + 1
@@ -131,7 +131,8 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
         elif kind == wire.TERM_NOTICE:
             self._notice(node, message[1])
         elif kind == wire.TIMEOUT_NOW:
-            if message[1] == self._core.term and self._core.leader_id == node_id:
+            asked_by_leader = message[1] == self._core.term and self._core.leader_id == node_id
+            if asked_by_leader:
                 self._core.election.transfer_to_self(message[1])
                 self._onMessageReceived(node, {"type": "timeout_now", "term": message[1]})
 
@@ -251,7 +252,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
         }
 
     def _mismatch(self, term: int, prev: int, last: int, floor: int) -> dict[str, Any]:
-        """G6: names the first index of the conflicting term, until it is repaired, also to what is pipelined behind (R16)."""
+        """G6: names the first index of the conflicting term until it is repaired, also to what is pipelined (R16)."""
         journal = self._journal
         if floor < prev <= last:
             conflicting, index = journal.term_at(prev), prev
@@ -273,5 +274,5 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
             if known is not None and known != term:
                 raise Fatal(
                     f"The leader's log has term {term} at index {index}, where this node has committed term {known}: "
-                    "their histories differ. The node stops; compare the clusters they belong to before it is started again."
+                    "their histories differ. The node stops; compare their clusters before starting it again."
                 )

@@ -97,7 +97,7 @@ class Dialer:
 
 
 class Acceptor:
-    """The accepting side: `greeted(body)` gives the challenge, `proved(body)` the peer. `Refused` is to be sent back."""
+    """The accepting side: `greeted(body)` gives the challenge, `proved(body)` the peer. Refused is sent back."""
 
     def __init__(self, me: Identity, members: Container[str]) -> None:
         self._me = me
