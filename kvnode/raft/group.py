@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from kvnode.commands import Result
 from kvnode.errors import (
@@ -25,7 +25,7 @@ from kvnode.raft.journal import Journal
 from kvnode.raft.segments import Segments
 from kvnode.raft.settings import RaftSettings
 from kvnode.raft.snapshot import Snapshots
-from kvnode.raft.status import MemberStatus, RaftStatus, leader_refusal
+from kvnode.raft.status import MemberStatus, RaftStatus, Role, leader_refusal
 from kvnode.store import KeyValueStore
 
 WRITE_DEADLINE_S: Final = 5.0  # several elections long: a write that meets one waits instead of failing
@@ -304,23 +304,16 @@ class RaftGroup:
                 node_id, raft, self._settings.http_url, replica.role, replica.last[1], applied, lag, True
             )
         reachable = self._is_reachable(node_id)
-        role = "leader" if node_id == engine.leader_id else "follower" if reachable else "unknown"
+        role: Role | Literal["unknown"] = "follower" if reachable else "unknown"
+        if node_id == engine.leader_id:
+            role = "leader"
         http = engine.network.http_urls.get(node_id)
         if not replica.is_leader:
-            return MemberStatus(node_id, raft, http, role, None, None, None, reachable)  # type: ignore[arg-type]
+            return MemberStatus(node_id, raft, http, role, None, None, None, reachable)
         progress = replica.replicator.followers.get(node_id)
         applied = progress.applied if progress is not None else 0
-        match_index = replica.match_index(node_id)
-        return MemberStatus(
-            node_id,
-            raft,
-            http,
-            role,
-            match_index,
-            applied,
-            max(0, commit_index - applied),
-            reachable,  # type: ignore[arg-type]
-        )
+        lag = max(0, commit_index - applied)
+        return MemberStatus(node_id, raft, http, role, replica.match_index(node_id), applied, lag, reachable)
 
     def _running(self) -> Engine:
         if self._stopping:
