@@ -18,7 +18,7 @@ from aiohttp import web
 
 from kvnode import __version__, errors, logs, values
 from kvnode.config import Config
-from kvnode.http.app import LeaderProbe, create_server
+from kvnode.http.app import create_server
 from kvnode.raft.group import RaftGroup
 from kvnode.raft.settings import RaftSettings
 from kvnode.raft.status import is_leader
@@ -97,7 +97,7 @@ async def _listen(config: Config, group: RaftGroup) -> web.ServerRunner:
     server = create_server(
         group,
         node_id=config.node_id,
-        leader_probe=LeaderProbe(group, config.probe_timeout_s) if config.leader_probe else None,
+        leader_probe=group if config.leader_probe else None,
         probe_timeout_s=config.probe_timeout_s,
         version=__version__,
     )
@@ -150,11 +150,12 @@ def _announce(config: Config) -> None:
 async def _drain(group: RaftGroup, signals: _Signals) -> None:
     """Probes fail, leadership moves, balancers notice. A second signal skips what is left of it."""
     status, alone = group.status(), len(group.members()) <= 1
-    log.info("Stopping: probes fail from now on%s.", ", leadership is handed over" if is_leader(status) else "")
+    handing_over = is_leader(status) and not alone
+    log.info("Stopping: probes fail from now on%s.", ", leadership is handed over" if handing_over else "")
     group.begin_drain()
     if alone:
         return
-    if is_leader(status):
+    if handing_over:
         transfer = asyncio.ensure_future(_hand_over(group))
         await _first(transfer, signals.wait(2))
         transfer.cancel()
