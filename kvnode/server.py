@@ -18,7 +18,7 @@ from aiohttp import web
 
 from kvnode import __version__, errors, logs, values
 from kvnode.config import Config
-from kvnode.http.app import create_server
+from kvnode.http.app import LeaderProbe, create_server
 from kvnode.raft.group import RaftGroup
 from kvnode.raft.settings import RaftSettings
 from kvnode.raft.status import is_leader
@@ -97,7 +97,7 @@ async def _listen(config: Config, group: RaftGroup) -> web.ServerRunner:
     server = create_server(
         group,
         node_id=config.node_id,
-        leader_probe=group if config.leader_probe else None,
+        leader_probe=LeaderProbe(group, config.probe_timeout_s) if config.leader_probe else None,
         probe_timeout_s=config.probe_timeout_s,
         version=__version__,
     )
