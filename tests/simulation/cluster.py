@@ -296,7 +296,7 @@ class Cluster:
 
     def _deliver_among(self, ids: Iterable[str]) -> None:
         members = set(ids)
-        for link in list(self.snapshots_flying):
+        for link in sorted(self.snapshots_flying):
             if set(link) <= members:
                 self.deliver_snapshot(*link)
         for link in self.network.busy():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster
 
 CLUSTER_ID = b"simulated-group!"
-FRAMES_PER_CALL_MAX = 40  # to one peer, in answer to one event: far above what the smallest window allows
+SPARE_FRAMES = 100  # to one peer, in answer to one event, beyond one for each entry of the log: held promises leave together
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,10 @@ class Node:
 
     @property
     def running(self) -> Replica:
+        """The replica, about to do something: by its own clock."""
         if self.replica is None:
             raise AssertionError(f"{self.node_id} is down")
+        self.cluster.clock.rate = self.rate
         return self.replica
 
     # --- what drives it ---------------------------------------------------------------------------------
@@ -92,7 +94,6 @@ class Node:
         """One event, then what a node does after each: a tick, and a flush unless the disk is slow."""
         replica = self.running
         self._frames.clear()
-        self.cluster.clock.rate = self.rate
         step(replica)
         replica.tick()
         if self.flushes_at_once:
@@ -115,11 +116,11 @@ class Node:
         """The disk is done with what `begin_flight` handed to it."""
         flight, self._flight = self._flight, None
         if flight is not None:
+            self._frames.clear()
             self.segments.sync()
             self.journal.end_flight(flight)
             if flight.drop_before:
                 self.segments.drop_before(flight.drop_before)
-            self.cluster.clock.rate = self.rate
             self.running.durable()
             self.running.tick()
 
@@ -190,8 +191,8 @@ class Node:
 
     def send(self, node_id: str, message: wire.Message) -> bool:
         count = self._frames[node_id] = self._frames.get(node_id, 0) + 1
-        if count > FRAMES_PER_CALL_MAX:
-            raise Violation(f"{self.node_id} sends more than {FRAMES_PER_CALL_MAX} frames to {node_id} at once")
+        if count > len(self.journal) + SPARE_FRAMES:
+            raise Violation(f"{self.node_id} sends {count} frames to {node_id} at once, of a log of {len(self.journal)}")
         return self.cluster.network.send(self.node_id, node_id, message)
 
     def applied(self, index: int, term: int, payload: bytes) -> None:
@@ -202,7 +203,9 @@ class Node:
         holders = needed
         if index not in oracle.chosen:
             holders = sum(node.holds_durably(index, term) for node in self.cluster.nodes.values())
-        oracle.applied(self.node_id, index, term, payload, holders, needed)
+        oracle.applied(
+            self.node_id, index, term, payload, node_term=self.running.term, holders=holders, needed=needed
+        )
 
     def read_confirmed(self, read_round: int, index: int) -> None:
         for number in [number for number in self.reads if number <= read_round]:

@@ -47,8 +47,11 @@ class Holder(Protocol):
 
 
 class Chosen(NamedTuple):
+    """A committed entry. `committed_in` is the term of the node that applied it first, which is its leader."""
+
     term: int
     payload: bytes
+    committed_in: int
 
 
 @dataclass
@@ -67,21 +70,23 @@ class Oracle:
         if first != node.node_id:
             raise Violation(f"two leaders in term {term}: {first} and {node.node_id}")
         for index, chosen in self.chosen.items():
-            if index >= node.first_index and node.term_at(index) != chosen.term:
+            if chosen.committed_in < term and index >= node.first_index and node.term_at(index) != chosen.term:
                 raise Violation(f"{node.node_id} leads in term {term} without the committed entry {index}")
 
     def proposed(self, write: Write) -> None:
         self.writes.append(write)
         self._open[write.node_id, write.index, write.term] = write
 
-    def applied(self, node_id: str, index: int, term: int, payload: bytes, holders: int, needed: int) -> None:
+    def applied(
+        self, node_id: str, index: int, term: int, payload: bytes, *, node_term: int, holders: int, needed: int
+    ) -> None:
         """State Machine Safety; and nothing is committed that a majority would not find on its disks again."""
         chosen = self.chosen.get(index)
         if chosen is None:
             if holders < needed:
                 raise Violation(f"{node_id} applied entry {index}, which {holders} of {needed} nodes hold durably")
-            self.chosen[index] = Chosen(term, payload)
-        elif chosen != (term, payload):
+            self.chosen[index] = Chosen(term, payload, node_term)
+        elif chosen[:2] != (term, payload):
             raise Violation(
                 f"divergent apply: {node_id} applied {payload!r} of term {term} at index {index}, "
                 f"where {chosen.payload!r} of term {chosen.term} was committed"

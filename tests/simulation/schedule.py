@@ -72,29 +72,30 @@ class Schedule:
         daily: dict[Callable[[], None], float] = {
             self._deliver: 40,
             self._let_time_pass: 22,
-            self._write: 12,
-            self._read: 5,
-            self._live_on: 2,
+            self._write: 20,
+            self._read: 8,
+            self._live_on: draw.choice((3, 8, 15)),
         }
         faults: dict[Callable[[], None], float] = {
-            self._cut: 3,
+            self._cut: 2,
             self._join: 5,
+            self._heal_links: 2,
             self._isolate: 1,
-            self._partition: 1,
-            self._mute: 2,
+            self._partition: 2,
+            self._mute: 1,
             self._duplicate: 4,
             self._lose: 2,
             self._crash: 2,
-            self._restart: 5,
-            self._snapshot: 3,
-            self._transfer: 1,
+            self._restart: 8,
+            self._snapshot: 6,
+            self._transfer: 2,
             self._campaign: 2,
             self._hasten: 2,
             self._sleep: 1,
             self._slow_disk: 2,
             self._flight: 12,
         }
-        healing = {self._join, self._restart, self._flight}
+        healing = {self._join, self._heal_links, self._restart, self._flight}
         self._weights = daily | {
             fault: weight * (1 if fault in healing else draw.choice((0, 0.5, 1, 3)))
             for fault, weight in faults.items()
@@ -150,7 +151,7 @@ class Schedule:
         ids = [node_id for node_id in cluster.up if self.draw.random() < 0.7]
         self._note(f"{seconds} s for {''.join(ids)}")
         cluster.tick(*ids, after_s=seconds)
-        for link in list(cluster.snapshots_flying):
+        for link in sorted(cluster.snapshots_flying):
             if self.draw.random() < 0.3 and cluster.nodes[link[1]].replica is not None:
                 self._note(f"the snapshot of {link[0]} reaches {link[1]}")
                 cluster.deliver_snapshot(*link)
@@ -158,7 +159,7 @@ class Schedule:
     def _write(self) -> None:
         if leaders := self.cluster.leaders:
             leader = self.draw.choice(leaders)
-            for _ in range(self.draw.choice((1, 1, 3))):
+            for _ in range(self.draw.choice((1, 1, 3, 8))):
                 self._written += 1
                 self._note(f"{leader} is asked to write {self._written}")
                 self.cluster.propose(leader, self._written)
@@ -195,6 +196,10 @@ class Schedule:
         a, b = self._pair()
         self._note(f"join {a} and {b}")
         self.cluster.join(a, b)
+
+    def _heal_links(self) -> None:
+        self._note("heal all links")
+        self.cluster.heal()
 
     def _isolate(self) -> None:
         node_id = self.draw.choice(self.ids)
@@ -246,14 +251,16 @@ class Schedule:
 
     def _snapshot(self) -> None:
         if up := self.cluster.up:
-            node_id, keep = self.draw.choice(up), self.draw.choice((0, 1, 5, 20))
+            node_id, keep = self.draw.choice(self.cluster.leaders or up), self.draw.choice((0, 1, 5, 20))
             self._note(f"{node_id} takes a snapshot and keeps {keep}")
             self.cluster.take_snapshot(node_id, keep)
 
     def _transfer(self) -> None:
         if leaders := self.cluster.leaders:
             leader = self.draw.choice(leaders)
-            target = self.draw.choice([node_id for node_id in self.ids if node_id != leader])
+            replica = self.cluster[leader]
+            level = [peer for peer in replica.peer_ids if replica.match_index(peer) == replica.last[1]]
+            target = self.draw.choice(level or replica.peer_ids)
             self._note(f"{leader} hands over to {target}")
             self.cluster[leader].transfer_to(target)
 

@@ -74,7 +74,9 @@ class StockCore(SyncObj):  # type: ignore[misc]
 
     def _SyncObj__doApplyCommand(self, command: bytes) -> Any:
         index = self.raftLastApplied + 1
-        self.cluster.oracle.applied(self.node_id, index, self.term_at(index) or 0, command, 1, 1)
+        self.cluster.oracle.applied(
+            self.node_id, index, self.term_at(index) or 0, command, node_term=self.raftCurrentTerm, holders=1, needed=1
+        )
         return super()._SyncObj__doApplyCommand(command)
 
     @property
