@@ -1,0 +1,100 @@
+"""Both sides prove the secret, and neither can be talked to by anybody else."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvnode.raft.handshake import MAGIC, WELCOME, Acceptor, Dialer, Identity, Refused
+
+MEMBERS = ("n1", "n2", "n3")
+
+
+def identity(node_id: str, cluster_id: bytes = b"c" * 16, secret: bytes = b"shared secret") -> Identity:
+    return Identity(node_id, cluster_id, f"http://{node_id}", os.urandom(8), secret)
+
+
+def body(frame: bytes) -> bytes:
+    return frame[4:]
+
+
+def greet(dialer: Dialer, acceptor: Acceptor) -> bytes:
+    hello = dialer.hello()
+    assert hello.startswith(MAGIC)
+    return acceptor.greeted(body(hello[len(MAGIC) :]))
+
+
+def test_two_members_learn_who_the_other_is() -> None:
+    one, two = identity("n1"), identity("n2")
+    dialer, acceptor = Dialer(one, "n2"), Acceptor(two, MEMBERS)
+    proof = dialer.challenged(body(greet(dialer, acceptor)))
+    at_acceptor = acceptor.proved(body(proof))
+    at_dialer = dialer.welcomed(body(WELCOME))
+    assert (at_acceptor.node_id, at_acceptor.http_url, at_acceptor.instance) == ("n1", "http://n1", one.instance)
+    assert (at_dialer.node_id, at_dialer.http_url, at_dialer.instance) == ("n2", "http://n2", two.instance)
+
+
+def test_the_dialer_notices_an_acceptor_without_the_secret() -> None:
+    dialer, acceptor = Dialer(identity("n1"), "n2"), Acceptor(identity("n2", secret=b"another"), MEMBERS)
+    with pytest.raises(Refused, match="secret"):
+        dialer.challenged(body(greet(dialer, acceptor)))
+
+
+def test_the_acceptor_notices_a_dialer_without_the_secret() -> None:
+    acceptor = Acceptor(identity("n2"), MEMBERS)
+    greet(Dialer(identity("n1"), "n2"), acceptor)
+    for forged in (b"\x91\xc4\x20" + b"\x00" * 32, b"\x91\xc4\x00", b"\x90", b"\xc0"):
+        with pytest.raises(Refused):
+            acceptor.proved(forged)
+
+
+def test_a_proof_cannot_be_replayed_on_another_connection() -> None:
+    one, two = identity("n1"), identity("n2")
+    dialer, acceptor = Dialer(one, "n2"), Acceptor(two, MEMBERS)
+    hello = dialer.hello()
+    proof = dialer.challenged(body(acceptor.greeted(body(hello[len(MAGIC) :]))))
+    second = Acceptor(two, MEMBERS)
+    second.greeted(body(hello[len(MAGIC) :]))
+    with pytest.raises(Refused):
+        second.proved(body(proof))
+
+
+def test_a_challenge_cannot_be_reflected_as_a_proof() -> None:
+    two = identity("n2")
+    acceptor = Acceptor(two, MEMBERS)
+    challenge = greet(Dialer(identity("n1"), "n2"), acceptor)
+    reflected = b"\x91" + body(challenge)[-34:]  # the acceptor's own proof, packed as the dialer's would be
+    with pytest.raises(Refused):
+        acceptor.proved(reflected)
+
+
+@pytest.mark.parametrize(
+    ("dialer", "sentence"),
+    [
+        (Dialer(identity("n1", cluster_id=b"d" * 16), "n2"), "belongs to cluster"),
+        (Dialer(identity("n1"), "n3"), "looks for node"),
+        (Dialer(identity("stranger"), "n2"), "not a member"),
+        (Dialer(identity("n2"), "n2"), "not a member"),
+    ],
+)
+def test_who_does_not_belong_is_told_why(dialer: Dialer, sentence: str) -> None:
+    with pytest.raises(Refused, match=sentence):
+        greet(dialer, Acceptor(identity("n2"), MEMBERS))
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_refused_at_every_step(garbage: bytes) -> None:
+    with pytest.raises(Refused):
+        Acceptor(identity("n2"), MEMBERS).greeted(garbage)
+    acceptor = Acceptor(identity("n2"), MEMBERS)
+    dialer = Dialer(identity("n1"), "n2")
+    challenge = greet(dialer, acceptor)
+    with pytest.raises(Refused):
+        acceptor.proved(garbage)
+    with pytest.raises(Refused):
+        Dialer(identity("n1"), "n2").challenged(garbage)
+    with pytest.raises(Refused):
+        dialer.welcomed(body(challenge))

@@ -1,0 +1,243 @@
+"""Snapshot files are whole or nothing; and a follower fetches one at its own pace, across every interruption."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvnode.commands import PUT
+from kvnode.errors import StartupError
+from kvnode.raft.catchup import CHUNK_BYTES, Catchup
+from kvnode.raft.disk import Directory
+from kvnode.raft.snapshot import KEEP, Damaged, Snapshot, Snapshots
+from kvnode.raft.wire import CHUNK, OFFER, WANT, Message
+from kvnode.store import KeyValueStore
+
+CLUSTER = b"c" * 16
+
+
+def filled(count: int, value_bytes: int = 100) -> KeyValueStore:
+    store = KeyValueStore()
+    for number in range(count):
+        store.apply([PUT, f"key/{number:06d}", random.Random(number).randbytes(value_bytes), "text/plain", None])
+    return store
+
+
+@pytest.fixture
+def open_snapshots(tmp_path: Path) -> Any:
+    disks: list[Directory] = []
+
+    def open_them(name: str = "n1", cluster_id: bytes = CLUSTER) -> Snapshots:
+        disks.append(Directory(tmp_path / name))
+        return Snapshots(disks[-1], cluster_id)
+
+    yield open_them
+    for disk in disks:
+        disk.close()
+
+
+def test_a_snapshot_gives_back_the_store_and_its_place_in_the_log(open_snapshots: Callable[..., Snapshots]) -> None:
+    snapshots, store = open_snapshots(), filled(5_000)
+    written = snapshots.write(77, 3, ("n1", "n2", "n3"), store.view())
+    snapshots.published(written)
+    found, loaded = snapshots.load(written.name)
+    assert found == written
+    assert (found.index, found.term, found.members) == (77, 3, ("n1", "n2", "n3"))
+    assert b"".join(loaded.view().chunks()) == b"".join(store.view().chunks())
+
+
+def test_equal_stores_give_equal_files(open_snapshots: Callable[..., Snapshots]) -> None:
+    first, second = open_snapshots("n1"), open_snapshots("n2")
+    names = [each.write(9, 1, ("n1", "n2"), filled(500).view()).name for each in (first, second)]
+    assert first.disk.read(names[0]) == second.disk.read(names[1])
+
+
+def test_no_altered_cut_or_extended_file_is_taken(open_snapshots: Callable[..., Snapshots]) -> None:
+    snapshots = open_snapshots()
+    name = snapshots.write(9, 1, ("n1",), filled(300).view()).name
+    whole = snapshots.disk.read(name)
+    draw = random.Random(1)
+    altered = []
+    for _ in range(200):
+        position = draw.randrange(len(whole))
+        altered.append(whole[:position] + bytes((whole[position] ^ (1 << draw.randrange(8)),)) + whole[position + 1 :])
+    cut = [whole[:length] for length in (0, 1, 40, len(whole) // 2, len(whole) - 1)]
+    for data in (*altered, *cut, whole + b"x"):
+        if "snapshot-bad" in snapshots.disk.names():
+            snapshots.disk.unlink("snapshot-bad")
+        snapshots.disk.append("snapshot-bad", [data])
+        with pytest.raises(Damaged):
+            snapshots.load("snapshot-bad")
+
+
+def test_a_damaged_newest_snapshot_stops_the_start_with_a_sentence(open_snapshots: Callable[..., Snapshots]) -> None:
+    snapshots = open_snapshots()
+    name = snapshots.write(9, 1, ("n1",), filled(300).view()).name
+    snapshots.disk.truncate(name, 500)
+    with pytest.raises(StartupError, match=f"{name} is damaged"):
+        snapshots.recover()
+
+
+def test_leftovers_are_removed_and_another_clusters_file_is_refused(open_snapshots: Callable[..., Snapshots]) -> None:
+    snapshots = open_snapshots()
+    snapshots.disk.append("snapshot-00000000000000000005-1.part", [b"half"])
+    assert len(snapshots.recover()) == 0
+    assert snapshots.newest is None
+    assert not [name for name in snapshots.disk.names() if name.endswith(".part")]
+    name = snapshots.write(9, 1, ("n1",), filled(3).view()).name
+    with pytest.raises(Damaged, match="another cluster"):
+        Snapshots(snapshots.disk, b"d" * 16).load(name)
+
+
+def test_only_the_newest_few_are_kept(open_snapshots: Callable[..., Snapshots]) -> None:
+    snapshots = open_snapshots()
+    for index in range(10, 16):
+        snapshots.published(snapshots.write(index, 1, ("n1",), filled(3).view()))
+    names = [name for name in snapshots.disk.names() if name.startswith("snapshot-")]
+    assert len(names) == KEEP
+    assert snapshots.find(15) in names
+
+
+class Side:
+    """One end of a transfer, over real files, with a network and a clock that the test drives."""
+
+    def __init__(self, snapshots: Snapshots, sent: deque[Message], now: list[float]) -> None:
+        self.snapshots = snapshots
+        self.committed_floor = 1
+        self.installed: list[tuple[Snapshot, KeyValueStore]] = []
+        self.catchup = Catchup(
+            snapshots, self, lambda _, message: bool(sent.append(message)) or True, self._work, lambda: now[0]
+        )
+
+    def snapshot_arrived(self, snapshot: Snapshot, store: KeyValueStore) -> None:
+        self.installed.append((snapshot, store))
+        self.committed_floor = snapshot.index
+
+    def _work(self, job: Callable[[], Any], then: Callable[[Any, Exception | None], None]) -> None:
+        try:
+            result = job()
+        except Exception as error:
+            then(None, error)
+        else:
+            then(result, None)
+
+
+class Transfer:
+    """A leader with a snapshot of several chunks and a follower without one."""
+
+    def __init__(self, open_snapshots: Callable[..., Snapshots], index: int = 50) -> None:
+        self.now = [10.0]
+        self.to_follower: deque[Message] = deque()
+        self.to_leader: deque[Message] = deque()
+        self.leader = Side(open_snapshots("leader"), self.to_follower, self.now)
+        self.follower = Side(open_snapshots("follower"), self.to_leader, self.now)
+        self.store = filled(30, CHUNK_BYTES // 8)
+        self.publish(index)
+
+    def publish(self, index: int) -> None:
+        snapshots = self.leader.snapshots
+        snapshots.published(snapshots.write(index, 2, ("leader", "follower"), self.store.view()))
+
+    def offer(self) -> None:
+        self.now[0] += 2.0
+        self.leader.catchup.offer("follower", 2)
+
+    def deliver(self, limit: int = 1_000) -> int:
+        """Hands over up to `limit` messages, both ways; how many there were."""
+        count = 0
+        while count < limit and (self.to_follower or self.to_leader):
+            if self.to_follower:
+                kind, *fields = self.to_follower.popleft()
+                if kind == OFFER:
+                    self.follower.catchup.offered("leader", *fields[1:])
+                else:
+                    assert kind == CHUNK
+                    self.follower.catchup.arrived("leader", *fields)
+            else:
+                kind, *fields = self.to_leader.popleft()
+                assert kind == WANT
+                self.leader.catchup.wanted("follower", *fields)
+            count += 1
+        return count
+
+
+def test_a_follower_pulls_a_snapshot_of_many_chunks(open_snapshots: Callable[..., Snapshots]) -> None:
+    transfer = Transfer(open_snapshots)
+    transfer.offer()
+    assert transfer.deliver() > 6
+    ((snapshot, store),) = transfer.follower.installed
+    assert snapshot.index == 50
+    assert b"".join(store.view().chunks()) == b"".join(transfer.store.view().chunks())
+    assert transfer.follower.snapshots.newest == snapshot
+
+
+def test_a_transfer_resumes_where_it_was_cut_off(open_snapshots: Callable[..., Snapshots]) -> None:
+    transfer = Transfer(open_snapshots)
+    transfer.offer()
+    transfer.deliver(5)
+    transfer.to_follower.clear()
+    transfer.to_leader.clear()  # the connection breaks, with a chunk or a question on it
+    transfer.offer()
+    transfer.deliver(1)
+    assert transfer.to_leader[0][2] > 0, "it began again from the start"
+    transfer.deliver()
+    assert len(transfer.follower.installed) == 1
+
+
+def test_a_newer_snapshot_takes_the_place_of_one_under_way(open_snapshots: Callable[..., Snapshots]) -> None:
+    transfer = Transfer(open_snapshots)
+    transfer.offer()
+    transfer.deliver(3)
+    transfer.store.apply([PUT, "later", b"1", "", None])
+    transfer.publish(60)
+    transfer.offer()
+    transfer.deliver()
+    assert [snapshot.index for snapshot, _ in transfer.follower.installed] == [60]
+
+
+def test_damage_on_the_way_installs_nothing_and_is_fetched_again(open_snapshots: Callable[..., Snapshots]) -> None:
+    transfer = Transfer(open_snapshots)
+    transfer.offer()
+    transfer.deliver(2)
+    kind, index, offset, data = transfer.to_follower.popleft()
+    transfer.to_follower.append((kind, index, offset, data[:-1] + bytes((data[-1] ^ 1,))))
+    transfer.deliver()
+    assert transfer.follower.installed == []
+    transfer.offer()
+    transfer.deliver()
+    assert len(transfer.follower.installed) == 1
+
+
+def test_chunks_that_nobody_asked_for_change_nothing(open_snapshots: Callable[..., Snapshots]) -> None:
+    transfer = Transfer(open_snapshots)
+    transfer.follower.catchup.arrived("leader", 50, 0, b"x")
+    transfer.offer()
+    transfer.deliver(1)
+    for source, index, offset in (("stranger", 50, 0), ("leader", 51, 0), ("leader", 50, 7)):
+        transfer.follower.catchup.arrived(source, index, offset, b"x" * 100)
+    transfer.deliver()
+    assert len(transfer.follower.installed) == 1
+
+
+def test_a_snapshot_that_is_not_ahead_is_not_fetched(open_snapshots: Callable[..., Snapshots]) -> None:
+    transfer = Transfer(open_snapshots)
+    transfer.follower.committed_floor = 50
+    transfer.offer()
+    assert transfer.deliver() == 1
+    assert transfer.follower.installed == []
+
+
+def test_a_log_that_overtook_the_snapshot_while_it_came_keeps_its_place(
+    open_snapshots: Callable[..., Snapshots],
+) -> None:
+    transfer = Transfer(open_snapshots)
+    transfer.offer()
+    transfer.deliver(3)
+    transfer.follower.committed_floor = 55
+    transfer.deliver()
+    assert transfer.follower.installed == []
