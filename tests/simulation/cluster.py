@@ -10,12 +10,12 @@ import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from kvnode.raft import replication
+from kvnode.raft import catchup, replication, wire
 from kvnode.raft.core import Node as CoreNode
 from kvnode.raft.replica import Replica
 from tests.simulation.clock import Clock, patched, simulated
-from tests.simulation.network import Link, Network, links_between
-from tests.simulation.node import Node, Snapshot
+from tests.simulation.network import Network, links_between
+from tests.simulation.node import Node
 from tests.simulation.oracle import Oracle, Read, Violation, Write
 
 HEARTBEAT_S = 0.1
@@ -42,7 +42,6 @@ class Cluster:
         self.heartbeat_s = HEARTBEAT_S
         self.election_timeout_min_s, self.election_timeout_max_s = (FOREVER_S, 2 * FOREVER_S) if patient else (0.6, 1.2)
         self.segment_bytes = segment_bytes
-        self.snapshots_flying: dict[Link, Snapshot] = {}
         self.nodes: dict[str, Node] = {}
         for node_id in ids:
             rate = 1.0 + self.draw.uniform(-drift, drift)
@@ -59,6 +58,7 @@ class Cluster:
         seed: int = 0,
         frame_entries: int = replication.FRAME_ENTRIES,
         window_bytes: int = replication.WINDOW_BYTES,
+        chunk_bytes: int = 300,
         **options: object,
     ) -> Iterator[Cluster]:
         """A cluster on a clock of its own, with frames and a window of its own size."""
@@ -66,6 +66,7 @@ class Cluster:
         with (
             simulated(clock, seed),
             patched(replication, FRAME_ENTRIES=frame_entries, WINDOW_BYTES=window_bytes),
+            patched(catchup, CHUNK_BYTES=chunk_bytes),
         ):
             yield cls(ids, clock=clock, seed=seed, **options)  # type: ignore[arg-type]
 
@@ -93,7 +94,7 @@ class Cluster:
             self.tick(*self.up, after_s=step_s)
             self._deliver_among(self.up)
             for node_id in self.up:
-                self.nodes[node_id].flush()
+                self.nodes[node_id].get_on()
 
     def run_until_led(self, within_s: float = 10.0, among: str | None = None) -> str:
         """Lives on until one node leads in the highest term and serves; its id."""
@@ -108,23 +109,29 @@ class Cluster:
 
     # --- frames -----------------------------------------------------------------------------------------
 
-    def deliver(self, source: str, target: str, count: int | None = None) -> int:
-        """The oldest `count` frames of a link arrive (default: all that are there now); how many there were."""
+    def deliver(self, source: str, target: str, count: int | None = None, at_once: bool = False) -> int:
+        """The oldest `count` frames of a link arrive (default: all that are there now); how many there were.
+
+        `at_once`: by one read from the socket, so that the receiver ticks behind the last of them only.
+        """
         link = source, target
         flying = len(self.network.flying[link])
         count = flying if count is None else min(count, flying)
-        delivered = 0
-        for _ in range(count):
-            # An arriving frame can make its receiver break connections, and so lose the rest.
-            if self.network.flying[link]:
-                self.nodes[target].receive(source, self.network.take(link))  # type: ignore[arg-type]
-                delivered += 1
-        return delivered
+        if at_once:
+            self.nodes[target].receive(source, *(self.network.take(link) for _ in range(count)))
+        else:
+            for _ in range(count):
+                self.nodes[target].receive(source, self.network.take(link))
+        return count
 
     def deliver_snapshot(self, source: str, target: str) -> None:
-        snapshot = self.snapshots_flying.pop((source, target), None)
-        if snapshot is not None:
-            self.nodes[target].install(snapshot)
+        """`source` sends and `target` asks for more until the snapshot is there; other frames of `target` wait."""
+        answers = self.network.flying[target, source]
+        while self.deliver(source, target):
+            asked = [frame for frame in answers if frame[wire.LENGTH_BYTES + 1] == wire.WANT]
+            for frame in asked:
+                answers.remove(frame)
+                self.nodes[source].receive(target, wire.decode(frame[wire.LENGTH_BYTES :]))
 
     def duplicate(self, source: str, target: str, position: int = 0) -> None:
         self.network.duplicate((source, target), position)
@@ -136,7 +143,10 @@ class Cluster:
             flying.popleft()
 
     def lose_snapshot(self, source: str, target: str) -> None:
-        self.snapshots_flying.pop((source, target), None)
+        """The pieces of a snapshot that are on this link vanish."""
+        flying = self.network.flying[source, target]
+        for frame in [frame for frame in flying if frame[wire.LENGTH_BYTES + 1] == wire.CHUNK]:
+            flying.remove(frame)
 
     def intercept(self, source: str, target: str) -> list[bytes]:
         """What is on a link now is held back, for `replay`."""
@@ -161,7 +171,6 @@ class Cluster:
     def cut(self, source: str, target: str) -> None:
         """One direction of a link breaks: its frames are lost, and the sender knows."""
         self.network.break_link((source, target))
-        self.snapshots_flying.pop((source, target), None)
         if self.nodes[source].replica is not None:
             self.nodes[source].running.guard.disconnected(target)
 
@@ -208,7 +217,6 @@ class Cluster:
             if other != node_id:
                 for source, target in ((node_id, other), (other, node_id)):
                     self.network.flying[source, target].clear()
-                    self.snapshots_flying.pop((source, target), None)
                 if self.nodes[other].replica is not None:
                     self.nodes[other].running.guard.disconnected(node_id)
 
@@ -224,12 +232,6 @@ class Cluster:
 
     def take_snapshot(self, node_id: str, keep: int = 0) -> None:
         self.nodes[node_id].take_snapshot(keep)
-
-    def offer_snapshot(self, source: str, target: str) -> None:
-        """`source` has no log old enough for `target`: its snapshot is on the way, once at a time."""
-        link = source, target
-        if link not in self.network.broken and self.nodes[target].replica is not None:
-            self.snapshots_flying.setdefault(link, self.nodes[source].snapshot)
 
     # --- Raft -------------------------------------------------------------------------------------------
 
@@ -296,9 +298,6 @@ class Cluster:
 
     def _deliver_among(self, ids: Iterable[str]) -> None:
         members = set(ids)
-        for link in sorted(self.snapshots_flying):
-            if set(link) <= members:
-                self.deliver_snapshot(*link)
         for link in self.network.busy():
             if set(link) <= members:
                 self.deliver(*link)

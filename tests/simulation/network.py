@@ -33,7 +33,7 @@ class Network:
             self.flying[link].append(frame)
         return True
 
-    def take(self, link: Link) -> list[object]:
+    def take(self, link: Link) -> wire.Message:
         """The oldest frame of a link, decoded as a node decodes it."""
         frame = self.flying[link].popleft()
         (body,) = wire.FrameReader().feed(frame)

@@ -1,17 +1,22 @@
-"""One member: the real replica, guard, journal and segments, with a list for a state machine."""
+"""One member: the real replica, guard, journal, segments, store, snapshots and catch-up, on simulated ground."""
 
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from kvnode.commands import PUT
 from kvnode.raft import wire
+from kvnode.raft.catchup import Catchup
 from kvnode.raft.journal import Flight, Journal
 from kvnode.raft.replica import Replica
 from kvnode.raft.segments import Segments
+from kvnode.raft.snapshot import Snapshot, Snapshots
 from kvnode.raft.status import Role
+from kvnode.store import KeyValueStore
 from tests.simulation.disk import MemoryDisk
 from tests.simulation.oracle import Read, Violation
 
@@ -22,26 +27,31 @@ CLUSTER_ID = b"simulated-group!"
 SPARE_FRAMES = 100  # to one peer, in answer to one event, beyond one for each entry of the log: held promises leave together
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    index: int = 0
-    term: int = 0
-    member_ids: tuple[str, ...] = ()
-    payloads: tuple[bytes, ...] = ()  # what was applied at 2, 3, … index
+@dataclass
+class _Job:
+    """A worker's task. It runs in one step, and its result is known to the node in another."""
+
+    work: Callable[[], Any]
+    then: Callable[[Any, Exception | None], None]
+    done: bool = False
+    result: Any = None
+    error: Exception | None = None
 
 
 class Node:
-    """`Owner` of one replica. A crash takes everything but `disk` and `snapshot`, which is published at once."""
+    """What owns one replica. A crash takes everything but what its disk has synced.
+
+    The state machine is the real store, with one key for each index, so that the order of what was applied can
+    be read from it, also after it went through a snapshot.
+    """
 
     def __init__(self, node_id: str, peer_ids: Iterable[str], cluster: Cluster, rate: float = 1.0) -> None:
         self.node_id = node_id
         self.cluster = cluster
         self.rate = rate
         self.disk = MemoryDisk()
-        self.snapshot = Snapshot()
-        self.payloads: list[bytes] = []
         self.reads: dict[int, list[Read]] = {}
-        self.flushes_at_once = True
+        self.quick = True  # disk and workers are done at once; otherwise by `end_flight` and `work_on`
         self._initial_peers = list(peer_ids)
         self._flight: Flight | None = None
         self._frames: dict[str, int] = {}
@@ -51,14 +61,19 @@ class Node:
     # --- life -------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """As a node starts: recover the segments, fit the log to the snapshot, build the replica on both."""
+        """As a node starts: recover snapshot and segments, fit the log to the snapshot, build the replica on them."""
         cluster = self.cluster
-        self.segments = Segments(self.disk, CLUSTER_ID, cluster.segment_bytes)
-        self.journal = Journal(self.segments.recover())
-        self.journal.reconcile(self.snapshot.index, self.snapshot.term, self.disk.where(""))
-        self.payloads = list(self.snapshot.payloads)
-        members = self.snapshot.member_ids or (self.node_id, *self._initial_peers)
+        self._recover()
+        newest = self.snapshots.newest
+        if newest is not None:
+            self.journal.reconcile(newest.index, newest.term, self.disk.where(""))
+        else:
+            self.journal.reconcile(0, 0, self.disk.where(""))
+        members = newest.members if newest is not None else (self.node_id, *self._initial_peers)
+        self.reads.clear()
         self._flight = None
+        self._jobs: deque[_Job] = deque()
+        self._writing_snapshot = False
         cluster.clock.rate = self.rate
         self.replica = Replica(
             self.node_id,
@@ -71,14 +86,25 @@ class Node:
             heartbeat_s=cluster.heartbeat_s,
             draw=random.Random(cluster.draw.random()),
         )
+        self.catchup = Catchup(self.snapshots, self, self.send, self._work, cluster.clock.read)
         self.flush()
 
     def crash(self) -> None:
         self.disk.crash(self.cluster.draw)
         self.replica = None
-        self.reads.clear()
-        # What a start would find: the oracle counts it as held while the node is down.
-        self.journal = Journal(Segments(self.disk, CLUSTER_ID, self.cluster.segment_bytes).recover())
+        self._recover()  # what a start would find: the oracle counts it as held while the node is down
+
+    def _recover(self) -> None:
+        self.snapshots = Snapshots(self.disk, CLUSTER_ID)
+        self._adopt(self.snapshots.recover(), self.snapshots.newest)
+        self.segments = Segments(self.disk, CLUSTER_ID, self.cluster.segment_bytes)
+        self.journal = Journal(self.segments.recover())
+
+    def _adopt(self, store: KeyValueStore, snapshot: Snapshot | None) -> None:
+        self.store = store
+        self.payloads = [item.value for _, item in store.range("", None, 1_000_000)]
+        if snapshot is not None and self.applied_index != snapshot.index:
+            raise Violation(f"{self.node_id} has a snapshot at {snapshot.index} that holds {self.applied_index} entries")
 
     @property
     def running(self) -> Replica:
@@ -96,14 +122,33 @@ class Node:
         self._frames.clear()
         step(replica)
         replica.tick()
-        if self.flushes_at_once:
+        if self.quick:
             self.flush()
+            while self._jobs:
+                self.work_on()
 
     def tick(self) -> None:
         self.run(lambda replica: None)
 
-    def receive(self, source: str, message: wire.Message) -> None:
-        self.run(lambda replica: replica.guard.receive(source, message))
+    def receive(self, source: str, *messages: wire.Message) -> None:
+        """Messages that one read from the socket has brought: the node ticks once, behind the last."""
+
+        def dispatch(replica: Replica) -> None:
+            for message in messages:
+                self._dispatch(source, message)
+
+        self.run(dispatch)
+
+    def _dispatch(self, source: str, message: wire.Message) -> None:
+        kind = message[0]
+        if kind <= wire.TIMEOUT_NOW:
+            self.running.guard.receive(source, message)
+        elif kind == wire.OFFER and message[1] == self.running.term:
+            self.catchup.offered(source, *message[2:])
+        elif kind == wire.WANT:
+            self.catchup.wanted(source, *message[1:])
+        elif kind == wire.CHUNK:
+            self.catchup.arrived(source, *message[1:])
 
     def begin_flight(self) -> None:
         """The disk starts to write what is there now; nothing of it is durable yet."""
@@ -132,27 +177,56 @@ class Node:
             self.end_flight()
         raise Violation(f"{self.node_id} dirties its journal without end")
 
-    def take_snapshot(self, keep: int = 0) -> bool:
-        """Publishes a snapshot of what is applied, then forgets the log below it but for `keep` entries."""
-        replica = self.running
-        index = int(replica.raftLastApplied)
-        term = self.journal.term_at(index)
-        if index <= max(1, self.snapshot.index) or term is None:
-            return False
-        self.snapshot = Snapshot(index, term, (self.node_id, *replica.peer_ids), tuple(self.payloads))
-        self.journal.compact(max(self.first_index, index - keep))
-        if self.flushes_at_once:
-            self.flush()
-        return True
+    def get_on(self) -> None:
+        """Disk and workers are done with all that they have."""
+        self.end_flight()
+        self.flush()
+        while self._jobs:
+            self.work_on()
 
-    def install(self, snapshot: Snapshot) -> None:
-        """A peer's snapshot has arrived whole."""
+    # --- snapshots --------------------------------------------------------------------------------------
+
+    def take_snapshot(self, keep: int = 0) -> None:
+        """Begins to write a snapshot of what is applied now; then the log below it goes, but for `keep` entries."""
         replica = self.running
-        if snapshot.index <= replica.committed_floor or self.journal.term_at(snapshot.index) == snapshot.term:
+        index, newest = self.applied_index, self.snapshots.newest
+        term = self.journal.term_at(index)
+        if self._writing_snapshot or index <= (newest.index if newest else 1) or term is None:
             return
-        self.snapshot = snapshot
-        self.payloads = list(snapshot.payloads)
-        self.run(lambda replica: replica.install_snapshot(snapshot.index, snapshot.term, snapshot.member_ids))
+        self._writing_snapshot = True
+        members, view = (self.node_id, *replica.peer_ids), self.store.view()
+
+        def written(snapshot: Snapshot | None, error: Exception | None) -> None:
+            assert snapshot is not None, error
+            self._writing_snapshot = False
+            self.snapshots.published(snapshot)
+            self.journal.compact(max(snapshot.index - keep, min(snapshot.index, self.first_index)))
+
+        self._work(lambda: self.snapshots.write(index, term, members, view), written)
+        self.tick()
+
+    def snapshot_arrived(self, snapshot: Snapshot, store: KeyValueStore) -> None:
+        self._adopt(store, snapshot)
+        self.running.install_snapshot(snapshot.index, snapshot.term, snapshot.members)
+
+    def _work(self, work: Callable[[], Any], then: Callable[[Any, Exception | None], None]) -> None:
+        self._jobs.append(_Job(work, then))
+
+    def work_on(self) -> None:
+        """The worker gets on with its oldest job: it is done, or its end is told."""
+        if not self._jobs:
+            return
+        job = self._jobs[0]
+        if job.done:
+            self._jobs.popleft()
+            self._frames.clear()
+            self.run(lambda replica: job.then(job.result, job.error))
+            return
+        job.done = True
+        try:
+            job.result = job.work()
+        except Exception as error:
+            job.error = error
 
     def request_read(self) -> Read:
         replica = self.running
@@ -175,6 +249,10 @@ class Node:
         return self.journal[-1][1]
 
     @property
+    def committed_floor(self) -> int:
+        return self.running.committed_floor
+
+    @property
     def applied_index(self) -> int:
         return len(self.payloads) + 1
 
@@ -183,7 +261,8 @@ class Node:
 
     def holds_durably(self, index: int, term: int) -> bool:
         """Would a restart right now find entry `index`?"""
-        if self.snapshot.index >= index:
+        newest = self.snapshots.newest
+        if newest is not None and newest.index >= index:
             return True
         return len(self.journal) > 0 and self.journal.durable_index >= index and self.journal.term_at(index) == term
 
@@ -198,6 +277,7 @@ class Node:
     def applied(self, index: int, term: int, payload: bytes) -> None:
         if index != self.applied_index + 1:
             raise Violation(f"{self.node_id} applied entry {index} after entry {self.applied_index}")
+        self.store.apply([PUT, f"{index:08}", payload, "", None])
         self.payloads.append(payload)
         oracle, needed = self.cluster.oracle, self.running.majority_of_others + 1
         holders = needed
@@ -221,7 +301,7 @@ class Node:
             self.cluster.oracle.leads(self, self.running.term)
 
     def needs_snapshot(self, node_id: str) -> None:
-        self.cluster.offer_snapshot(self.node_id, node_id)
+        self.catchup.offer(node_id, self.running.term)
 
     def member_added(self, node_id: str) -> None:
         self.cluster.connect(self.node_id, node_id)

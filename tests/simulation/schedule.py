@@ -113,11 +113,10 @@ class Schedule:
         cluster = self.cluster
         self._note("heal")
         for node_id, node in cluster.nodes.items():
-            node.flushes_at_once = True
+            node.quick = True
             if node.replica is None:
                 cluster.restart(node_id)
-            node.end_flight()
-            node.flush()
+            node.get_on()
         cluster.heal()
         leader = cluster.run_until_led(LEADER_WITHIN_S)
         self._note(f"{leader} leads")
@@ -142,8 +141,9 @@ class Schedule:
         if link is None:
             return self._let_time_pass()
         count = self.draw.choice((1, 1, 2, 5, 20))
-        self._note(f"deliver {count} from {link[0]} to {link[1]}")
-        self.cluster.deliver(*link, count)
+        at_once = self.draw.random() < 0.3
+        self._note(f"deliver {count} from {link[0]} to {link[1]}{' at once' * at_once}")
+        self.cluster.deliver(*link, count, at_once=at_once)
 
     def _let_time_pass(self) -> None:
         cluster = self.cluster
@@ -151,10 +151,6 @@ class Schedule:
         ids = [node_id for node_id in cluster.up if self.draw.random() < 0.7]
         self._note(f"{seconds} s for {''.join(ids)}")
         cluster.tick(*ids, after_s=seconds)
-        for link in sorted(cluster.snapshots_flying):
-            if self.draw.random() < 0.3 and cluster.nodes[link[1]].replica is not None:
-                self._note(f"the snapshot of {link[0]} reaches {link[1]}")
-                cluster.deliver_snapshot(*link)
 
     def _write(self) -> None:
         if leaders := self.cluster.leaders:
@@ -229,10 +225,6 @@ class Schedule:
             self._note(f"lose a frame from {link[0]} to {link[1]}")
             position = self.draw.randrange(len(self.cluster.network.flying[link]))
             self.cluster.network.lose(link, position)
-        if self.cluster.snapshots_flying and self.draw.random() < 0.5:
-            link = self.draw.choice(sorted(self.cluster.snapshots_flying))
-            self._note(f"lose the snapshot from {link[0]} to {link[1]}")
-            self.cluster.lose_snapshot(*link)
 
     def _crash(self) -> None:
         if up := self.cluster.up:
@@ -286,8 +278,8 @@ class Schedule:
         """From now on this node's flights take off and land by steps of their own; or no longer."""
         if up := self.cluster.up:
             node = self.cluster.nodes[self.draw.choice(up)]
-            node.flushes_at_once = not node.flushes_at_once
-            self._note(f"the disk of {node.node_id} is {'fast' if node.flushes_at_once else 'slow'}")
+            node.quick = not node.quick
+            self._note(f"the disk of {node.node_id} is {'fast' if node.quick else 'slow'}")
 
     def _flight(self) -> None:
         if up := self.cluster.up:
@@ -296,6 +288,7 @@ class Schedule:
             node.end_flight()
             if self.draw.random() < 0.7:
                 node.begin_flight()
+            node.work_on()
 
     # --- chance -----------------------------------------------------------------------------------------
 
