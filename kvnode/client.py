@@ -90,7 +90,7 @@ class Client:
     def __init__(self, urls: Sequence[str], timeout_s: float = 10.0) -> None:
         if not urls:
             raise errors.BadRequest("No node to talk to: give at least one URL.")
-        self._urls = [url.rstrip("/") for url in urls]
+        self._urls = [_checked(url) for url in urls]
         self._timeout_s = timeout_s
         self._session: aiohttp.ClientSession | None = None
 
@@ -216,8 +216,6 @@ class Client:
                 allow_redirects=False,
             ) as response:
                 answer = _Answer(response.status, response.headers, await response.read())
-        except aiohttp.InvalidURL:
-            raise errors.BadRequest(f"{url!r} is no URL; write such as http://127.0.0.1:8001.") from None
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
             raise _Unreachable(f"Nothing answers at {url}; is the node running?") from None
         except (aiohttp.ClientError, TimeoutError, OSError) as e:
@@ -229,6 +227,16 @@ class Client:
         if answer.status < 300:
             return answer
         raise _refusal(url, answer, is_read)
+
+
+def _checked(url: str) -> str:
+    try:
+        parsed = URL(url)
+    except ValueError:
+        parsed = URL()
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise errors.BadRequest(f"{url!r} is no URL of a node; write such as http://127.0.0.1:8001.")
+    return url.rstrip("/")
 
 
 class _Unreachable(errors.Unavailable):
