@@ -165,6 +165,8 @@ class Engine:
         if len(self.applied_rounds):
             self.applied_rounds.settle(replica.raftLastApplied, True)
         self.flusher.kick()
+        if replica.has_more_to_apply:
+            self.schedule()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Whatever goes wrong inside ends the node: a core that raised half-way through is in no known state."""

@@ -13,6 +13,7 @@ from kvnode.errors import (
     NoLeader,
     ShuttingDown,
     Starting,
+    StartupError,
     Unavailable,
     Unverified,
 )
@@ -65,6 +66,11 @@ class RaftGroup:
             store = await loop.run_in_executor(None, snapshots.recover)
             journal = Journal(await loop.run_in_executor(None, segments.recover))
             newest = snapshots.newest
+            if newest is not None and segments.disk_bytes == 0:
+                raise StartupError(
+                    f"The data directory {settings.data_dir} holds a snapshot and no journal: without its votes this "
+                    "node is not safe to start; restore the journal from a copy, or give the node an empty --data-dir."
+                )
             where = str(settings.data_dir)
             journal.reconcile(newest.index if newest else 0, newest.term if newest else 0, where)
             self.store.adopt(store)

@@ -11,7 +11,8 @@ Q3  apply goes straight to the state machine: no pickled function ids, no client
 Q4  `__connectedToAnyone` is asked exactly when an election timer has fired: the pre-vote gate.
 Q5  `__sendAppendEntries` only notes that something is due; `replication` sends once at the end of a tick (R18).
 Q6  the core never compacts, dumps or loads a dump by itself (R4, R6, R7, R11, R13).
-Q7  a single node has no acknowledgement to hold back: it is not ticked until its log is durable.
+Q7  the core applies all that is committed in one tick: a long log is applied in slices, between heartbeats.
+Q8  a single node has no acknowledgement to hold back: it is not ticked until its log is durable.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
         def member_added(self, node_id: str) -> None: ...
         def member_dropped(self, node_id: str) -> None: ...
 
+
+APPLY_BYTES = 262_144  # some ten milliseconds of small commands; at least one entry is applied whatever its size
 
 _ROLES: tuple[Role, Role, Role] = ("follower", "candidate", "leader")
 _REGULAR = bytes((REGULAR,))
@@ -105,7 +108,7 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
     def tick(self) -> None:
         """Q1: one step of the core, then whatever it has to tell its followers."""
         if not self._SyncObj__otherNodes and not self.journal.clean:
-            return  # Q7
+            return  # Q8
         self.doTick(0.0)
         if self._SyncObj__raftState != 2:
             return
@@ -177,6 +180,11 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
         return self.is_leader and noop is not None and self.raftLastApplied >= noop
 
     @property
+    def has_more_to_apply(self) -> bool:
+        """The last tick stopped at its bound: another one should follow soon."""
+        return int(self.raftCommitIndex) > int(self.raftLastApplied)
+
+    @property
     def leader_id(self) -> str | None:
         leader = self._SyncObj__raftLeader
         return None if leader is None else str(leader.id)
@@ -241,6 +249,19 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
 
     def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:
         raise AssertionError("the guard lets no snapshot frame through to the core")
+
+    def _SyncObj__applyLogEntries(self) -> bool:
+        """Q7: applies what is committed, up to APPLY_BYTES; True where the followers should hear of it."""
+        applied, commit = self.raftLastApplied, self.raftCommitIndex
+        first, size = self.journal[0][1], 0
+        for index in range(applied + 1, commit + 1):
+            command = self.journal[index - first][0]
+            self._SyncObj__doApplyCommand(command)
+            self._SyncObj__raftLastApplied = index
+            size += len(command)
+            if size >= APPLY_BYTES:
+                break
+        return bool(commit > applied)
 
     def _SyncObj__doApplyCommand(self, command: bytes) -> Any:
         index = self.raftLastApplied + 1  # Q3
