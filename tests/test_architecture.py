@@ -1,0 +1,136 @@
+"""The rooms and their arrows, as the code imports them. A new room is a decision: it gets a line here."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "kvnode"
+FILE_LINES_MAX = 320
+
+# Room -> the rooms of this project that it may import. The longest name that fits a module is its room.
+ARROWS: dict[str, set[str]] = {
+    "kvnode": set(),
+    "kvnode.errors": set(),
+    "kvnode.commands": set(),
+    "kvnode.values": set(),
+    "kvnode.logs": set(),
+    "kvnode.config": {"kvnode", "kvnode.errors", "kvnode.values"},
+    "kvnode.store": {"kvnode.commands", "kvnode.errors"},
+    "kvnode.raft.status": set(),
+    "kvnode.raft": {"kvnode.raft.status", "kvnode.store", "kvnode.commands", "kvnode.errors"},
+    # What HTTP asks of a group is a Protocol (http/group.py), so it needs no room of raft/ but the frozen status.
+    "kvnode.http": {"kvnode.raft.status", "kvnode.store", "kvnode.commands", "kvnode.errors"},
+    "kvnode.server": {
+        "kvnode",
+        "kvnode.http",
+        "kvnode.raft",
+        "kvnode.raft.status",
+        "kvnode.config",
+        "kvnode.errors",
+        "kvnode.values",
+        "kvnode.logs",
+    },
+    "kvnode.client": {"kvnode", "kvnode.errors", "kvnode.values"},
+    "kvnode.cli": {
+        "kvnode",
+        "kvnode.client",
+        "kvnode.server",
+        "kvnode.config",
+        "kvnode.errors",
+        "kvnode.values",
+        "kvnode.logs",
+    },
+    "kvnode.__main__": {"kvnode.cli"},
+}
+
+# Library -> the rooms that may know it.
+LIBRARIES: dict[str, set[str]] = {
+    "pysyncobj": {"kvnode.raft"},
+    "aiohttp": {"kvnode.http", "kvnode.server", "kvnode.client"},
+    "immutables": {"kvnode.store"},
+    "sortedcontainers": {"kvnode.store"},
+    "click": {"kvnode.cli"},
+    "rich": {"kvnode.cli"},
+}
+
+# What would make the state machine differ between nodes, or wait.
+FORBIDDEN: dict[str, set[str]] = {
+    room: {"time", "random", "secrets", "uuid", "os", "io", "socket", "logging", "asyncio", "threading", "datetime"}
+    for room in ("kvnode.store", "kvnode.commands")
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(("kvnode", *path.relative_to(PACKAGE).with_suffix("").parts))
+        found[name.removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def room_of(module: str) -> str:
+    # The bare package is a room of its own (its version), not the house around all others.
+    fits = [room for room in ARROWS if module == room or (room != "kvnode" and module.startswith(room + "."))]
+    assert fits, f"{module} belongs to no room"
+    return max(fits, key=len)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Absolute names of all that a file imports, at any depth: functions and TYPE_CHECKING blocks included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively, which hides the arrow"
+            assert node.module is not None
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                found.add(name if name in MODULES else node.module)
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module: str) -> None:
+    room = room_of(module)
+    for name in imports_of(MODULES[module]):
+        if name == "kvnode" or name.startswith("kvnode."):
+            target = room_of(name)
+            assert target == room or target in ARROWS[room], f"{module} must not import {name}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_libraries_stay_in_their_rooms(module: str) -> None:
+    room = room_of(module)
+    for name in imports_of(MODULES[module]):
+        library = name.partition(".")[0]
+        assert room in LIBRARIES.get(library, {room}), f"{module} must not import {library}"
+        assert library not in FORBIDDEN.get(room, set()), f"{module} must stay pure: {library}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_file_can_be_read_in_one_go(module: str) -> None:
+    lines = MODULES[module].read_text(encoding="utf-8").count("\n")
+    assert lines <= FILE_LINES_MAX, f"{module} has {lines} lines: which noun in it wants a room of its own?"
+
+
+def test_no_room_is_named_for_nothing() -> None:
+    for module in MODULES:
+        assert not {"utils", "util", "helpers", "common", "misc", "base"} & set(module.split("."))
+
+
+def test_the_table_names_no_room_that_is_gone() -> None:
+    for room in ARROWS:
+        assert room in MODULES, room
+
+
+def test_the_test_sees_through_every_form_of_import(tmp_path: Path) -> None:
+    source = tmp_path / "sample.py"
+    source.write_text("def f():\n    import os.path\nfrom kvnode.raft import status\nfrom kvnode import __version__\n")
+    assert imports_of(source) == {"os.path", "kvnode.raft.status", "kvnode"}
