@@ -137,7 +137,7 @@ def _signal_all(children: Sequence[Child], number: signal.Signals) -> None:
 def _wait_all(children: Sequence[Child], timeout_s: float, hurried: Callable[[], bool]) -> bool:
     """Whether all have ended within the time."""
     deadline = time.monotonic() + timeout_s
-    while any(child.running for child in children):
+    while [child for child in children if child.running]:  # asks every one: who has ended is reaped by that
         if time.monotonic() > deadline or hurried():
             return False
         time.sleep(LOOK_S)

@@ -140,6 +140,24 @@ def test_a_cluster_in_one_command_heals_and_leaves_nothing_behind(dev: Dev, tmp_
     assert dev.stop(signal.SIGTERM) == 0
 
 
+def test_a_second_ctrl_c_does_not_wait_for_a_frozen_node(tmp_path: Path) -> None:
+    dev = Dev(tmp_path, "--lb", "off")
+    try:
+        dev.start()
+        pids = dev.pids()
+        os.kill(pids["n2"], signal.SIGSTOP)
+        assert dev.process is not None
+        dev.process.send_signal(signal.SIGINT)
+        wait_until(lambda: is_gone(pids["n1"]) and is_gone(pids["n3"]), 5, "the others have stopped")
+        assert not is_gone(pids["n2"])
+        again = time.monotonic()
+        assert dev.stop() == 0
+        assert time.monotonic() - again < 2.0
+        assert is_gone(pids["n2"])
+    finally:
+        dev.close()
+
+
 def test_one_node_without_a_balancer(tmp_path: Path) -> None:
     dev = Dev(tmp_path, "--nodes", "1", "--lb", "off")
     try:
