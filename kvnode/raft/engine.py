@@ -354,7 +354,8 @@ class Engine:
 
     def peer_closed(self, node_id: str) -> None:
         if node_id == self.replica.leader_id and not self.replica.is_leader and not self._stopped:
-            log.info("The connection with the leader %s closed: asking whether another may lead.", node_id)
+            if self.replica.election.leader_heard_age_s() is not None:  # it has two connections to close
+                log.info("The connection with the leader %s closed: asking whether another may lead.", node_id)
             self.replica.hasten_election(LEADER_GONE_S)
             self._leader_unsure()
 
