@@ -57,7 +57,7 @@ def _print_rows(rows: list[tuple[str, ...]], asked: str) -> None:
     from rich.table import Table
 
     styles = {"leader": "green", "unreachable": "red", "candidate": "yellow", "unknown": "yellow"}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=f"as {asked} sees it", caption_justify="left")
+    table = Table(box=None, padding=(0, 2, 0, 0), caption=f"as {asked} sees it", caption_justify="left")
     # The role says "unreachable" already; without that column, whole addresses fit into 80 characters.
     shown = [i for i, name in enumerate(COLUMNS) if name != "reachable"]
     for i in shown:
