@@ -52,7 +52,6 @@ def _print_rows(rows: list[tuple[str, ...]], asked: str) -> None:
         for row in (COLUMNS, *rows):
             print("\t".join(row))
         return
-    from rich import box
     from rich.console import Console
     from rich.table import Table
 
