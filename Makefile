@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml
 
 # Never fails: without HAProxy a cluster still runs, and the tests that need it are skipped and say so.
 haproxy: ## installs HAProxy where that takes no more than apt-get as root
-	@if command -v haproxy >/dev/null; then exit 0; fi; \
+	@if PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v haproxy >/dev/null; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "installing HAProxy with apt-get"; export DEBIAN_FRONTEND=noninteractive; \
 	  { apt-get install -y -qq haproxy || { apt-get update -qq && apt-get install -y -qq haproxy; }; } >/dev/null 2>&1 && exit 0; \

@@ -7,7 +7,7 @@ import io
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -17,9 +17,10 @@ import pytest
 from tests.cluster import PROJECT, free_ports, request, wait_until
 
 CONFIG = PROJECT / "haproxy" / "haproxy.cfg"
-HAPROXY = shutil.which("haproxy")
+# Debian keeps it out of the PATH of ordinary users.
+HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
 
-needs_haproxy = pytest.mark.skipif(HAPROXY is None, reason="needs HAProxy on the PATH (apt-get install haproxy)")
+needs_haproxy = pytest.mark.skipif(HAPROXY is None, reason="needs HAProxy: apt-get install haproxy")
 
 
 def local_config(nodes: Mapping[str, tuple[str, int]], clients: int, statistics: int) -> str:
@@ -82,6 +83,21 @@ class Balancer:
     def leads(self) -> list[str]:
         """The nodes that HAProxy takes for the leader now."""
         return [name for name, state in self.states("leader").items() if state == "UP"]
+
+    def settles_on(self, leader: str, timeout_s: float = 5.0) -> None:
+        """Returns once HAProxy takes this node, and no other, for the leader."""
+        wait_until(
+            lambda: self.leads() == [leader], timeout_s, f"HAProxy takes {leader} for the leader; log: {self.log_path}"
+        )
+
+    def has_up(self, backend: str, names: Iterable[str], timeout_s: float = 5.0) -> None:
+        """Returns once these nodes take new requests in the backend."""
+        wanted = set(names)
+        wait_until(
+            lambda: wanted <= {name for name, state in self.states(backend).items() if state == "UP"},
+            timeout_s,
+            f"{sorted(wanted)} up in {backend}; log: {self.log_path}",
+        )
 
     def _answers(self) -> bool:
         assert self.process is not None

@@ -1,0 +1,1 @@
+"""Real nodes behind a real HAProxy."""
