@@ -171,8 +171,12 @@ class Journal:
         self._mutated()
 
     def compact(self, first_index: int) -> None:
-        """Forgets the entries below `first_index`, which must be in the log and in a durable snapshot."""
-        self.deleteEntriesTo(first_index - self._entries[0][1])
+        """Forgets the entries below `first_index`, which must be in a durable snapshot; those that are still there.
+
+        The log may start behind it already: a peer's newer snapshot was installed while this one was written.
+        """
+        if first_index > self._entries[0][1]:
+            self.deleteEntriesTo(first_index - self._entries[0][1])
 
     def begin_flight(self) -> Flight | None:
         """What is to be written next, or None. One flight at a time; end it with `end_flight`."""

@@ -149,8 +149,15 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
         return answers == [0]
 
     def install_snapshot(self, index: int, term: int, member_ids: Iterable[str]) -> None:
-        """The state machine now is what a snapshot says: the log starts anew behind it (Raft §7)."""
-        self.journal.rebase(index, term)
+        """The state machine now is what a snapshot says: the log starts behind it (Raft §7).
+
+        Where the log has the snapshot's last entry, what follows it stays: this node may have acknowledged
+        that without having heard yet that it is committed (R13).
+        """
+        if self.journal.term_at(index) == term:
+            self.journal.compact(index)
+        else:
+            self.journal.rebase(index, term)
         self._SyncObj__raftLastApplied = index
         self._SyncObj__raftCommitIndex = index
         self._SyncObj__updateClusterConfiguration([Node(i) for i in member_ids if i != self.node_id])

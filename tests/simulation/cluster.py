@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from kvnode.raft import catchup, replication, wire
+from kvnode.raft import replica as replicas
 from kvnode.raft.core import Node as CoreNode
 from kvnode.raft.replica import Replica
 from tests.simulation.clock import Clock, patched, simulated
@@ -59,6 +60,7 @@ class Cluster:
         frame_entries: int = replication.FRAME_ENTRIES,
         window_bytes: int = replication.WINDOW_BYTES,
         chunk_bytes: int = 300,
+        apply_bytes: int = replicas.APPLY_BYTES,
         **options: object,
     ) -> Iterator[Cluster]:
         """A cluster on a clock of its own, with frames and a window of its own size."""
@@ -67,6 +69,7 @@ class Cluster:
             simulated(clock, seed),
             patched(replication, FRAME_ENTRIES=frame_entries, WINDOW_BYTES=window_bytes),
             patched(catchup, CHUNK_BYTES=chunk_bytes),
+            patched(replicas, APPLY_BYTES=apply_bytes),
         ):
             yield cls(ids, clock=clock, seed=seed, **options)  # type: ignore[arg-type]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ CLUSTER_ID = b"simulated-group!"
 SPARE_FRAMES = 100  # to one peer, in answer to one event, beyond one for each entry of the log: held promises leave together
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     """A worker's task. It runs in one step, and its result is known to the node in another."""
 
@@ -72,7 +71,7 @@ class Node:
         members = newest.members if newest is not None else (self.node_id, *self._initial_peers)
         self.reads.clear()
         self._flight = None
-        self._jobs: deque[_Job] = deque()
+        self._jobs: list[_Job] = []
         self._writing_snapshot = False
         cluster.clock.rate = self.rate
         self.replica = Replica(
@@ -126,6 +125,8 @@ class Node:
             self.flush()
             while self._jobs:
                 self.work_on()
+            while replica.has_more_to_apply:
+                replica.tick()
 
     def tick(self) -> None:
         self.run(lambda replica: None)
@@ -199,7 +200,9 @@ class Node:
         def written(snapshot: Snapshot | None, error: Exception | None) -> None:
             assert snapshot is not None, error
             self._writing_snapshot = False
-            self.snapshots.published(snapshot)
+            newest = self.snapshots.newest
+            if newest is None or snapshot.index > newest.index:  # a peer's may have been installed meanwhile
+                self.snapshots.published(snapshot)
             self.journal.compact(max(snapshot.index - keep, min(snapshot.index, self.first_index)))
 
         self._work(lambda: self.snapshots.write(index, term, members, view), written)
@@ -212,14 +215,13 @@ class Node:
     def _work(self, work: Callable[[], Any], then: Callable[[Any, Exception | None], None]) -> None:
         self._jobs.append(_Job(work, then))
 
-    def work_on(self) -> None:
-        """The worker gets on with its oldest job: it is done, or its end is told."""
+    def work_on(self, position: int = 0) -> None:
+        """A worker gets on with one of the jobs (the oldest by default): it is done, or its end is told."""
         if not self._jobs:
             return
-        job = self._jobs[0]
+        job = self._jobs[position]
         if job.done:
-            self._jobs.popleft()
-            self._frames.clear()
+            self._jobs.remove(job)
             self.run(lambda replica: job.then(job.result, job.error))
             return
         job.done = True
@@ -247,6 +249,11 @@ class Node:
     @property
     def last_index(self) -> int:
         return self.journal[-1][1]
+
+    @property
+    def jobs(self) -> int:
+        """How many jobs its workers have not ended."""
+        return len(self._jobs)
 
     @property
     def committed_floor(self) -> int:

@@ -45,6 +45,7 @@ def run_schedule(seed: int) -> Outcome:
         frame_entries=draw.choice((1, 2, 4_096)),
         window_bytes=draw.choice((120, 400, 1_000_000)),
         segment_bytes=draw.choice((300, 2_000, 1_000_000)),
+        apply_bytes=draw.choice((1, 10, 1_000_000)),
         drift=draw.choice((0.0, 0.0, 0.1)),
     ) as cluster:
         schedule = Schedule(cluster, draw, outcome.steps)
@@ -69,6 +70,7 @@ class Schedule:
         self.steps = steps
         self.ids = list(cluster.nodes)
         self._written = 0
+        self._kept: list[tuple[tuple[str, str], bytes]] = []
         daily: dict[Callable[[], None], float] = {
             self._deliver: 40,
             self._let_time_pass: 22,
@@ -85,6 +87,8 @@ class Schedule:
             self._mute: 1,
             self._duplicate: 4,
             self._lose: 2,
+            self._replay: 4,
+            self._usurp: 2,
             self._crash: 2,
             self._restart: 8,
             self._snapshot: 6,
@@ -226,6 +230,44 @@ class Schedule:
             position = self.draw.randrange(len(self.cluster.network.flying[link]))
             self.cluster.network.lose(link, position)
 
+    def _replay(self) -> None:
+        """A frame is kept aside, or one that was kept arrives again, however old it is by now."""
+        network = self.cluster.network
+        if self._kept and self.draw.random() < 0.5:
+            link, frame = self.draw.choice(self._kept)
+            if link not in network.broken and self.cluster.nodes[link[1]].replica is not None:
+                self._note(f"an old frame from {link[0]} to {link[1]} comes again")
+                network.flying[link].append(frame)
+        elif kept := self._busy_link():
+            self._note(f"keep a frame from {kept[0]} to {kept[1]}")
+            self._kept.append((kept, self.draw.choice(network.flying[kept])))
+
+    def _usurp(self) -> None:
+        """A leader is cut off with a write of its own, another one leads the rest, and then the old one is asked."""
+        cluster = self.cluster
+        if not cluster.leaders:
+            return
+        old = self.draw.choice(cluster.leaders)
+        rest = [node_id for node_id in cluster.up if node_id != old]
+        if not rest:
+            return
+        new = self.draw.choice(rest)
+        self._note(f"cut {old} off; {new} campaigns among {''.join(rest)}")
+        cluster.propose(old, f"by the old leader {len(self.steps)}")
+        cluster.isolate(old)
+        cluster.campaign(new)
+        cluster.settle(rest, rounds=2)
+        if cluster.nodes[new].is_leader:
+            for _ in range(self.draw.choice((1, 4))):
+                cluster.propose(new, f"by the new leader {len(self.steps)}")
+            cluster.settle(rest, rounds=1)
+        if cluster.nodes[old].is_leader:
+            cluster.read(old)
+            cluster.tick(old, after_s=0.0)
+        if self.draw.random() < 0.7:
+            self._note(f"{old} is back")
+            cluster.rejoin(old)
+
     def _crash(self) -> None:
         if up := self.cluster.up:
             node_id = self.draw.choice(up)
@@ -288,7 +330,8 @@ class Schedule:
             node.end_flight()
             if self.draw.random() < 0.7:
                 node.begin_flight()
-            node.work_on()
+            if node.jobs:
+                node.work_on(self.draw.randrange(node.jobs))
 
     # --- chance -----------------------------------------------------------------------------------------
 

@@ -1,0 +1,158 @@
+"""Hundreds of random schedules in every run, none of which may break a promise; and proof that they could."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+
+from kvnode.raft.guard import Guard
+from kvnode.raft.journal import Journal
+from kvnode.raft.outbox import Outbox
+from kvnode.raft.reads import ReadRounds
+from tests.simulation.clock import patched
+from tests.simulation.fuzz import report
+from tests.simulation.schedule import run_schedule
+
+SCHEDULES = 320
+BATCHES = 8
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_no_schedule_breaks_a_promise(batch: int) -> None:
+    writes = 0
+    for seed in range(batch * SCHEDULES // BATCHES, (batch + 1) * SCHEDULES // BATCHES):
+        outcome = run_schedule(seed)
+        assert outcome.finding is None, report(outcome)
+        writes += outcome.writes
+    assert writes > 10 * SCHEDULES / BATCHES, "schedules in which next to nothing is written prove next to nothing"
+
+
+def test_a_seed_repeats_its_schedule_in_any_process() -> None:
+    """Also with other hash seeds: no order of a set may reach the schedule."""
+    program = (
+        "from tests.simulation.schedule import run_schedule\n"
+        "print([(o.steps, o.finding, o.writes, o.reads) for o in map(run_schedule, range(7, 12))])"
+    )
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", program], env={"PYTHONHASHSEED": hash_seed}, capture_output=True, check=True
+        ).stdout
+        for hash_seed in ("1", "2")
+    }
+    assert len(runs) == 1
+
+
+# --- each rule, switched off ------------------------------------------------------------------------------
+
+
+def without_term_fencing() -> AbstractContextManager[None]:
+    """G1: an acknowledgement counts whatever term it was given in."""
+    acknowledged = Guard._acknowledged
+
+    def unfenced(self: Guard, node_id: str, term: int, *rest: Any) -> None:
+        acknowledged(self, node_id, self._core.term, *rest)
+
+    return patched(Guard, _acknowledged=unfenced)
+
+
+def without_the_vote_book() -> AbstractContextManager[None]:
+    """G2: a vote counts as often as its frame arrives."""
+
+    def voted(self: Guard, node: Any, term: int) -> None:
+        self._onMessageReceived(node, {"type": "response_vote", "term": term})
+
+    return patched(Guard, _voted=voted)
+
+
+def with_truncation_at_every_append() -> AbstractContextManager[None]:
+    """G3: the core truncates behind what the message starts with, conflict or not."""
+    normalise = Guard._normalise
+
+    def truncating(
+        self: Guard, leader_id: str, term: int, prev: int, prev_term: int, entries: list[Any]
+    ) -> dict[str, Any]:
+        message = normalise(self, leader_id, term, prev, prev_term, entries)
+        if self._journal.term_at(prev) == prev_term and entries and prev >= self._core.committed_floor:
+            message.update(entries=entries, prevLogIdx=prev, prevLogTerm=prev_term)
+        return message
+
+    return patched(Guard, _normalise=truncating)
+
+
+def without_the_commit_cap() -> AbstractContextManager[None]:
+    """G4: the leader's commit index counts for whatever this log holds there."""
+    normalise = Guard._normalise
+
+    def uncapped(self: Guard, *arguments: Any) -> dict[str, Any]:
+        return normalise(self, *arguments) | {"commit_index": 2**31}
+
+    return patched(Guard, _normalise=uncapped)
+
+
+def without_holding_promises() -> AbstractContextManager[None]:
+    """G9: acknowledgements and votes leave before they are on disk."""
+
+    def send(self: Outbox, to: str, message: Any) -> bool:
+        self._send(to, message)
+        return True
+
+    return patched(Outbox, send=send)
+
+
+def with_the_leader_counting_unwritten_entries() -> AbstractContextManager[None]:
+    """G9: the leader counts itself among those who have an entry before its own disk has it."""
+    return patched(Guard, _count=Guard._count, _acknowledged=_acknowledged_at_once)
+
+
+def _acknowledged_at_once(
+    self: Guard, node_id: str, term: int, success: bool, reset: bool, next_index: int, read_round: int, applied: int
+) -> None:
+    durable, self._journal.durable_index = self._journal.durable_index, self._journal[-1][1]
+    try:
+        _acknowledged(self, node_id, term, success, reset, next_index, read_round, applied)
+    finally:
+        self._journal.durable_index = durable
+
+
+_acknowledged = Guard._acknowledged
+
+
+def with_reads_confirmed_by_nobody() -> AbstractContextManager[None]:
+    """A leader answers reads without asking whether it still is one."""
+    begin = ReadRounds.begin
+    return patched(ReadRounds, begin=lambda self, commit_index, majority: begin(self, commit_index, 0))
+
+
+def with_snapshots_that_cut_the_log() -> AbstractContextManager[None]:
+    """A snapshot takes the place of the log also where the log goes on behind it."""
+    return patched(Journal, term_at=Journal.term_at)
+
+
+@pytest.mark.parametrize(
+    ("switched_off", "says"),
+    [
+        (without_term_fencing, "hold durably|divergent|lost|without the committed"),
+        (without_the_vote_book, "two leaders|without the committed"),
+        (with_truncation_at_every_append, "hold durably|divergent|lost|without the committed"),
+        (without_the_commit_cap, "hold durably|divergent|lost|without the committed"),
+        (without_holding_promises, "hold durably|two leaders"),
+        (with_the_leader_counting_unwritten_entries, "hold durably"),
+        (with_reads_confirmed_by_nobody, "confirmed"),
+    ],
+)
+def test_a_rule_that_is_switched_off_is_missed(
+    switched_off: Callable[[], AbstractContextManager[None]], says: str
+) -> None:
+    import re
+
+    with switched_off():
+        for seed in range(SCHEDULES):
+            finding = run_schedule(seed).finding
+            if finding is not None and re.search(says, finding):
+                return
+    pytest.fail(f"{SCHEDULES} schedules did not miss the rule")
