@@ -23,7 +23,7 @@ pytestmark = needs_haproxy
 
 
 class StandIn(ThreadingHTTPServer):
-    """Answers every probe as a ready node would, n1 as the leader; n1 refuses (`refuse`) or drops (`drop`) requests."""
+    """Answers probes as a ready node would, n1 as the leader; takes, refuses, drops or holds other requests."""
 
     daemon_threads = True
 
@@ -31,6 +31,8 @@ class StandIn(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.name = name
         self.manner = "take"
+        self.ready = True
+        self.released = threading.Event()
         self.seen: list[tuple[str, bytes]] = []
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
@@ -41,9 +43,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path.startswith("/readyz"):
-            self._answer(200)
+            self._answer(200 if self.server.ready else 503)
         elif self.path == "/admin/healthz/leader":
-            self._answer(200 if self.server.name == "n1" else 503)
+            self._answer(200 if self.server.name == "n1" and self.server.ready else 503)
         else:
             self._serve(b"")
 
@@ -52,6 +54,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _serve(self, body: bytes) -> None:
         self.server.seen.append((self.command, body))
+        if self.server.manner == "hold":
+            self.server.released.wait(10)
         if self.server.manner == "drop":
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
@@ -131,6 +135,23 @@ def test_a_read_without_an_answer_goes_to_another_node(nodes: dict[str, StandIn]
     nodes["n1"].manner = "drop"
     assert request(balancer.address, "GET", "/v1/kv/a").status == 200
     assert nodes["n2"].seen + nodes["n3"].seen == [("GET", b"")]
+
+
+def test_a_draining_node_gets_nothing_new_and_finishes_what_it_has(
+    nodes: dict[str, StandIn], balancer: Balancer
+) -> None:
+    nodes["n1"].manner = "hold"
+    answers: list[int] = []
+    held = threading.Thread(target=lambda: answers.append(request(balancer.address, "PUT", "/v1/kv/a", b"1").status))
+    held.start()
+    wait_until(lambda: nodes["n1"].seen, 5, "n1 holds a request")
+    nodes["n1"].ready = False
+    wait_until(lambda: balancer.leads() == [] and balancer.states("writes")["n1"] != "UP", 5, "n1 is seen to drain")
+    assert [request(balancer.address, "PUT", "/v1/kv/b", b"2").status for _ in range(4)] == [200] * 4
+    nodes["n1"].released.set()
+    held.join(10)
+    assert answers == [200]
+    assert nodes["n1"].seen == [("PUT", b"1")]
 
 
 def test_with_no_node_left_the_answer_says_that_nothing_was_applied(
