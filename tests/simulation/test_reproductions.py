@@ -107,10 +107,11 @@ def an_old_terms_acknowledgement_arrives_late(cluster: AnyCluster) -> None:
     cluster.lose("A", "E")
     cluster.join("A", "B")
     cluster.mute("A", "B")
+    cluster.mute("A", "E")
+    cluster.propose("A", "precious")
+    cluster.tick("A")
     cluster.replay("B", "A", late)
     cluster.deliver("B", "A")
-    cluster.propose("A", "precious")
-    cluster.mute("A", "E")
     for _ in range(6):
         cluster.tick("A")
         cluster.deliver("A", "D")
@@ -282,7 +283,7 @@ STORIES = {
         stock_options={"appendEntriesBatchSizeBytes": 80},
         options={"frame_entries": 2},
     ),
-    "R3": Told(an_old_terms_acknowledgement_arrives_late, "divergent apply", ids="ABCDE"),
+    "R3": Told(an_old_terms_acknowledgement_arrives_late, "divergent apply", ids="ABCDE", options={"frame_entries": 1}),
     "R4": Told(a_snapshot_is_damaged_on_its_way, "divergent apply", stock_options={"logCompactionBatchSize": 200}),
     "R5": Told(two_members_are_added_at_once, "divergent apply"),
     "R10": Told(a_vote_arrives_twice, "two leaders in term 2: B and D", ids="ABCDE"),
