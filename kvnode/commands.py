@@ -128,6 +128,17 @@ def encode_entry(groups: Sequence[bytes]) -> bytes:
     return b"".join((_array_header(len(groups)), *groups))
 
 
+def frees_space(command: bytes) -> bool:
+    """An encoded command that a node with a full disk still takes: it makes the store smaller."""
+    return command[1] == DELETE  # behind the array header of a short array, the kind is one byte
+
+
+def group_frees_space(group: bytes) -> bool:
+    """The same of a whole encoded group."""
+    groups = decode_entry(b"\x91" + group)
+    return bool(groups) and all(type(c) is list and c and c[0] == DELETE for c in groups[0][2])
+
+
 def decode_entry(payload: bytes | memoryview) -> list[Any]:
     """The groups of an entry as `[origin, sequence, [command, ...]]` lists; a malformed one is an empty list.
 

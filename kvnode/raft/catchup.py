@@ -115,7 +115,12 @@ class Catchup:
         if not data or fetch.have_bytes + len(data) > fetch.size_bytes:
             self._forget()
             return
-        self._snapshots.disk.append(fetch.part, [data])
+        try:
+            self._snapshots.disk.append(fetch.part, [data])
+        except OSError as error:
+            log.warning("A snapshot could not be stored (%s); fetching it again.", error.strerror or error)
+            self._forget()
+            return
         fetch.have_bytes += len(data)
         fetch.heard_at = self._clock()
         if fetch.have_bytes < fetch.size_bytes:

@@ -32,6 +32,9 @@ class Disk(Protocol):
     def truncate(self, name: str, length: int) -> None: ...
     def rename(self, old: str, new: str) -> None: ...
     def unlink(self, name: str) -> None: ...
+    def space(self) -> tuple[int, int]:
+        """(free, total) bytes of the file system, as an unprivileged process would find them."""
+
     def where(self, name: str) -> str:
         """How an operator would find this file."""
 
@@ -103,6 +106,10 @@ class Directory:
     def unlink(self, name: str) -> None:
         self._forget(name)
         os.unlink(self._path / name)
+
+    def space(self) -> tuple[int, int]:
+        numbers = os.statvfs(self._path)
+        return numbers.f_bavail * numbers.f_frsize, numbers.f_blocks * numbers.f_frsize
 
     def where(self, name: str) -> str:
         return str(self._path / name)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final
 
 from kvnode.raft.journal import Flight, Journal
-from kvnode.raft.segments import Segments
+from kvnode.raft.segments import OutOfSpace, Segments
 from kvnode.raft.settings import Fsync
 
+SPACE_AGAIN_S: Final = 0.25
 INTERVAL_S: Final = 0.1  # `--fsync interval`: a crash of the machine (not of the process) loses up to this much
 
 
@@ -29,13 +31,17 @@ class Flusher:
         fsync: Fsync,
         landed: Callable[[], None],
         failed: Callable[[OSError], None],
+        out_of_space: Callable[[bool], None],
     ) -> None:
         self._journal = journal
         self._segments = segments
         self._fsync = fsync
         self._landed = landed
         self._failed = failed
+        self._out_of_space = out_of_space
+        self._giving_up = threading.Event()
         self._loop = asyncio.get_running_loop()
+        self._waiting_for_space = False
         self._queue: SimpleQueue[Flight | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
@@ -49,8 +55,11 @@ class Flusher:
     async def stop(self, timeout_s: float) -> bool:
         """Writes what is left and ends the thread; False if the disk did not answer in time."""
         deadline = self._loop.time() + timeout_s
-        while not self._journal.clean and self._thread.is_alive() and self._loop.time() < deadline:  # noqa: ASYNC110
+        while not self._journal.clean and self._thread.is_alive() and self._loop.time() < deadline:
+            if self._waiting_for_space:
+                break  # it may never come, and nothing of this was acknowledged
             await asyncio.sleep(0.005)  # the thread has no event of the loop's to set, and this happens once
+        self._giving_up.set()
         self._queue.put(None)
         await self._loop.run_in_executor(None, self._thread.join, max(0.1, deadline - self._loop.time()))
         return not self._thread.is_alive()
@@ -76,9 +85,25 @@ class Flusher:
 
     def _take(self, flight: Flight) -> None:
         if flight.buffers:
-            self._segments.append(flight.buffers, flight.last_index, flight.state, sync=self._fsync == "always")
+            self._append(flight)
         if flight.drop_before:
             self._segments.drop_before(flight.drop_before)
+
+    def _append(self, flight: Flight) -> None:
+        """Appends, as often as it takes while the disk is full: see `OutOfSpace` for why that may be repeated."""
+        while True:
+            try:
+                self._segments.append(flight.buffers, flight.last_index, flight.state, sync=self._fsync == "always")
+            except OutOfSpace:
+                self._waiting_for_space = True
+                self._loop.call_soon_threadsafe(self._out_of_space, True)
+                if self._giving_up.wait(SPACE_AGAIN_S):
+                    raise OSError(errno.ENOSPC, "the disk is full and the node stops") from None
+            else:
+                if self._waiting_for_space:
+                    self._waiting_for_space = False
+                    self._loop.call_soon_threadsafe(self._out_of_space, False)
+                return
 
     def _write(self, work: Callable[[], None]) -> bool:
         """False after an error. It is never retried: what the page cache still holds is not known (fsyncgate)."""

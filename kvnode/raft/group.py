@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from kvnode.commands import Result
 from kvnode.errors import (
-    Conflict,
     Fatal,
-    KvnodeError,
     NoLeader,
     ShuttingDown,
     Starting,
     StartupError,
-    Unavailable,
     Unverified,
 )
-from kvnode.raft import wire
 from kvnode.raft.core import check_release
 from kvnode.raft.disk import Directory
-from kvnode.raft.engine import Engine, transfer_answer
+from kvnode.raft.engine import Engine
 from kvnode.raft.identity import claim
 from kvnode.raft.journal import Journal
 from kvnode.raft.segments import Segments
 from kvnode.raft.settings import RaftSettings
 from kvnode.raft.snapshot import Snapshots
 from kvnode.raft.status import MemberStatus, RaftStatus, Role, leader_refusal
+from kvnode.raft.transfer import Transfer
 from kvnode.store import KeyValueStore
 
 WRITE_DEADLINE_S: Final = 5.0  # several elections long: a write that meets one waits instead of failing
@@ -44,9 +41,7 @@ class RaftGroup:
         self._cluster_id = b""
         self._draining = False
         self._stopping = False
-        self._transfer_number = 0
-        self._transfers: dict[int, asyncio.Future[list[Any]]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._transfer: Transfer | None = None
         self.store = KeyValueStore()
         self.fatal: asyncio.Future[Fatal] = asyncio.get_running_loop().create_future()
 
@@ -75,24 +70,28 @@ class RaftGroup:
             journal.reconcile(newest.index if newest else 0, newest.term if newest else 0, where)
             self.store.adopt(store)
             engine = Engine(settings, segments, journal, snapshots, self.store, self._cluster_id, self._failed)
-            engine.on_transfer_asked = self._transfer_asked
-            engine.on_transfer_answer = self._transfer_answered
+            self._transfer = Transfer(engine)
             try:
                 await engine.start()
             except BaseException:
                 await engine.stop()
                 raise
             self._engine = engine
-        except BaseException:
-            disk.close()
-            self._disk = None
-            raise
+        except OSError as error:
+            raise StartupError(
+                f"The data directory {settings.data_dir} cannot be used ({error.strerror or error}): "
+                "mend the disk or free some space, then start the node again."
+            ) from error
+        finally:
+            if self._engine is None:
+                disk.close()
+                self._disk = None
 
     async def stop(self) -> None:
         """Ends everything; what was acknowledged is on disk. Idempotent."""
         self._stopping = True
-        for task in list(self._tasks):
-            task.cancel()
+        if self._transfer is not None:
+            self._transfer.stop()
         if self._engine is not None:
             await self._engine.stop()
         if self._disk is not None:
@@ -104,7 +103,7 @@ class RaftGroup:
         self._draining = True
         if self._engine is not None:
             self._engine.replica.election.barred = True
-            self._engine.local_rounds.settle(2**63, None)  # reads that share a round with a probe ask again
+            self._engine.reads.draining()
 
     def _failed(self, fatal: Fatal) -> None:
         if not self.fatal.done():
@@ -115,9 +114,10 @@ class RaftGroup:
     def propose(self, command: bytes) -> asyncio.Future[Result]:
         """Replicates one encoded command and gives its result.
 
-        Raises Starting, ShuttingDown or Overloaded at once, NoLeader or OutcomeUnknown from the future.
+        Raises Starting, ShuttingDown, DiskFull or Overloaded at once, NoLeader or OutcomeUnknown from the future.
         """
         engine = self._running()
+        engine.writes.admit(command)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         engine.proposals.submit(command, future, engine.clock() + WRITE_DEADLINE_S)
         engine.schedule()
@@ -133,10 +133,10 @@ class RaftGroup:
                 await engine.leadership.wait(left_s)
                 continue
             heard_of_leader = True
-            index = await engine.read_index(left_s)
+            index = await engine.reads.index(left_s)
             if index is None:
                 await engine.leadership.wait(min(left_s, self._settings.heartbeat_s))
-            elif index <= engine.replica.raftLastApplied or await engine.applied_rounds.wait(index, left_s):
+            elif await engine.reads.applied(index, left_s):
                 return
         if self._stopping:
             raise ShuttingDown("This node is shutting down: send the request to another one.")
@@ -149,109 +149,16 @@ class RaftGroup:
         engine = self._engine
         if engine is None or leader_refusal(self.status()) is not None:
             return False
-        engine.schedule()
-        return await engine.local_rounds.wait(engine.replica.request_read(), timeout_s) is not None
-
-    # --- leadership --------------------------------------------------------------------------------------
+        return await engine.reads.confirm(timeout_s) is not None
 
     async def transfer(self, to: str | None, timeout_s: float = TRANSFER_DEADLINE_S) -> tuple[str, int]:
         """Hands leadership to `to`, or to the follower that is furthest: (leader id, term) once it leads.
 
         Raises Conflict where that cannot be, NoLeader, or Unavailable when it did not happen in time.
         """
-        engine = self._running()
-        if to is not None and to not in self._settings.peers:
-            raise Conflict(f"Node {to!r} is not a member of this cluster: name one that is, or none.")
-        deadline = engine.clock() + timeout_s
-        while engine.leader_id is None and (left_s := deadline - engine.clock()) > 0:
-            await engine.leadership.wait(left_s)
-        leader_id = engine.leader_id
-        if leader_id is None:
-            raise NoLeader("The cluster has no leader that could hand over: try again in a moment.")
-        if leader_id == self._settings.node_id:
-            return await self._transfer_from_here(to, deadline)
-        self._transfer_number += 1
-        number = self._transfer_number
-        future = self._transfers[number] = asyncio.get_running_loop().create_future()
-        try:
-            if not engine.network.send(leader_id, (wire.TRANSFER, number, to)):
-                raise NoLeader(f"The leader {leader_id} cannot be reached from this node: try again in a moment.")
-            async with asyncio.timeout(max(0.0, deadline - engine.clock()) + 0.5):
-                new_leader, term, code, message = await future
-        except TimeoutError:
-            raise Unavailable("The transfer was not confirmed in time; 'kvnode leader' shows who leads.") from None
-        finally:
-            del self._transfers[number]
-        if new_leader is None:
-            raise Conflict(message) if code == Conflict.code else Unavailable(message, code)
-        return new_leader, term
-
-    async def _transfer_from_here(self, to: str | None, deadline: float) -> tuple[str, int]:
-        engine, replica = self._running(), self._running().replica
-        if to == self._settings.node_id:
-            return to, replica.term
-        if not replica.peer_ids:
-            raise Conflict("This cluster has one node: there is nobody to hand leadership to.")
-        if engine.transferring:
-            raise Conflict("A transfer of leadership is under way already: wait for it to end.")
-        target = to or self._most_caught_up()
-        if target is None or not self._is_reachable(target):
-            raise Conflict(
-                f"Node {target or 'to hand over to'} does not answer: the leader stays {self._settings.node_id}."
-            )
-        old_term, asked_at = replica.term, None
-        engine.transferring = True  # no new proposals, so that the target can draw level
-        try:
-            while (left_s := deadline - engine.clock()) > 0 and not self._stopping:
-                leader_id = engine.leader_id
-                if replica.term > old_term and leader_id is not None and engine.applied_term == replica.term:
-                    return leader_id, replica.term
-                if replica.is_leader and replica.term == old_term:
-                    if asked_at is not None and engine.clock() - asked_at > self._settings.election_timeout_max_s:
-                        break
-                    if asked_at is None and replica.transfer_to(target):
-                        asked_at = engine.clock()
-                engine.schedule()
-                await engine.leadership.wait(min(left_s, 0.005))
-        finally:
-            engine.transferring = False
-            engine.schedule()
-        raise Unavailable(f"Node {target} did not take over in time; 'kvnode leader' shows who leads.")
-
-    def _most_caught_up(self) -> str | None:
-        replica = self._running().replica
-        reachable = [node_id for node_id in replica.peer_ids if self._is_reachable(node_id)]
-        return max(reachable, key=lambda node_id: (replica.match_index(node_id), node_id), default=None)
-
-    def _is_reachable(self, node_id: str) -> bool:
-        """On the leader: connected, and answering; elsewhere: connected."""
-        engine = self._running()
-        if not engine.network.is_up(node_id):
-            return False
-        silence_s = self._settings.election_timeout_min_s
-        return not engine.replica.is_leader or engine.replica.answered_within(node_id, silence_s)
-
-    def _transfer_asked(self, node_id: str, number: int, to: str | None) -> None:
-        task = asyncio.get_running_loop().create_task(self._answer_transfer(node_id, number, to))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _answer_transfer(self, node_id: str, number: int, to: str | None) -> None:
-        engine = self._running()
-        leader_id, term, error = None, 0, None
-        try:
-            if not engine.replica.is_leader:
-                raise Unavailable("Leadership has just moved: try again in a moment.")
-            deadline = engine.clock() + TRANSFER_DEADLINE_S
-            leader_id, term = await self._transfer_from_here(to, deadline)
-        except KvnodeError as refusal:
-            error = refusal
-        engine.network.send(node_id, transfer_answer(number, leader_id, term, error))
-
-    def _transfer_answered(self, answer: list[Any]) -> None:
-        future = self._transfers.get(answer[0])
-        if future is not None and not future.done():
-            future.set_result(answer[1:])
+        self._running()
+        assert self._transfer is not None
+        return await self._transfer.hand_over(to, timeout_s)
 
     # --- what is known -----------------------------------------------------------------------------------
 
@@ -282,12 +189,12 @@ class RaftGroup:
             is_member=True,
             serving=replica.serving,
             draining=self._draining,
-            transferring=engine.transferring,
+            transferring=engine.writes.transferring,
             leader_heard_age_s=0.0 if leading else replica.election.leader_heard_age_s(),
             tick_age_s=engine.clock() - engine.last_step_at,
             election_timeout_max_s=settings.election_timeout_max_s,
             leader_commit_index=replica.raftCommitIndex if leading else replica.guard.leader_commit_index,
-            storage_error=None,
+            storage_error=engine.storage.error,
             blocking_errors=(self.fatal.result().message,) if self.fatal.done() else (),
         )
 
@@ -309,7 +216,7 @@ class RaftGroup:
             return MemberStatus(
                 node_id, raft, self._settings.http_url, replica.role, replica.last[1], applied, lag, True
             )
-        reachable = self._is_reachable(node_id)
+        reachable = engine.is_reachable(node_id)
         role: Role | Literal["unknown"] = "follower" if reachable else "unknown"
         if node_id == engine.leader_id:
             role = "leader"

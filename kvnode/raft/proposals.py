@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from kvnode.commands import Result, decode_entry, encode_group
-from kvnode.errors import KvnodeError, NoLeader, OutcomeUnknown, Overloaded
+from kvnode.commands import Result, decode_entry, encode_group, frees_space
+from kvnode.errors import DiskFull, KvnodeError, NoLeader, OutcomeUnknown, Overloaded
 
 GROUP_BYTES: Final = 524_288  # commands are added to a group until it holds this much
 GROUP_COMMANDS: Final = 2_048
@@ -102,10 +102,17 @@ class Proposals:
                 self._waiting_bytes += len(write.command)
 
     def refused(self, sequence: int, error: KvnodeError) -> None:
-        """Certain: the leader did not take the group, for a reason that sending it again will not mend."""
-        group = self._sent.pop(sequence, None)
-        for write in group.writes if group is not None else ():
-            _fail(write.waiter, error)
+        """Certain: the leader did not take the group, for a reason that sending it again will not mend.
+
+        A full disk still takes what frees space: that part of the group is sent again, without the rest.
+        """
+        group = self._sent.get(sequence)
+        if group is None:
+            return
+        for write in group.writes:
+            if not (isinstance(error, DiskFull) and frees_space(write.command)):
+                _fail(write.waiter, error)
+        self.taken_back(sequence)
 
     def applied(self, term: int, payload: bytes) -> None:
         """An entry is committed: applies it, answers this node's own writes in it, and settles older doubts."""

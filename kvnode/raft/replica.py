@@ -107,7 +107,7 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
 
     def tick(self) -> None:
         """Q1: one step of the core, then whatever it has to tell its followers."""
-        if not self._SyncObj__otherNodes and not self.journal.clean:
+        if self._waits_for_its_disk:
             return  # Q8
         self.doTick(0.0)
         if self._SyncObj__raftState != 2:
@@ -187,9 +187,13 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
         return self.is_leader and noop is not None and self.raftLastApplied >= noop
 
     @property
+    def _waits_for_its_disk(self) -> bool:
+        return not self._SyncObj__otherNodes and not self.journal.clean
+
+    @property
     def has_more_to_apply(self) -> bool:
         """The last tick stopped at its bound: another one should follow soon."""
-        return int(self.raftCommitIndex) > int(self.raftLastApplied)
+        return int(self.raftCommitIndex) > int(self.raftLastApplied) and not self._waits_for_its_disk
 
     @property
     def leader_id(self) -> str | None:
@@ -259,6 +263,8 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
 
     def _SyncObj__applyLogEntries(self) -> bool:
         """Q7: applies what is committed, up to APPLY_BYTES; True where the followers should hear of it."""
+        if self._waits_for_its_disk:
+            return False  # Q8: elected, written and committed within this very tick
         applied, commit = self.raftLastApplied, self.raftCommitIndex
         first, size = self.journal[0][1], 0
         for index in range(applied + 1, commit + 1):

@@ -19,6 +19,7 @@ check out is damage, and the node refuses to start rather than guess (PySyncObj 
 
 from __future__ import annotations
 
+import errno
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ SEGMENT_BYTES: Final = 64 * 1_048_576
 RECORD_BYTES_MAX: Final = 16 * 1_048_576
 CLUSTER_ID_BYTES: Final = 16
 
+_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 _MARK: Final = b"\xc4R"
 _PREFIX: Final = struct.Struct("<2sII")
 _HEADER: Final = struct.Struct("<4sHQ16s")
@@ -73,6 +75,10 @@ def state_record(term: int, vote: str | None) -> bytes:
 def _record(kind: int, body: bytes) -> bytes:
     content = bytes((kind,)) + body
     return _PREFIX.pack(_MARK, len(content), zlib.crc32(content)) + content
+
+
+class OutOfSpace(Exception):
+    """The file system is full; nothing was written, and the same write may be tried again."""
 
 
 @dataclass(slots=True)
@@ -128,11 +134,22 @@ class Segments:
         return recovered
 
     def append(self, buffers: Sequence[bytes], last_index: int, state: bytes, sync: bool) -> None:
-        """Appends records; durable on return if `sync`. `state` is repeated at the head of a new segment."""
+        """Appends records; durable on return if `sync`. `state` is repeated at the head of a new segment.
+
+        Raises OutOfSpace with the files as they were: the same call may be made again. Any other error, and any
+        error of a sync, leaves nobody knowing what is on the disk.
+        """
         if not self._segments or self._segments[-1].bytes >= self._segment_bytes:
             self._rotate(state)
         segment = self._segments[-1]
-        self._disk.append(segment.name, buffers)
+        try:
+            self._disk.append(segment.name, buffers)
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+            # What a refused write left behind was never synced nor promised: with it gone, the file is as before.
+            self._disk.truncate(segment.name, segment.bytes)
+            raise OutOfSpace from error
         segment.bytes += sum(map(len, buffers))
         segment.last_index = max(segment.last_index, last_index)
         if sync:
@@ -162,7 +179,14 @@ class Segments:
         name = f"journal-{number:012d}"
         head = _HEADER.pack(_MAGIC, _VERSION, number, self._cluster_id)
         buffers = [head + zlib.crc32(head).to_bytes(4, "little"), state]
-        self._disk.append(name, buffers)
+        try:
+            self._disk.append(name, buffers)
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+            if name in self._disk.names():
+                self._disk.unlink(name)
+            raise OutOfSpace from error
         self._disk.sync(name)
         self._disk.sync_directory()
         self._segments.append(_Segment(name, number, sum(map(len, buffers)), 0))

@@ -82,6 +82,16 @@ class Snapshots:
         part = name + PART
         if part in self.disk.names():
             self.disk.unlink(part)
+        try:
+            self._write(part, index, term, members, view)
+            self._publish(part, name)
+        except OSError:
+            if part in self.disk.names():
+                self.disk.unlink(part)  # half a snapshot is of no use, and the space may be what is missing
+            raise
+        return Snapshot(name, index, term, members, self.disk.size(name))
+
+    def _write(self, part: str, index: int, term: int, members: tuple[str, ...], view: StoreView) -> None:
         buffers, waiting = [self._head(index, term, members)], 0
         crcs, count = 0, 0
         for chunk in view.chunks():
@@ -95,8 +105,6 @@ class Snapshots:
                 buffers, waiting = [], 0
         buffers.append(_CHUNK.pack(0, crcs) + _COUNT.pack(count))
         self.disk.append(part, buffers)
-        self._publish(part, name)
-        return Snapshot(name, index, term, members, self.disk.size(name))
 
     def adopt(self, part: str, index: int, term: int) -> tuple[Snapshot, KeyValueStore]:
         """Verifies a received file whole, loads it and publishes it. Raises Damaged. Runs in a worker thread."""

@@ -1,0 +1,62 @@
+"""When the log is long enough: a snapshot in a worker, then the entries that it covers go, but for a tail."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from kvnode.raft.catchup import Work
+from kvnode.raft.replica import Replica
+from kvnode.raft.snapshot import Snapshot, Snapshots
+from kvnode.store import KeyValueStore
+
+log = logging.getLogger("kvnode.raft")
+
+SNAPSHOT_BYTES: Final = 64 * 1_048_576  # the log is compacted when its commands hold this much, …
+SNAPSHOT_ENTRIES: Final = 200_000  # … or at this many entries
+TAIL_BYTES: Final = 16 * 1_048_576  # of which this much is kept for followers that are only a little behind
+TAIL_ENTRIES: Final = 10_000
+AGAIN_S: Final = 30.0  # after a failure, a full disk mostly
+
+
+class Compaction:
+    """Looks after the length of one node's log."""
+
+    def __init__(self, replica: Replica, snapshots: Snapshots, store: KeyValueStore, work: Work) -> None:
+        self._replica = replica
+        self._snapshots = snapshots
+        self._store = store
+        self._work = work
+        self._under_way = False
+        self._not_before = 0.0
+
+    def look(self) -> None:
+        """Begins a snapshot if the log has grown enough and none is under way. The view is taken in O(1)."""
+        replica, journal = self._replica, self._replica.journal
+        grown = journal.command_bytes >= SNAPSHOT_BYTES or len(journal) >= SNAPSHOT_ENTRIES
+        if not grown or self._under_way or replica.clock() < self._not_before:
+            return
+        index = replica.raftLastApplied
+        term = journal.term_at(index)
+        newest = self._snapshots.newest
+        if term is None or (newest is not None and newest.index >= index):
+            return
+        self._under_way = True
+        members = (replica.node_id, *replica.peer_ids)
+        view = self._store.view()
+        self._work(lambda: self._snapshots.write(index, term, members, view), self._written)
+
+    def _written(self, snapshot: Snapshot | None, error: Exception | None) -> None:
+        self._under_way = False
+        if snapshot is None:
+            self._not_before = self._replica.clock() + AGAIN_S
+            log.warning("A snapshot could not be written (%s); trying again in %g s.", error, AGAIN_S)
+            return
+        self._snapshots.published(snapshot)
+        journal = self._replica.journal
+        first, kept = snapshot.index, 0
+        while first > journal[0][1] and kept < TAIL_BYTES and snapshot.index - first < TAIL_ENTRIES:
+            first -= 1
+            kept += len(journal[first - journal[0][1]][0])
+        journal.compact(first)
+        log.info("Snapshot at index %d (%d bytes); the log begins at %d.", snapshot.index, snapshot.size_bytes, first)

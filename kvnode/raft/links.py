@@ -1,0 +1,203 @@
+"""One connection between two nodes, dialled or accepted: handshake first, then frames, and one clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Container
+from typing import Any, Final, Protocol, cast
+
+from kvnode.raft import handshake, wire
+from kvnode.raft.handshake import Identity, Peer
+
+STRANGERS_MAX: Final = 64  # connections that have not proved themselves yet
+SILENCE_S: Final = 5  # unacknowledged bytes for this long: the connection is dead (TCP_USER_TIMEOUT)
+
+
+class Owner(Protocol):
+    """The network that a connection belongs to."""
+
+    me: Identity
+    strangers: int
+
+    @property
+    def members(self) -> Container[str]: ...
+    def opened(self, transport: asyncio.Transport) -> None: ...
+    def closed(self, transport: asyncio.Transport) -> None: ...
+    def dialled_up(self, peer: Peer, transport: asyncio.Transport) -> None: ...
+    def dialled_down(self, node_id: str, transport: asyncio.Transport) -> None: ...
+    def accepted_up(self, peer: Peer, transport: asyncio.Transport) -> None: ...
+    def accepted_down(self, node_id: str, transport: asyncio.Transport) -> None: ...
+    def frames(self, node_id: str, transport: asyncio.Transport, bodies: list[bytes]) -> None: ...
+    def log_once(self, who: str, sentence: str) -> None: ...
+
+
+class Link(asyncio.Protocol):
+    """What both kinds of connection share: frames in, one deadline for the handshake, one clean end."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, network: Owner) -> None:
+        self.network = network
+        self.reader = wire.FrameReader(handshake.FRAME_BYTES_MAX)
+        self.peer: Peer | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self.network.opened(self.transport)
+        _tune(transport.get_extra_info("socket"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.network.closed(self.transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            bodies = self.reader.feed(data)
+            if bodies:
+                self.frames(bodies)
+        except handshake.Refused as refused:
+            self.refuse(refused)
+        except wire.BadFrame as error:
+            self.refuse(handshake.Refused(f"it sent what no node of this cluster sends ({error.message[:-1]})"))
+
+    def frames(self, bodies: list[bytes]) -> None:
+        raise NotImplementedError
+
+    def refuse(self, refused: handshake.Refused) -> None:
+        raise NotImplementedError
+
+
+class Dialled(Link):
+    """A connection that this node opened, to send on."""
+
+    def __init__(self, network: Owner, node_id: str) -> None:
+        super().__init__(network)
+        self.node_id = node_id
+        self.established: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.closed = asyncio.Event()
+        self._dialer = handshake.Dialer(network.me, node_id)
+        self._proved = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.transport.write(self._dialer.hello())
+
+    def frames(self, bodies: list[bytes]) -> None:
+        for body in bodies:
+            if self.peer is not None:
+                raise handshake.Refused("it sends on a connection that is not its own")
+            if not self._proved:
+                self.transport.write(self._dialer.challenged(body))
+                self._proved = True
+            else:
+                self.peer = self._dialer.welcomed(body)
+                self.network.dialled_up(self.peer, self.transport)
+                if not self.established.done():
+                    self.established.set_result(None)
+
+    def refuse(self, refused: handshake.Refused) -> None:
+        if not self.established.done():
+            self.established.set_exception(refused)
+        self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.network.dialled_down(self.node_id, self.transport)
+        if not self.established.done():
+            self.established.set_exception(ConnectionError("closed during the handshake"))
+        self.closed.set()
+
+    def itself(self) -> Dialled:
+        return self
+
+    def abort(self) -> None:
+        if hasattr(self, "transport"):
+            self.transport.abort()
+        if self.established.done() and not self.established.cancelled():
+            self.established.exception()  # seen: asyncio must not call it forgotten
+        self.established.cancel()
+
+
+class Accepted(Link):
+    """A connection that somebody opened to this node: a stranger until it has proved itself."""
+
+    def __init__(self, network: Owner) -> None:
+        super().__init__(network)
+        self._acceptor = handshake.Acceptor(network.me, network.members)
+        self._magic = b""
+        self._greeted = False
+        self._stranger = True
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.network.strangers += 1
+        if self.network.strangers > STRANGERS_MAX:
+            self.network.log_once("strangers", f"More than {STRANGERS_MAX} unproved peer connections: refusing more.")
+            self.transport.abort()
+            return
+        loop = asyncio.get_running_loop()
+        late = handshake.Refused("it did not finish its greeting in time")
+        self._deadline = loop.call_later(handshake.DEADLINE_S, self.refuse, late)
+
+    def data_received(self, data: bytes) -> None:
+        if len(self._magic) < len(handshake.MAGIC):
+            missing = len(handshake.MAGIC) - len(self._magic)
+            self._magic += data[:missing]
+            data = data[missing:]
+            if not handshake.MAGIC.startswith(self._magic):
+                self.refuse(handshake.Refused("it does not speak this protocol"))
+                return
+        super().data_received(data)
+
+    def frames(self, bodies: list[bytes]) -> None:
+        for position, body in enumerate(bodies):
+            if self.peer is not None:
+                self.network.frames(self.peer.node_id, self.transport, bodies[position:])
+                return
+            if not self._greeted:
+                self.transport.write(self._acceptor.greeted(body))
+                self._greeted = True
+            else:
+                self.peer = self._acceptor.proved(body)
+                self._known()
+                self.reader.frame_bytes_max = wire.FRAME_BYTES_MAX
+                self.transport.write(handshake.WELCOME)
+                self.network.accepted_up(self.peer, self.transport)
+
+    def refuse(self, refused: handshake.Refused) -> None:
+        host = (self.transport.get_extra_info("peername") or ("?",))[0]
+        who = host if self.peer is None else f"{self.peer.node_id} at {host}"
+        self.network.log_once(who, f"Refused a peer connection from {who}: {refused}.")
+        if self.peer is None and len(self._magic) == len(handshake.MAGIC):
+            self.transport.write(handshake.refusal(str(refused)))
+            self.transport.close()
+        else:
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._known()
+        if self.peer is not None:
+            self.network.accepted_down(self.peer.node_id, self.transport)
+
+    def _known(self) -> None:
+        """No stranger any more, by proof or by departure."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if self._stranger:
+            self._stranger = False
+            self.network.strangers -= 1
+
+
+def _tune(sock: Any) -> None:
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        ("TCP_USER_TIMEOUT", SILENCE_S * 1000), ("TCP_KEEPIDLE", SILENCE_S), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3),
+    ):  # fmt: skip
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

@@ -1,0 +1,46 @@
+"""Whether the disk can take more: refuse early, recover by itself.
+
+A journal that runs into a full disk can only wait. So writes are refused a little before that, while there is
+room for what must go on: deletes, elections, no-ops. Two marks keep the answer from flapping: refused below the
+low one, accepted again above the high one, without anybody's hand (etcd's NOSPACE alarm needs one, etcd #9992).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+RESERVE_BYTES_MAX: Final = 64 * 1_048_576
+RESERVE_SHARE: Final = 8  # on a small disk, one part in eight
+HYSTERESIS: Final = 1.5
+
+
+class Storage:
+    """The state of one node's disk, as observed. `error` is one sentence, or None while writes are welcome."""
+
+    def __init__(self) -> None:
+        self.error: str | None = None
+        self._blocked = False
+
+    def observed(self, free_bytes: int, total_bytes: int) -> None:
+        """Free and total bytes of the file system that holds the data directory."""
+        low = min(RESERVE_BYTES_MAX, total_bytes // RESERVE_SHARE)
+        if free_bytes < low or self._blocked:
+            self.error = (
+                f"The disk is full: {_mib(free_bytes)} MiB are free and {_mib(low)} MiB are kept in reserve; free some "
+                "space (deletes and reads go on), and writes are accepted again by themselves."
+            )
+        elif free_bytes >= low * HYSTERESIS:
+            self.error = None
+
+    def blocked(self, free_bytes: int, total_bytes: int) -> None:
+        """A write to the journal found no space; it is tried again until there is some."""
+        self._blocked = True
+        self.observed(free_bytes, total_bytes)
+
+    def unblocked(self) -> None:
+        """The journal could be written again; the marks decide about new writes."""
+        self._blocked = False
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 1_048_576:.1f}"

@@ -1,0 +1,130 @@
+"""Handing leadership over (Raft dissertation §3.10): asked of any node, done by the leader, confirmed or refused."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from kvnode.errors import Conflict, KvnodeError, NoLeader, Unavailable
+from kvnode.raft import wire
+from kvnode.raft.engine import Engine
+
+DEADLINE_S: Final = 5.0
+_LOOK_S: Final = 0.005  # whether the target has drawn level; a transfer takes a few of these
+
+
+class Transfer:
+    """Transfers of one node: its own as leader, and those that it asks the leader for."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._me = engine.settings.node_id
+        self._number = 0
+        self._asked: dict[int, asyncio.Future[list[Any]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        engine.on_transfer = self._received
+
+    async def hand_over(self, to: str | None, timeout_s: float) -> tuple[str, int]:
+        """See `RaftGroup.transfer`."""
+        engine = self._engine
+        if to is not None and to not in engine.settings.peers:
+            raise Conflict(f"Node {to!r} is not a member of this cluster: name one that is, or none.")
+        deadline = engine.clock() + timeout_s
+        while engine.leader_id is None and (left_s := deadline - engine.clock()) > 0:
+            await engine.leadership.wait(left_s)
+        leader_id = engine.leader_id
+        if leader_id is None:
+            raise NoLeader("The cluster has no leader that could hand over: try again in a moment.")
+        if leader_id == self._me:
+            return await self._from_here(to, deadline)
+        return await self._ask(leader_id, to, deadline)
+
+    def stop(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+
+    # --- as the leader -----------------------------------------------------------------------------------
+
+    async def _from_here(self, to: str | None, deadline: float) -> tuple[str, int]:
+        engine, replica = self._engine, self._engine.replica
+        if to == self._me:
+            return to, replica.term
+        if not replica.peer_ids:
+            raise Conflict("This cluster has one node: there is nobody to hand leadership to.")
+        if engine.writes.transferring:
+            raise Conflict("A transfer of leadership is under way already: wait for it to end.")
+        target = to or self._most_caught_up()
+        if target is None or not engine.is_reachable(target):
+            raise Conflict(f"Node {target or 'to hand over to'} does not answer: {self._me} goes on leading.")
+        engine.writes.transferring = True
+        try:
+            leader = await self._until_it_leads(target, deadline)
+        finally:
+            engine.writes.transferring = False
+            engine.schedule()
+        if leader is None:
+            raise Unavailable(f"Node {target} did not take over in time; 'kvnode leader' shows who leads.")
+        return leader, replica.term
+
+    async def _until_it_leads(self, target: str, deadline: float) -> str | None:
+        """Who leads in a later term, once an entry of that term is applied here; None where nobody does in time."""
+        engine, replica = self._engine, self._engine.replica
+        old_term, asked_at = replica.term, None
+        while (left_s := deadline - engine.clock()) > 0:
+            leader_id = engine.leader_id
+            if replica.term > old_term and leader_id is not None and engine.applied_term == replica.term:
+                return leader_id
+            if replica.is_leader and replica.term == old_term:
+                if asked_at is not None and engine.clock() - asked_at > engine.settings.election_timeout_max_s:
+                    return None
+                if asked_at is None and replica.transfer_to(target):
+                    asked_at = engine.clock()
+            engine.schedule()
+            await engine.leadership.wait(min(left_s, _LOOK_S))
+        return None
+
+    def _most_caught_up(self) -> str | None:
+        engine, replica = self._engine, self._engine.replica
+        reachable = [node_id for node_id in replica.peer_ids if engine.is_reachable(node_id)]
+        return max(reachable, key=lambda node_id: (replica.match_index(node_id), node_id), default=None)
+
+    # --- between nodes -----------------------------------------------------------------------------------
+
+    async def _ask(self, leader_id: str, to: str | None, deadline: float) -> tuple[str, int]:
+        engine = self._engine
+        self._number += 1
+        number = self._number
+        future = self._asked[number] = asyncio.get_running_loop().create_future()
+        try:
+            if not engine.network.send(leader_id, (wire.TRANSFER, number, to)):
+                raise NoLeader(f"The leader {leader_id} cannot be reached from this node: try again in a moment.")
+            async with asyncio.timeout(max(0.0, deadline - engine.clock()) + 0.5):
+                new_leader, term, code, message = await future
+        except TimeoutError:
+            raise Unavailable("The transfer was not confirmed in time; 'kvnode leader' shows who leads.") from None
+        finally:
+            del self._asked[number]
+        if new_leader is None:
+            raise Conflict(message) if code == Conflict.code else Unavailable(message, code)
+        return new_leader, term
+
+    def _received(self, node_id: str, message: wire.Message) -> None:
+        if message[0] == wire.TRANSFER:
+            task = asyncio.get_running_loop().create_task(self._answer(node_id, message[1], message[2]))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
+        future = self._asked.get(message[1])
+        if future is not None and not future.done():
+            future.set_result(list(message[2:]))
+
+    async def _answer(self, node_id: str, number: int, to: str | None) -> None:
+        engine = self._engine
+        try:
+            if not engine.replica.is_leader:
+                raise Unavailable("Leadership has just moved: try again in a moment.")
+            leader_id, term = await self._from_here(to, engine.clock() + DEADLINE_S)
+            answer: wire.Message = (wire.TRANSFER_ANSWER, number, leader_id, term, "", "")
+        except KvnodeError as error:
+            answer = (wire.TRANSFER_ANSWER, number, None, 0, error.code, error.message)
+        engine.network.send(node_id, answer)

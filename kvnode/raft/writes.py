@@ -1,0 +1,140 @@
+"""Where writes meet Raft: what the leader proposes, what a follower forwards, what is not let in at all."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from kvnode.commands import encode_entry, frees_space, group_frees_space
+from kvnode.errors import DiskFull, Overloaded, Unavailable
+from kvnode.raft import wire
+from kvnode.raft.proposals import GROUP_BYTES, Proposals
+from kvnode.raft.replica import Replica
+from kvnode.raft.storage import Storage
+from kvnode.raft.transport import Network
+
+ENTRIES_IN_FLIGHT: Final = 4  # proposals of the leader that are not applied yet; more of them only wait longer
+GROUPS_IN_FLIGHT: Final = 8  # groups that a follower has forwarded and not seen again
+FORWARDED_BYTES_MAX: Final = 64 * 1_048_576
+REFUSED_PAUSE_S: Final = 0.05
+FULL_S: Final = 1.0  # how long a follower takes a leader's word for its disk being full
+
+_NOT_LEADING: Final = "This node does not lead now."
+
+
+class Writes:
+    """One node's writes, its own and those forwarded to it. `leader` tells whom this node would turn to now."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        proposals: Proposals,
+        storage: Storage,
+        network: Network,
+        leader: Callable[[], str | None],
+    ) -> None:
+        self._replica = replica
+        self._proposals = proposals
+        self._storage = storage
+        self._network = network
+        self._leader = leader
+        self._clock = replica.clock
+        self._forwarded: deque[bytes] = deque()
+        self._forwarded_bytes = 0
+        self._forwarders: deque[tuple[str, int]] = deque()  # (node, sequence) of each group in `_forwarded`
+        self._unapplied: deque[int] = deque()  # indexes that this leader proposed in this term
+        self._forward_after = 0.0
+        self._leader_full: tuple[float, str] = (0.0, "")  # until when, in the leader's words
+        self.transferring = False  # nothing is proposed, so that the next leader can draw level
+
+    def admit(self, command: bytes) -> None:
+        """Raises DiskFull (definite) where the leader's disk has no room for this command."""
+        if self._replica.is_leader:
+            full = self._storage.error
+        else:
+            until, message = self._leader_full
+            full = message if self._clock() < until else None
+        if full is not None and not frees_space(command):
+            raise DiskFull(full)
+
+    def pump(self) -> bool:
+        """Hands on what waits to be written. True: something was proposed."""
+        replica, proposals = self._replica, self._proposals
+        if not replica.is_leader:
+            if proposals.waiting:
+                self._forward()
+            return False
+        if not replica.serving or self.transferring:
+            return False
+        proposed = False
+        while (proposals.waiting or self._forwarded) and len(self._unapplied) < ENTRIES_IN_FLIGHT:
+            groups: list[bytes] = []
+            size = 0
+            if proposals.waiting:
+                groups.append(proposals.take(replica.term)[1])
+                size = len(groups[0])
+            while self._forwarded and (not groups or size + len(self._forwarded[0]) <= 2 * GROUP_BYTES):
+                self._forwarders.popleft()
+                group = self._forwarded.popleft()
+                groups.append(group)
+                size += len(group)
+                self._forwarded_bytes -= len(group)
+            self._unapplied.append(replica.propose(encode_entry(groups))[0])
+            proposed = True
+        return proposed
+
+    def applied(self, index: int) -> None:
+        """The entry at `index` is applied: there is room for another."""
+        while self._unapplied and self._unapplied[0] <= index:
+            self._unapplied.popleft()
+
+    def role_changed(self) -> None:
+        """What was forwarded here and not proposed goes back to who sent it."""
+        self._unapplied.clear()
+        for node_id, sequence in self._forwarders:
+            self._network.send(node_id, (wire.REFUSED, sequence, Unavailable.code, _NOT_LEADING))
+        self._forwarders.clear()
+        self._forwarded.clear()
+        self._forwarded_bytes = 0
+
+    def leader_unsure(self) -> None:
+        """Who leads may have changed: what the last one refused may be asked of the next."""
+        self._forward_after = 0.0
+
+    def forwarded_here(self, node_id: str, term: int, sequence: int, group: bytes) -> None:
+        """A follower's group. It was sent in `term` and counts in that term only (see `proposals`)."""
+        replica, full = self._replica, self._storage.error
+        if term != replica.term or not replica.serving or self.transferring:
+            self._network.send(node_id, (wire.REFUSED, sequence, Unavailable.code, _NOT_LEADING))
+        elif self._forwarded_bytes + len(group) > FORWARDED_BYTES_MAX:
+            message = "Too many writes are waiting on the leader: send the request again in a moment."
+            self._network.send(node_id, (wire.REFUSED, sequence, Overloaded.code, message))
+        elif full is not None and not group_frees_space(group):
+            self._network.send(node_id, (wire.REFUSED, sequence, DiskFull.code, full))
+        else:
+            self._forwarders.append((node_id, sequence))
+            self._forwarded.append(group)
+            self._forwarded_bytes += len(group)
+
+    def refused(self, sequence: int, code: str, message: str) -> None:
+        """The leader did not take a group that this node had forwarded."""
+        if code == Unavailable.code:
+            self._forward_after = self._clock() + REFUSED_PAUSE_S  # it knows better soon, or another one leads
+            self._proposals.taken_back(sequence)
+        elif code == DiskFull.code:
+            self._leader_full = (self._clock() + FULL_S, message)
+            self._proposals.refused(sequence, DiskFull(message))
+        else:
+            self._proposals.refused(sequence, Overloaded(message, code))
+
+    def _forward(self) -> None:
+        leader_id = self._leader()
+        if leader_id is None or not self._network.is_up(leader_id) or self._clock() < self._forward_after:
+            return
+        while self._proposals.waiting and self._proposals.sent < GROUPS_IN_FLIGHT:
+            term = self._replica.term
+            sequence, group = self._proposals.take(term)
+            if not self._network.send(leader_id, (wire.FORWARD, term, sequence, group)):
+                self._proposals.taken_back(sequence)
+                return
