@@ -298,9 +298,8 @@ class Engine:
 
     def is_reachable(self, node_id: str) -> bool:
         """On the leader: connected, and answering; elsewhere: connected."""
-        if not self.network.is_up(node_id):
-            return False
-        return not self.replica.is_leader or self.replica.answered_within(node_id, self.settings.election_timeout_min_s)
+        replica, silence_s = self.replica, self.settings.election_timeout_min_s
+        return self.network.is_up(node_id) and (not replica.is_leader or replica.answered_within(node_id, silence_s))
 
     def _leader_unsure(self) -> None:
         """Who leads may have changed: whoever waits for the old one looks again."""
