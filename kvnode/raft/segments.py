@@ -127,6 +127,13 @@ class Segments:
             end = self._replay(segment, data, recovered)
             if end < len(data):
                 self._check_tail(name, data, end, is_last)
+            if is_last and end == _HEADER_BYTES:
+                # A crash within `_rotate`, as above. The next rotation makes it again, with the hard state at its
+                # head: without that, dropping the segments before it would drop term and vote (R10).
+                self._disk.unlink(name)
+                recovered.cut_bytes += len(data)
+                break
+            if end < len(data):
                 self._disk.truncate(name, end)
                 recovered.cut_bytes += len(data) - end
                 segment.bytes = end

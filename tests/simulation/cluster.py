@@ -168,7 +168,12 @@ class Cluster:
         link = source, target
         self.network.broken.discard(link)
         self.network.muted.discard(link)
-        if self.nodes.get(source) and self.nodes[source].replica and self.nodes.get(target) and self.nodes[target].replica:
+        if (
+            self.nodes.get(source)
+            and self.nodes[source].replica
+            and self.nodes.get(target)
+            and self.nodes[target].replica
+        ):
             self.nodes[source].running.guard.connected(target)
 
     def cut(self, source: str, target: str) -> None:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster
 
 CLUSTER_ID = b"simulated-group!"
-SPARE_FRAMES = 100  # to one peer, in answer to one event, beyond one for each entry of the log: held promises leave together
+SPARE_FRAMES = (
+    100  # to one peer, in answer to one event, beyond one for each entry of the log: held promises leave together
+)
 
 
 @dataclass(eq=False)
@@ -103,7 +105,9 @@ class Node:
         self.store = store
         self.payloads = [item.value for _, item in store.range("", None, 1_000_000)]
         if snapshot is not None and self.applied_index != snapshot.index:
-            raise Violation(f"{self.node_id} has a snapshot at {snapshot.index} that holds {self.applied_index} entries")
+            raise Violation(
+                f"{self.node_id} has a snapshot at {snapshot.index} that holds {self.applied_index} entries"
+            )
 
     @property
     def running(self) -> Replica:
@@ -278,7 +282,9 @@ class Node:
     def send(self, node_id: str, message: wire.Message) -> bool:
         count = self._frames[node_id] = self._frames.get(node_id, 0) + 1
         if count > len(self.journal) + SPARE_FRAMES:
-            raise Violation(f"{self.node_id} sends {count} frames to {node_id} at once, of a log of {len(self.journal)}")
+            raise Violation(
+                f"{self.node_id} sends {count} frames to {node_id} at once, of a log of {len(self.journal)}"
+            )
         return self.cluster.network.send(self.node_id, node_id, message)
 
     def applied(self, index: int, term: int, payload: bytes) -> None:
@@ -290,9 +296,7 @@ class Node:
         holders = needed
         if index not in oracle.chosen:
             holders = sum(node.holds_durably(index, term) for node in self.cluster.nodes.values())
-        oracle.applied(
-            self.node_id, index, term, payload, node_term=self.running.term, holders=holders, needed=needed
-        )
+        oracle.applied(self.node_id, index, term, payload, node_term=self.running.term, holders=holders, needed=needed)
 
     def read_confirmed(self, read_round: int, index: int) -> None:
         for number in [number for number in self.reads if number <= read_round]:

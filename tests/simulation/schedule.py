@@ -101,8 +101,7 @@ class Schedule:
         }
         healing = {self._join, self._heal_links, self._restart, self._flight}
         self._weights = daily | {
-            fault: weight * (1 if fault in healing else draw.choice((0, 0.5, 1, 3)))
-            for fault, weight in faults.items()
+            fault: weight * (1 if fault in healing else draw.choice((0, 0.5, 1, 3))) for fault, weight in faults.items()
         }
 
     def disturb(self, steps: int) -> None:

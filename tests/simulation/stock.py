@@ -26,10 +26,10 @@ class _Links(Transport):  # type: ignore[misc]  # the core is untyped
         super().__init__(core, self_node, other_nodes)
         self.cluster, self.node_id = core.cluster, core.node_id
 
-    def addNode(self, node: Any) -> None:
+    def addNode(self, node: Any) -> None:  # noqa: N802
         self._onNodeConnected(node)
 
-    def dropNode(self, node: Any) -> None:
+    def dropNode(self, node: Any) -> None:  # noqa: N802
         self._onNodeDisconnected(node)
 
     def send(self, node: Any, message: dict[str, Any]) -> bool:
@@ -72,7 +72,7 @@ class StockCore(SyncObj):  # type: ignore[misc]
             transportClass=_Links,
         )  # fmt: skip
 
-    def _SyncObj__doApplyCommand(self, command: bytes) -> Any:
+    def _SyncObj__doApplyCommand(self, command: bytes) -> Any:  # noqa: N802
         index = self.raftLastApplied + 1
         self.cluster.oracle.applied(
             self.node_id, index, self.term_at(index) or 0, command, node_term=self.raftCurrentTerm, holders=1, needed=1

@@ -133,7 +133,7 @@ def test_a_hasty_node_alone_unseats_nobody(lively: Cluster) -> None:
 
 
 def test_a_transfer_takes_a_few_message_rounds(lively: Cluster) -> None:
-    leader, target, other = leader_of(lively)
+    leader, target, _other = leader_of(lively)
     term = lively[leader].term
     assert lively[leader].transfer_to(target)
     for _ in range(4):  # timeout now, votes asked, votes given, first entry

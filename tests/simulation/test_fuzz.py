@@ -149,9 +149,7 @@ def test_the_schedules_miss_a_rule_that_is_switched_off(
     pytest.fail(f"{SCHEDULES} schedules did not miss the rule")
 
 
-@pytest.mark.parametrize(
-    ("switched_off", "number"), [(without_term_fencing, "R3"), (without_the_vote_book, "R10")]
-)
+@pytest.mark.parametrize(("switched_off", "number"), [(without_term_fencing, "R3"), (without_the_vote_book, "R10")])
 def test_the_stories_miss_a_rule_that_is_switched_off(
     switched_off: Callable[[], AbstractContextManager[None]],
     number: str,

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from tests.simulation.clock import Clock
 from tests.simulation.cluster import Cluster
 from tests.simulation.oracle import Violation
 from tests.simulation.stock import StockCluster

@@ -1,0 +1,135 @@
+"""Frames between nodes: what a node sends comes back the same, and nothing else is ever taken for a message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvnode.raft import wire
+from kvnode.raft.wire import BadFrame, FrameReader, decode, encode
+
+numbers = st.integers(0, 2**63)
+entries = st.lists(st.tuples(numbers, st.binary(min_size=1, max_size=20)).map(list), max_size=5)
+messages = st.one_of(
+    st.tuples(st.just(wire.APPEND), numbers, numbers, numbers, numbers, numbers, entries),
+    st.tuples(st.just(wire.ACK), numbers, st.booleans(), st.booleans(), numbers, numbers, numbers),
+    st.tuples(st.just(wire.VOTE), numbers, numbers, numbers, st.booleans()),
+    st.tuples(st.just(wire.VOTED), numbers),
+    st.tuples(st.just(wire.PRE_VOTE), numbers, numbers, numbers),
+    st.tuples(st.just(wire.PRE_VOTED), numbers, numbers, st.booleans()),
+    st.tuples(st.just(wire.READ_ANSWER), numbers, st.none() | numbers),
+    st.tuples(st.just(wire.TRANSFER), numbers, st.none() | st.text(max_size=8)),
+    st.tuples(st.just(wire.CHUNK), numbers, numbers, st.binary(max_size=50)),
+).map(list)
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.binary(max_size=5),
+    lambda inner: st.lists(inner, max_size=8) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=12,
+)
+
+
+def body(message: list[Any]) -> bytes:
+    (one,) = FrameReader().feed(encode(message))
+    return one
+
+
+@given(messages)
+def test_a_message_comes_back_the_same(message: list[Any]) -> None:
+    assert decode(body(message)) == message
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_never_a_message(garbage: bytes) -> None:
+    try:
+        message = decode(garbage)
+    except BadFrame:
+        return
+    assert encode(message), "what decodes must be one that a node could have sent"
+    assert type(message[0]) is int
+
+
+@given(anything)
+def test_msgpack_of_another_shape_is_never_a_message(value: Any) -> None:
+    kinds = {field for field in vars(wire).values() if type(field) is int}
+    try:
+        message = decode(msgpack.packb(value))
+    except BadFrame:
+        return
+    assert message[0] in kinds
+    assert len(message) > 1
+
+
+@given(messages, st.data())
+def test_a_message_with_one_field_of_another_type_is_refused(message: list[Any], data: st.DataObject) -> None:
+    position = data.draw(st.integers(1, len(message) - 1))
+    message[position] = 0.5
+    with pytest.raises(BadFrame):
+        decode(msgpack.packb(message))
+
+
+@given(messages, st.binary(min_size=1, max_size=9))
+def test_nothing_may_follow_a_message(message: list[Any], more: bytes) -> None:
+    with pytest.raises(BadFrame):
+        decode(body(message) + more)
+
+
+@given(messages)
+def test_a_message_that_ends_too_early_is_refused(message: list[Any]) -> None:
+    whole = body(message)
+    for length in range(len(whole)):
+        with pytest.raises(BadFrame):
+            decode(whole[:length])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        [],
+        [0],
+        [wire.APPEND],
+        [wire.VOTED, True],
+        [wire.VOTED, None],
+        [wire.VOTED, 1, 1],
+        [wire.APPEND, 1, 1, 1, 1, 1, [[1, b""]]],  # the core reads the first byte of each command
+        [wire.APPEND, 1, 1, 1, 1, 1, [[1, "text"]]],
+        [wire.APPEND, 1, 1, 1, 1, 1, [[1]]],
+        [wire.APPEND, 1, 1, 1, 1, 1, [1]],
+        [True, 1],
+        ["1", 1],
+        {1: 1},
+        [msgpack.ExtType(1, b"n1"), 1],
+    ],
+)
+def test_near_misses_are_refused(message: Any) -> None:
+    with pytest.raises(BadFrame):
+        decode(msgpack.packb(message))
+
+
+@given(st.lists(messages, max_size=6), st.data())
+def test_frames_come_out_whole_however_the_stream_is_cut(sent: list[list[Any]], data: st.DataObject) -> None:
+    stream = b"".join(map(encode, sent))
+    reader, received, start = FrameReader(), [], 0
+    while start < len(stream):
+        end = data.draw(st.integers(start + 1, len(stream)))
+        received += [decode(one) for one in reader.feed(stream[start:end])]
+        start = end
+    assert received == sent
+
+
+def test_a_length_over_the_bound_is_refused_before_its_bytes_arrive() -> None:
+    with pytest.raises(BadFrame, match="over the bound of 10"):
+        FrameReader(frame_bytes_max=10).feed(b"\0\0\0\x0b")
+
+
+def test_a_message_over_the_bound_is_not_sent() -> None:
+    with pytest.raises(BadFrame, match="over the bound"):
+        encode((wire.CHUNK, 1, 0, bytes(wire.FRAME_BYTES_MAX)))
