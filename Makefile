@@ -23,7 +23,7 @@ setup: $(STAMP) ## the virtual environment in .venv, with everything in it
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "kvnode needs Python 3.11 or later, and $(PYTHON) is older: name another one with make PYTHON=python3.13" >&2; exit 1; }
+	  { echo "kvnode needs Python 3.11 or later, and $(PYTHON) is older or does not run: name another one with make PYTHON=…" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
