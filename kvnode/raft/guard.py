@@ -63,7 +63,8 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
         next_index, success, reset = message["next_node_idx"], message["success"], message["reset"]
         if self._reply is not None:
             next_index, success, reset = self._reply
-        ack = (wire.ACK, core.term, success, reset, next_index, self._round, core.raftLastApplied)
+        state = (self._round, core.raftLastApplied, core.has_room())
+        ack = (wire.ACK, core.term, success, reset, next_index, *state)
         now = core.clock()
         news = (core.term, leader_id, next_index)
         if reset or self._journal.clean:
@@ -75,7 +76,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
                 self._outbox.send(leader_id, ack)
             if self._round > self._said_round or now - self._said_at >= core.heartbeat_s / 2:
                 # The promise waits for the disk; that this node still follows in this term does not.
-                self._send(leader_id, (wire.ACK, core.term, False, False, 0, self._round, core.raftLastApplied))
+                self._send(leader_id, (wire.ACK, core.term, False, False, 0, *state))
         self._said = (0, "", 0) if reset else news
         self._said_round, self._said_at = self._round, now
 
@@ -159,7 +160,15 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
         self._onMessageReceived(node, {"type": "response_vote", "term": term})
 
     def _acknowledged(
-        self, node_id: str, term: int, success: bool, reset: bool, next_index: int, read_round: int, applied: int
+        self,
+        node_id: str,
+        term: int,
+        success: bool,
+        reset: bool,
+        next_index: int,
+        read_round: int,
+        applied: int,
+        has_room: bool,
     ) -> None:
         core = self._core
         if term > core.term:
@@ -169,7 +178,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
         core.rounds.echo(node_id, read_round, core.majority_of_others)
         if success and next_index > self._journal[-1][1] + 1:
             return
-        core.replicator.acknowledged(node_id, next_index, success, reset, applied)
+        core.replicator.acknowledged(node_id, next_index, success, reset, applied, has_room)
         if success:
             limit = self._journal.durable_index + 1
             if next_index > limit:
@@ -224,7 +233,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
         journal = self._journal
         last = journal[-1][1]
         floor = self._core.committed_floor
-        if prev < floor:
+        if prev <= floor:
             # G7: what is committed here is in every later leader's log (Leader Completeness, Raft §5.4.3), so
             # the message proves the log up to the floor whatever it brings of it again.
             self._check_committed(prev, prev_term, entries[: floor - prev])
