@@ -74,6 +74,7 @@ class Engine:
         me = Identity(settings.node_id, cluster_id, settings.http_url, instance, settings.secret)
         peers = {node_id: address for node_id, address in settings.peers.items() if node_id != settings.node_id}
         self.network = Network(me, peers, self)
+        self.storage = Storage()
         self.replica = Replica(
             settings.node_id,
             peers,
@@ -83,8 +84,8 @@ class Engine:
             election_timeout_min_s=settings.election_timeout_min_s,
             election_timeout_max_s=settings.election_timeout_max_s,
             heartbeat_s=settings.heartbeat_s,
+            has_room=lambda: self.storage.error is None,
         )
-        self.storage = Storage()
         self.proposals = Proposals(instance, store.apply, self.clock)
         self.writes = Writes(self.replica, self.proposals, self.storage, self.network, lambda: self.leader_id)
         answer_timeout_s = settings.election_timeout_max_s
@@ -145,7 +146,7 @@ class Engine:
         now = self.clock()
         if now >= self._look_at_disk_at:
             self._look_at_disk_at = now + DISK_LOOK_S
-            self._work(self._snapshots.disk.space, self._disk_seen)
+            self._work(self._snapshots.disk.space, self.storage.looked)
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Whatever goes wrong inside ends the node: a core that raised half-way through is in no known state."""
@@ -194,10 +195,6 @@ class Engine:
             self.storage.blocked(*self._snapshots.disk.space())
         else:
             self.storage.unblocked()
-
-    def _disk_seen(self, space: tuple[int, int] | None, error: Exception | None) -> None:
-        if space is not None:  # where it cannot be told, a write will tell
-            self.storage.observed(*space)
 
     # --- what the replica tells (replica.Owner) -------------------------------------------------------
 

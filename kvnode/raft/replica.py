@@ -70,11 +70,13 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
         election_timeout_max_s: float = 1.2,
         heartbeat_s: float = 0.1,
         draw: random.Random | None = None,
+        has_room: Callable[[], bool] = lambda: True,
     ) -> None:
         self.journal = journal
         self.clock = clock
         self.heartbeat_s = heartbeat_s
         self.election_timeout_max_s = election_timeout_max_s
+        self.has_room = has_room
         self._owner = owner
         self._draw = draw or random.Random()
         self._append_due = False

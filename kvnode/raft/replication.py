@@ -31,6 +31,7 @@ class Progress:
     in_flight: deque[tuple[int, int]] = field(default_factory=deque)  # (last index, bytes) of each frame
     in_flight_bytes: int = 0
     applied: int = 0  # as the follower last said
+    has_room: bool = True
 
     def forget_flights(self) -> None:
         self.in_flight.clear()
@@ -64,12 +65,14 @@ class Replicator:
             progress.probing, progress.awaiting = True, False
             progress.next = min(progress.next, match_index + 1) if match_index else progress.next
 
-    def acknowledged(self, peer_id: str, next_index: int, success: bool, reset: bool, applied: int) -> None:
+    def acknowledged(
+        self, peer_id: str, next_index: int, success: bool, reset: bool, applied: int, has_room: bool
+    ) -> None:
         """A follower holds everything below `next_index` (success), or wants to be sent from there (reset)."""
         progress = self.followers.get(peer_id)
         if progress is None:
             return
-        progress.applied = applied
+        progress.applied, progress.has_room = applied, has_room
         if reset:
             progress.forget_flights()
             progress.probing, progress.awaiting = True, False

@@ -32,6 +32,11 @@ class Storage:
         elif free_bytes >= low * HYSTERESIS:
             self.error = None
 
+    def looked(self, space: tuple[int, int] | None, error: Exception | None) -> None:
+        """The outcome of a look at the disk; where it cannot be told, a write will tell."""
+        if space is not None:
+            self.observed(*space)
+
     def blocked(self, free_bytes: int, total_bytes: int) -> None:
         """A write to the journal found no space; it is tried again until there is some."""
         self._blocked = True

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Coroutine
 from typing import Any, Final
 
 from kvnode.errors import Conflict, KvnodeError, NoLeader, Unavailable
 from kvnode.raft import wire
 from kvnode.raft.engine import Engine
 
+log = logging.getLogger("kvnode.raft")
+
 DEADLINE_S: Final = 5.0
+FULL_LOOK_S: Final = 0.5
 _LOOK_S: Final = 0.005  # whether the target has drawn level; a transfer takes a few of these
 
 
@@ -23,6 +28,7 @@ class Transfer:
         self._asked: dict[int, asyncio.Future[list[Any]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         engine.on_transfer = self._received
+        self._keep(self._leave_a_full_disk())
 
     async def hand_over(self, to: str | None, timeout_s: float) -> tuple[str, int]:
         """See `RaftGroup.transfer`."""
@@ -38,6 +44,29 @@ class Transfer:
         if leader_id == self._me:
             return await self._from_here(to, deadline)
         return await self._ask(leader_id, to, deadline)
+
+    async def _leave_a_full_disk(self) -> None:
+        """A leader whose disk is full hands over to a follower that has room: writes need not wait for an operator."""
+        engine, replica = self._engine, self._engine.replica
+        while True:
+            await asyncio.sleep(FULL_LOOK_S)
+            if not replica.is_leader or engine.storage.error is None:
+                continue
+            followers = replica.replicator.followers
+            with_room = [n for n in replica.peer_ids if n in followers and followers[n].has_room]
+            target = max(filter(engine.is_reachable, with_room), key=replica.match_index, default=None)
+            if target is None:
+                continue  # nobody is better off
+            log.warning("The disk is full: handing leadership over to %s.", target)
+            try:
+                await self._from_here(target, engine.clock() + DEADLINE_S)
+            except KvnodeError as error:
+                log.warning("Leadership stays here: %s", error.message)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def stop(self) -> None:
         for task in list(self._tasks):
@@ -110,9 +139,7 @@ class Transfer:
 
     def _received(self, node_id: str, message: wire.Message) -> None:
         if message[0] == wire.TRANSFER:
-            task = asyncio.get_running_loop().create_task(self._answer(node_id, message[1], message[2]))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._keep(self._answer(node_id, message[1], message[2]))
             return
         future = self._asked.get(message[1])
         if future is not None and not future.done():

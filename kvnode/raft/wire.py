@@ -19,7 +19,7 @@ LENGTH_BYTES: Final = 4
 
 # kind             fields behind it
 APPEND: Final = 1  # term, prev index, prev term, commit index, read round, [[term, command], ...]
-ACK: Final = 2  # term, success, reset, next index, read round, applied index
+ACK: Final = 2  # term, success, reset, next index, read round, applied index, has room on its disk
 VOTE: Final = 3  # term, last index, last term, transfer
 VOTED: Final = 4  # term
 PRE_VOTE: Final = 5  # proposed term, last index, last term
@@ -41,7 +41,7 @@ _FIELDS: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
     kind: tuple(field if isinstance(field, tuple) else (field,) for field in fields)
     for kind, fields in {
         APPEND: (int, int, int, int, int, list),
-        ACK: (int, bool, bool, int, int, int),
+        ACK: (int, bool, bool, int, int, int, bool),
         VOTE: (int, int, int, bool),
         VOTED: (int,),
         PRE_VOTE: (int, int, int),

@@ -87,3 +87,17 @@ def test_a_journal_that_finds_no_space_waits_and_goes_on_with_nothing_lost(
 
 def _put_status(cluster: Cluster, name: str) -> int:
     return cluster.request(name, "PUT", "/v1/kv/probe", b"x").status
+
+
+def test_a_leader_with_a_full_disk_hands_over_to_a_node_that_has_room(
+    make_cluster: Callable[..., Cluster], small_disk: Path
+) -> None:
+    cluster = make_cluster(size=3)
+    cluster.nodes["n1"].data_dir = small_disk / "n1"
+    cluster.start()
+    if cluster.leader() != "n1":
+        cluster.transfer(to="n1")
+    fill(small_disk, leave_bytes=2 * 1_048_576)
+    wait_until(lambda: cluster.leader() != "n1", 5.0, "leadership leaves the full disk")
+    wait_until(lambda: _put_status(cluster, "n1") == 200, 5.0, "a write on the full node is taken by the new leader")
+    assert cluster.probe("n1", "/readyz/storage") == 503

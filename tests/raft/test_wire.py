@@ -16,7 +16,7 @@ numbers = st.integers(0, 2**63)
 entries = st.lists(st.tuples(numbers, st.binary(min_size=1, max_size=20)).map(list), max_size=5)
 messages = st.one_of(
     st.tuples(st.just(wire.APPEND), numbers, numbers, numbers, numbers, numbers, entries),
-    st.tuples(st.just(wire.ACK), numbers, st.booleans(), st.booleans(), numbers, numbers, numbers),
+    st.tuples(st.just(wire.ACK), numbers, st.booleans(), st.booleans(), numbers, numbers, numbers, st.booleans()),
     st.tuples(st.just(wire.VOTE), numbers, numbers, numbers, st.booleans()),
     st.tuples(st.just(wire.VOTED), numbers),
     st.tuples(st.just(wire.PRE_VOTE), numbers, numbers, numbers),
