@@ -6,6 +6,7 @@ RUN python -m venv --without-pip /opt/kvnode
 COPY pyproject.toml ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > dependencies.txt \
  && python -m pip --python /opt/kvnode/bin/python install --no-cache-dir --disable-pip-version-check -r dependencies.txt
+COPY README.md ./
 COPY kvnode kvnode
 RUN python -m pip --python /opt/kvnode/bin/python install --no-cache-dir --disable-pip-version-check --no-deps .
 
