@@ -12,9 +12,10 @@ COMPOSE ?= docker compose
 # Handed on: `make test PYTEST_ARGS='-x tests/haproxy'`, `make fuzz FUZZ_ARGS='--schedules 5000'`, `make dev DEV_ARGS='--nodes 5'`.
 PYTEST_ARGS ?=
 FUZZ_ARGS ?=
+BENCH_ARGS ?=
 DEV_ARGS ?=
 
-.PHONY: help setup haproxy dev test lint format fuzz compose-up compose-down compose-test clean
+.PHONY: help setup haproxy dev test lint format fuzz bench-failover bench-million compose-up compose-down compose-test clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -56,6 +57,12 @@ format: $(STAMP) ## puts the code into the one format
 
 fuzz: $(STAMP) ## thousands of simulated schedules; a failure prints the seed that repeats it
 	$(BIN)/python -m tests.simulation.fuzz $(FUZZ_ARGS)
+
+bench-failover: $(STAMP) ## how long writes stop when the leader goes, beside etcd where it is installed; writes docs/FAILOVER.md
+	$(BIN)/python -m benchmarks.failover $(BENCH_ARGS)
+
+bench-million: $(STAMP) ## snapshots, restarts and catching up with 1,000,000 keys; writes docs/MILLION.md
+	$(BIN)/python -m benchmarks.millionkeys $(BENCH_ARGS)
 
 # Compose reads .env by itself. The secret is made once and kept: the nodes' volumes belong to it.
 .env:

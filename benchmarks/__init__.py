@@ -1,0 +1,1 @@
+"""Measurements that the documentation quotes: each is a make target that prints a table and writes a page in docs/."""
