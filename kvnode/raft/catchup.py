@@ -73,6 +73,16 @@ class Catchup:
         self._offered_at: dict[str, float] = {}
         self._fetch: _Fetch | None = None
 
+    def receive(self, node_id: str, message: Message, term: int) -> None:
+        """OFFER, WANT or CHUNK from a peer; `term` is this node's."""
+        kind = message[0]
+        if kind == WANT:
+            self.wanted(node_id, *message[1:])
+        elif kind == CHUNK:
+            self.arrived(node_id, *message[1:])
+        elif message[1] == term:  # an offer counts in its own term only
+            self.offered(node_id, *message[2:])
+
     # --- the leader's side -------------------------------------------------------------------------
 
     def offer(self, node_id: str, term: int) -> None:

@@ -19,6 +19,7 @@ from kvnode.raft.segments import (
     Recovered,
     base_record,
     entry_record,
+    entry_sum,
     state_record,
     truncate_record,
 )
@@ -43,6 +44,7 @@ class Journal:
 
     def __init__(self, recovered: Recovered, on_dirty: Callable[[], None] = lambda: None) -> None:
         self._entries: list[Entry] = list(recovered.entries)
+        self._sums: list[int | None] = [None] * len(self._entries)
         self._bytes = sum(len(entry[0]) for entry in self._entries)
         self._term = recovered.term
         self._vote = recovered.vote
@@ -60,9 +62,11 @@ class Journal:
     # --- what PySyncObj asks for ---------------------------------------------------------------
 
     def add(self, command: bytes, index: int, term: int) -> None:
+        record = entry_record(command, index, term)
         self._entries.append((command, index, term))
+        self._sums.append(entry_sum(record[0]))
         self._bytes += len(command)
-        self._buffers += entry_record(command, index, term)
+        self._buffers += record
         self._mutated()
 
     def clear(self) -> None:
@@ -73,7 +77,7 @@ class Journal:
         if not gone:
             return
         index = gone[0][1]
-        del self._entries[position:]
+        del self._entries[position:], self._sums[position:]
         self._bytes -= sum(len(entry[0]) for entry in gone)
         self.durable_index = min(self.durable_index, index - 1)
         self._flight_last_index = min(self._flight_last_index, index - 1)
@@ -82,7 +86,7 @@ class Journal:
 
     def deleteEntriesTo(self, position: int) -> None:
         self._bytes -= sum(len(entry[0]) for entry in self._entries[:position])
-        del self._entries[:position]
+        del self._entries[:position], self._sums[:position]
         self._drop_before = self._entries[0][1]
         self._dirty()
 
@@ -139,6 +143,15 @@ class Journal:
             return int(self._entries[position][2])
         return None
 
+    def sum_at(self, index: int) -> int:
+        """The checksum of an entry that the log holds: of its index, its term and its command.
+
+        It was made for the entry's record on disk: whoever wants it of a big entry need not make it again.
+        """
+        position = index - self._entries[0][1]
+        known = self._sums[position]
+        return entry_sum(entry_record(*self._entries[position])[0]) if known is None else known
+
     def reconcile(self, index: int, term: int, where: str) -> None:
         """Fits the recovered log to the snapshot that is on disk (entry `index` of `term` is the last in it).
 
@@ -161,7 +174,7 @@ class Journal:
 
     def rebase(self, index: int, term: int) -> None:
         """Starts the log anew behind a snapshot whose last entry is `index` of `term`."""
-        self._entries = [(NO_OP, index, term)]
+        self._entries, self._sums = [(NO_OP, index, term)], [None]
         self._bytes = 0
         self._snapshot_index = index
         self.durable_index = 0

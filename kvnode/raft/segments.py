@@ -60,6 +60,11 @@ def entry_record(command: bytes, index: int, term: int) -> tuple[bytes, bytes]:
     return _PREFIX.pack(_MARK, len(head) + len(command), crc) + head, command
 
 
+def entry_sum(head: bytes) -> int:
+    """The checksum in the head of an ENTRY record: of its index, its term and its command."""
+    return int.from_bytes(head[6:10], "little")
+
+
 def truncate_record(index: int) -> bytes:
     return _record(TRUNCATE, _ONE.pack(index))
 

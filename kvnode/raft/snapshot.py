@@ -1,12 +1,13 @@
 """Snapshot files: written beside the running store, published by one rename, trusted only whole.
 
     file   = head | chunk ... | end
-    head   = "KVNS" | version u16 | cluster id 16 bytes | index u64 | term u64 | members u32 bytes | members | crc u32
+    head   = "KVNS" | version u16 | cluster id 16 bytes | index u64 | term u64 | members u32 bytes
+             | digest known u8 | digest u64 | members | crc u32
     chunk  = length u32 | crc u32 | data                 as `StoreView.chunks` cuts them
     end    = 0 u32 | crc u32 of all chunk checksums | chunk count u64
 
 Named `snapshot-<index>-<term>`. While it is written or received its name ends in `.part`; such a file is
-nobody's promise and is removed at start. A published file that does not check out stops the node: to go on
+nobody's promise and is removed at start. Version 1 had no digest (`raft/audit.py`). A published file that does not check out stops the node: to go on
 without it would be to forget what was acknowledged (PySyncObj quirk R11).
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgpack
@@ -25,10 +26,12 @@ from kvnode.raft.disk import Disk
 from kvnode.store import CHUNK_BYTES_MAX, KeyValueStore, StoreView
 
 _HEAD: Final = struct.Struct("<4sH16sQQI")
+_DIGEST: Final = struct.Struct("<?Q")
 _CHUNK: Final = struct.Struct("<II")
 _COUNT: Final = struct.Struct("<Q")
 _MAGIC: Final = b"KVNS"
-_VERSION: Final = 1
+_VERSION: Final = 2
+_VERSION_WITHOUT_DIGEST: Final = 1
 _MEMBERS_BYTES_MAX: Final = 65_536
 _WRITE_BYTES: Final = 1_048_576
 PART: Final = ".part"
@@ -36,18 +39,24 @@ KEEP: Final = 2  # the newest, and the one before it for a follower that is stil
 
 
 class Damaged(Exception):
-    """A snapshot file is not whole; the text says where."""
+    """A snapshot file is not whole; the text says why, and `offset` about where."""
+
+    offset = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One published snapshot: the state after entry `index` of `term`, and who the members were."""
+    """One published snapshot: the state after entry `index` of `term`, and who the members were.
+
+    `digest` is that of all that was applied up to `index`; None where it is not known.
+    """
 
     name: str
     index: int
     term: int
     members: tuple[str, ...]
     size_bytes: int
+    digest: int | None = None
 
 
 class Snapshots:
@@ -76,23 +85,25 @@ class Snapshots:
             ) from damage
         return store
 
-    def write(self, index: int, term: int, members: tuple[str, ...], view: StoreView) -> Snapshot:
+    def write(
+        self, index: int, term: int, members: tuple[str, ...], view: StoreView, digest: int | None = None
+    ) -> Snapshot:
         """Writes and publishes the state `view`; on return it is durable. Runs in a worker thread."""
         name = _name(index, term)
         part = name + PART
         if part in self.disk.names():
             self.disk.unlink(part)
         try:
-            self._write(part, index, term, members, view)
+            self._write(part, self._head(index, term, members, digest), view)
             self._publish(part, name)
         except OSError:
             if part in self.disk.names():
                 self.disk.unlink(part)  # half a snapshot is of no use, and the space may be what is missing
             raise
-        return Snapshot(name, index, term, members, self.disk.size(name))
+        return Snapshot(name, index, term, members, self.disk.size(name), digest)
 
-    def _write(self, part: str, index: int, term: int, members: tuple[str, ...], view: StoreView) -> None:
-        buffers, waiting = [self._head(index, term, members)], 0
+    def _write(self, part: str, head: bytes, view: StoreView) -> None:
+        buffers, waiting = [head], 0
         crcs, count = 0, 0
         for chunk in view.chunks():
             crc = zlib.crc32(chunk)
@@ -113,7 +124,7 @@ class Snapshots:
             raise Damaged("it is not the snapshot that was offered")
         name = _name(index, term)
         self._publish(part, name)
-        return Snapshot(name, index, term, snapshot.members, snapshot.size_bytes), store
+        return replace(snapshot, name=name), store
 
     def published(self, snapshot: Snapshot) -> None:
         """`snapshot` is the newest now; older ones than KEEP go."""
@@ -129,9 +140,24 @@ class Snapshots:
     def load(self, name: str) -> tuple[Snapshot, KeyValueStore]:
         """Reads one file to its end. Raises Damaged unless every byte of it checks out."""
         reader = _Reader(lambda offset, length: self.disk.read(name, offset, length))
+        try:
+            return self._load(name, reader)
+        except Damaged as damage:
+            damage.offset = reader.offset
+            raise
+
+    def _load(self, name: str, reader: _Reader) -> tuple[Snapshot, KeyValueStore]:
         magic, version, cluster_id, index, term, members_bytes = _HEAD.unpack(head := reader.take(_HEAD.size))
-        if magic != _MAGIC or version != _VERSION or members_bytes > _MEMBERS_BYTES_MAX:
+        if (
+            magic != _MAGIC
+            or version not in (_VERSION_WITHOUT_DIGEST, _VERSION)
+            or members_bytes > _MEMBERS_BYTES_MAX
+        ):
             raise Damaged("it does not start like a snapshot of this version")
+        known, digest = False, 0
+        if version == _VERSION:
+            known, digest = _DIGEST.unpack(more := reader.take(_DIGEST.size))
+            head += more
         packed = reader.take(members_bytes)
         if reader.take(4) != zlib.crc32(head + packed).to_bytes(4, "little"):
             raise Damaged("its head does not check out")
@@ -144,11 +170,12 @@ class Snapshots:
             raise Damaged(str(error)) from error
         if reader.offset != self.disk.size(name):
             raise Damaged("something follows its end")
-        return Snapshot(name, index, term, members, reader.offset), store
+        return Snapshot(name, index, term, members, reader.offset, digest if known else None), store
 
-    def _head(self, index: int, term: int, members: tuple[str, ...]) -> bytes:
+    def _head(self, index: int, term: int, members: tuple[str, ...], digest: int | None) -> bytes:
         packed: bytes = msgpack.packb(members)
-        head = _HEAD.pack(_MAGIC, _VERSION, self._cluster_id, index, term, len(packed)) + packed
+        head = _HEAD.pack(_MAGIC, _VERSION, self._cluster_id, index, term, len(packed))
+        head += _DIGEST.pack(digest is not None, digest or 0) + packed
         return head + zlib.crc32(head).to_bytes(4, "little")
 
     def _publish(self, part: str, name: str) -> None:

@@ -35,6 +35,7 @@ TRANSFER_ANSWER: Final = 14  # request id, leader id or None, term, error code, 
 OFFER: Final = 15  # term, snapshot index, snapshot term, bytes
 WANT: Final = 16  # snapshot index, offset
 CHUNK: Final = 17  # snapshot index, offset, data
+CHECKPOINT: Final = 18  # term, index, digest of all that was applied up to there
 
 _NO: Final = type(None)
 _FIELDS: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
@@ -57,6 +58,7 @@ _FIELDS: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
         OFFER: (int, int, int, int),
         WANT: (int, int),
         CHUNK: (int, int, bytes),
+        CHECKPOINT: (int, int, int),
     }.items()
 }
 
