@@ -103,9 +103,13 @@ class Writes:
         self._forward_after = 0.0
 
     def forwarded_here(self, node_id: str, term: int, sequence: int, group: bytes) -> None:
-        """A follower's group. It was sent in `term` and counts in that term only (see `proposals`)."""
+        """A follower's group. It was sent in `term` and counts in that term only (see `proposals`).
+
+        A leader that does not serve yet keeps it until it does, one commit from now: to refuse it would cost the
+        follower's clients REFUSED_PAUSE_S more in every change of leader.
+        """
         replica, full = self._replica, self._storage.error
-        if term != replica.term or not replica.serving or self.transferring:
+        if term != replica.term or not replica.is_leader or self.transferring:
             self._network.send(node_id, (wire.REFUSED, sequence, Unavailable.code, _NOT_LEADING))
         elif self._forwarded_bytes + len(group) > FORWARDED_BYTES_MAX:
             message = "Too many writes are waiting on the leader: send the request again in a moment."

@@ -1,0 +1,109 @@
+"""What a leader does with a follower's writes that come before it may answer for anything."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from kvnode.commands import Put, encode_group
+from kvnode.raft import wire
+from kvnode.raft.disk import Directory
+from kvnode.raft.journal import Journal
+from kvnode.raft.proposals import Proposals
+from kvnode.raft.replica import Replica
+from kvnode.raft.segments import Segments
+from kvnode.raft.status import Role
+from kvnode.raft.storage import Storage
+from kvnode.raft.wire import Message
+from kvnode.raft.writes import Writes
+from kvnode.store import KeyValueStore
+
+
+class Desk:
+    """n1's replica and writes, over a real journal; what it sends is kept, and peers say what the test says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.sent: list[tuple[str, Message]] = []
+        self.segments = Segments(Directory(folder), bytes(16))
+        self.journal = Journal(self.segments.recover())
+        self.journal.reconcile(0, 0, str(folder))
+        self.replica = Replica("n1", ["n2", "n3"], self.journal, self, time.monotonic, draw=random.Random(0))
+        self.writes = Writes(
+            self.replica,
+            Proposals(b"origin-1", KeyValueStore().apply, time.monotonic),
+            Storage(),
+            self,  # type: ignore[arg-type]  # `send` is all that is asked of a network here
+            lambda: None,
+        )
+
+    def send(self, node_id: str, message: Message) -> bool:
+        self.sent.append((node_id, message))
+        return True
+
+    def applied(self, index: int, term: int, payload: bytes) -> None: ...
+    def read_confirmed(self, read_round: int, index: int) -> None: ...
+    def reads_failed(self, read_round: int) -> None: ...
+    def needs_snapshot(self, node_id: str) -> None: ...
+    def member_added(self, node_id: str) -> None: ...
+    def member_dropped(self, node_id: str) -> None: ...
+    def role_changed(self, role: Role) -> None:
+        if hasattr(self, "writes"):
+            self.writes.role_changed()
+
+    def flush(self) -> None:
+        while (flight := self.journal.begin_flight()) is not None:
+            self.segments.append(flight.buffers, flight.last_index, flight.state, sync=False)
+            self.journal.end_flight(flight)
+            self.replica.durable()
+
+    def elect(self) -> None:
+        """n1 becomes leader with n2's vote; its own term's no-op is not committed yet."""
+        self.replica.guard.connected("n2")
+        self.replica.election.transfer_to_self(self.replica.term)
+        self.replica.guard.receive("n2", (wire.APPEND, self.replica.term, 1, 0, 1, 0, []))
+        self.replica.hasten_election((0.0, 0.0))
+        self.replica.tick()
+        self.flush()
+        self.replica.guard.receive("n2", (wire.VOTED, self.replica.term))
+        self.replica.tick()
+        self.flush()
+        assert self.replica.is_leader
+        assert not self.replica.serving
+
+    def commit(self) -> None:
+        """n2 has everything."""
+        self.replica.guard.receive(
+            "n2", (wire.ACK, self.replica.term, True, False, self.journal[-1][1] + 1, 0, 1, True)
+        )
+        self.replica.tick()
+
+    def refusals(self) -> list[int]:
+        return [message[1] for _, message in self.sent if message[0] == wire.REFUSED]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_a_new_leader_keeps_what_is_forwarded_to_it_until_it_serves(desk: Desk) -> None:
+    """Refused, it would come again only after a pause: longer than the whole change of leader."""
+    desk.elect()
+    desk.writes.forwarded_here("n3", desk.replica.term, 7, encode_group(b"origin-3", 7, [Put("a", b"1").encode()]))
+    assert not desk.writes.pump()  # nothing is proposed by a leader that does not know what is committed
+    assert desk.refusals() == []
+    desk.commit()
+    assert desk.replica.serving
+    assert desk.writes.pump()
+
+
+def test_a_leader_that_never_came_to_serve_gives_back_what_it_kept(desk: Desk) -> None:
+    desk.elect()
+    term = desk.replica.term
+    desk.writes.forwarded_here("n3", term, 7, encode_group(b"origin-3", 7, [Put("a", b"1").encode()]))
+    desk.replica.guard.receive("n2", (wire.APPEND, term + 1, 1, 0, 1, 0, []))
+    assert not desk.replica.is_leader
+    assert desk.refusals() == [7]
