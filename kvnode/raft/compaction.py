@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
+from kvnode.raft.audit import History
 from kvnode.raft.catchup import Work
 from kvnode.raft.replica import Replica
 from kvnode.raft.snapshot import Snapshot, Snapshots
@@ -22,10 +23,13 @@ AGAIN_S: Final = 30.0  # after a failure, a full disk mostly
 class Compaction:
     """Looks after the length of one node's log."""
 
-    def __init__(self, replica: Replica, snapshots: Snapshots, store: KeyValueStore, work: Work) -> None:
+    def __init__(
+        self, replica: Replica, snapshots: Snapshots, store: KeyValueStore, history: History, work: Work
+    ) -> None:
         self._replica = replica
         self._snapshots = snapshots
         self._store = store
+        self._history = history
         self._work = work
         self._under_way = False
         self._not_before = 0.0
@@ -43,8 +47,8 @@ class Compaction:
             return
         self._under_way = True
         members = (replica.node_id, *replica.peer_ids)
-        view = self._store.view()
-        self._work(lambda: self._snapshots.write(index, term, members, view), self._written)
+        view, digest = self._store.view(), self._history.value
+        self._work(lambda: self._snapshots.write(index, term, members, view, digest), self._written)
 
     def _written(self, snapshot: Snapshot | None, error: Exception | None) -> None:
         self._under_way = False

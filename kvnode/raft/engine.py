@@ -17,6 +17,7 @@ from typing import Any, Final
 from kvnode.commands import ORIGIN_BYTES
 from kvnode.errors import Fatal
 from kvnode.raft import wire
+from kvnode.raft.audit import Audit
 from kvnode.raft.catchup import Catchup
 from kvnode.raft.compaction import Compaction
 from kvnode.raft.flusher import Flusher
@@ -91,7 +92,8 @@ class Engine:
         answer_timeout_s = settings.election_timeout_max_s
         self.reads = ReadIndex(self.replica, self.network, lambda: self.leader_id, self.schedule, answer_timeout_s)
         self._catchup = Catchup(snapshots, self, self.network.send, self._work, self.clock)
-        self._compaction = Compaction(self.replica, snapshots, store, self._work)
+        self.audit = Audit(self.replica, store, self.network.send, snapshots.newest)
+        self._compaction = Compaction(self.replica, snapshots, store, self.audit.history, self._work)
         self._flusher = Flusher(journal, segments, settings.fsync, self._landed, self._write_failed, self._out_of_space)
         journal.on_dirty = self.schedule
 
@@ -143,6 +145,7 @@ class Engine:
         self._step()
         self.proposals.expire()
         self._compaction.look()
+        self.audit.look()
         now = self.clock()
         if now >= self._look_at_disk_at:
             self._look_at_disk_at = now + DISK_LOOK_S
@@ -205,6 +208,7 @@ class Engine:
         self.writes.applied(index)
         self.applied_term = max(self.applied_term, term)
         self.proposals.applied(term, payload)
+        self.audit.history.applied(index)
 
     def read_confirmed(self, read_round: int, index: int) -> None:
         self.reads.confirmed(read_round, index)
@@ -272,13 +276,10 @@ class Engine:
             self.reads.answered(*message[1:])
         elif kind in (wire.TRANSFER, wire.TRANSFER_ANSWER):
             self.on_transfer(node_id, message)
-        elif kind == wire.OFFER:
-            if message[1] == self.replica.term:
-                self._catchup.offered(node_id, *message[2:])
-        elif kind == wire.WANT:
-            self._catchup.wanted(node_id, *message[1:])
-        elif kind == wire.CHUNK:
-            self._catchup.arrived(node_id, *message[1:])
+        elif kind in (wire.OFFER, wire.WANT, wire.CHUNK):
+            self._catchup.receive(node_id, message, self.replica.term)
+        elif kind == wire.CHECKPOINT:
+            self.audit.heard(node_id, *message[1:])
 
     # --- who leads, and what a snapshot replaces ---------------------------------------------------------
 
@@ -313,6 +314,7 @@ class Engine:
         """A verified snapshot that is ahead of this node takes the place of its state and its log."""
         self.store.adopt(store)
         self.replica.install_snapshot(snapshot.index, snapshot.term, snapshot.members)
+        self.audit.restored(snapshot)
         self.proposals.skipped()
         log.info("Installed the snapshot at index %d, revision %d.", snapshot.index, self.store.revision)
         self.schedule()

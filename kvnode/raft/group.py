@@ -195,8 +195,12 @@ class RaftGroup:
             election_timeout_max_s=settings.election_timeout_max_s,
             leader_commit_index=replica.raftCommitIndex if leading else replica.guard.leader_commit_index,
             storage_error=engine.storage.error,
-            blocking_errors=(self.fatal.result().message,) if self.fatal.done() else (),
+            blocking_errors=self._blocking_errors(engine),
         )
+
+    def _blocking_errors(self, engine: Engine) -> tuple[str, ...]:
+        fatal = self.fatal.result().message if self.fatal.done() else None
+        return tuple(sentence for sentence in (fatal, engine.audit.error) if sentence is not None)
 
     def members(self) -> tuple[MemberStatus, ...]:
         """Every member as this node sees it, sorted by id."""

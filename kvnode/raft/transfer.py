@@ -14,7 +14,7 @@ from kvnode.raft.engine import Engine
 log = logging.getLogger("kvnode.raft")
 
 DEADLINE_S: Final = 5.0
-FULL_LOOK_S: Final = 0.5
+UNFIT_LOOK_S: Final = 0.5
 _LOOK_S: Final = 0.005  # whether the target has drawn level; a transfer takes a few of these
 
 
@@ -28,7 +28,7 @@ class Transfer:
         self._asked: dict[int, asyncio.Future[list[Any]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         engine.on_transfer = self._received
-        self._keep(self._leave_a_full_disk())
+        self._keep(self._leave_when_unfit())
 
     async def hand_over(self, to: str | None, timeout_s: float) -> tuple[str, int]:
         """See `RaftGroup.transfer`."""
@@ -45,19 +45,25 @@ class Transfer:
             return await self._from_here(to, deadline)
         return await self._ask(leader_id, to, deadline)
 
-    async def _leave_a_full_disk(self) -> None:
-        """A leader whose disk is full hands over to a follower that has room: writes need not wait for an operator."""
+    async def _leave_when_unfit(self) -> None:
+        """A leader whose disk is full, or whose data differs, hands over to a better one without an operator."""
         engine, replica = self._engine, self._engine.replica
         while True:
-            await asyncio.sleep(FULL_LOOK_S)
-            if not replica.is_leader or engine.storage.error is None:
+            await asyncio.sleep(UNFIT_LOOK_S)
+            if not replica.is_leader:
                 continue
-            followers = replica.replicator.followers
-            with_room = [n for n in replica.peer_ids if n in followers and followers[n].has_room]
-            target = max(filter(engine.is_reachable, with_room), key=replica.match_index, default=None)
+            if engine.audit.error is not None:
+                reason = "This node's data differs"
+                better = [node_id for node_id in replica.peer_ids if engine.audit.agrees(node_id)]
+            elif engine.storage.error is not None:
+                reason, followers = "The disk is full", replica.replicator.followers
+                better = [n for n in replica.peer_ids if n in followers and followers[n].has_room]
+            else:
+                continue
+            target = max(filter(engine.is_reachable, better), key=replica.match_index, default=None)
             if target is None:
                 continue  # nobody is better off
-            log.warning("The disk is full: handing leadership over to %s.", target)
+            log.warning("%s: handing leadership over to %s.", reason, target)
             try:
                 await self._from_here(target, engine.clock() + DEADLINE_S)
             except KvnodeError as error:
