@@ -178,7 +178,8 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
         core.rounds.echo(node_id, read_round, core.majority_of_others)
         if success and next_index > self._journal[-1][1] + 1:
             return
-        core.replicator.acknowledged(node_id, next_index, success, reset, applied, has_room)
+        if core.replicator.acknowledged(node_id, next_index, success, reset, applied, has_room):
+            core.send_soon()
         if success:
             limit = self._journal.durable_index + 1
             if next_index > limit:

@@ -58,7 +58,7 @@ class Link(asyncio.Protocol):
         except handshake.Refused as refused:
             self.refuse(refused)
         except wire.BadFrame as error:
-            self.refuse(handshake.Refused(f"it sent what no node of this cluster sends ({error.message[:-1]})"))
+            self.refuse(handshake.Refused(f"it sent what no node of this cluster sends ({str(error)[:-1]})"))
 
     def frames(self, bodies: list[bytes]) -> None:
         raise NotImplementedError

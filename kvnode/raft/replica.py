@@ -137,6 +137,10 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
         """The number of a read round that begins after this moment, at the next tick. Only while `is_leader`."""
         return self.rounds.request()
 
+    def send_soon(self) -> None:
+        """The next tick sends to the followers, heartbeat due or not."""
+        self._append_due = True
+
     def hasten_election(self, within_s: tuple[float, float]) -> None:
         """The leader's process is gone: ask for votes soon instead of at the end of the election timeout."""
         self.election.leader_lost()

@@ -67,11 +67,14 @@ class Replicator:
 
     def acknowledged(
         self, peer_id: str, next_index: int, success: bool, reset: bool, applied: int, has_room: bool
-    ) -> None:
-        """A follower holds everything below `next_index` (success), or wants to be sent from there (reset)."""
+    ) -> bool:
+        """A follower holds everything below `next_index` (success), or wants to be sent from there (reset).
+
+        True: there is more for it, which need not wait for the next heartbeat.
+        """
         progress = self.followers.get(peer_id)
         if progress is None:
-            return
+            return False
         progress.applied, progress.has_room = applied, has_room
         if reset:
             progress.forget_flights()
@@ -83,6 +86,7 @@ class Replicator:
                 progress.in_flight_bytes -= flights.popleft()[1]
             progress.probing = progress.awaiting = False
             progress.next = max(progress.next, next_index)
+        return (success or reset) and progress.next <= self._journal[-1][1]
 
     def replicate(self, peer_ids: Iterable[str], term: int, commit_index: int, read_round: int) -> bool:
         """One pass over the connected followers; each gets at least a heartbeat. True: entries are left to send."""

@@ -7,8 +7,8 @@
     end    = 0 u32 | crc u32 of all chunk checksums | chunk count u64
 
 Named `snapshot-<index>-<term>`. While it is written or received its name ends in `.part`; such a file is
-nobody's promise and is removed at start. Version 1 had no digest (`raft/audit.py`). A published file that does not check out stops the node: to go on
-without it would be to forget what was acknowledged (PySyncObj quirk R11).
+nobody's promise and is removed at start. A published file that does not check out stops the node: to go on
+without it would be to forget what was acknowledged (PySyncObj quirk R11). Version 1 has no digest (`raft/audit.py`).
 """
 
 from __future__ import annotations
@@ -127,8 +127,9 @@ class Snapshots:
         return replace(snapshot, name=name), store
 
     def published(self, snapshot: Snapshot) -> None:
-        """`snapshot` is the newest now; older ones than KEEP go."""
-        self.newest = snapshot
+        """`snapshot` is on disk: offered from now on, unless a peer's newer one came meanwhile. KEEP files stay."""
+        if self.newest is None or snapshot.index > self.newest.index:
+            self.newest = snapshot
         for name in self._published()[:-KEEP]:
             self.disk.unlink(name)
 
@@ -148,11 +149,7 @@ class Snapshots:
 
     def _load(self, name: str, reader: _Reader) -> tuple[Snapshot, KeyValueStore]:
         magic, version, cluster_id, index, term, members_bytes = _HEAD.unpack(head := reader.take(_HEAD.size))
-        if (
-            magic != _MAGIC
-            or version not in (_VERSION_WITHOUT_DIGEST, _VERSION)
-            or members_bytes > _MEMBERS_BYTES_MAX
-        ):
+        if magic != _MAGIC or version not in (_VERSION_WITHOUT_DIGEST, _VERSION) or members_bytes > _MEMBERS_BYTES_MAX:
             raise Damaged("it does not start like a snapshot of this version")
         known, digest = False, 0
         if version == _VERSION:

@@ -12,8 +12,6 @@ from typing import Any, Final
 
 import msgpack
 
-from kvnode.errors import KvnodeError
-
 FRAME_BYTES_MAX: Final = 8 * 1_048_576
 LENGTH_BYTES: Final = 4
 
@@ -65,11 +63,8 @@ _FIELDS: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
 Message = tuple[Any, ...] | list[Any]
 
 
-class BadFrame(KvnodeError):
-    """Bytes that no node of this cluster would send."""
-
-    code = "bad_frame"
-    outcome = "not_applied"
+class BadFrame(Exception):
+    """Bytes that no node of this cluster would send; the text is one sentence for the log."""
 
 
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)
