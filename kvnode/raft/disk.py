@@ -7,6 +7,7 @@ one who decides what that means for the node is the caller.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Sequence
@@ -130,6 +131,31 @@ class Directory:
         descriptor = self._descriptors.pop(name, None)
         if descriptor is not None:
             os.close(descriptor)
+
+
+class ReadOnly(Directory):
+    """A directory to look at, also while a node runs on it: no lock, nothing is opened for writing.
+
+    What a start would cut off or unlink stays where it is; anything else that changes a file is not offered.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def truncate(self, name: str, length: int) -> None:
+        pass
+
+    def unlink(self, name: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def rename(self, old: str, new: str) -> None:
+        raise OSError(errno.EROFS, "this directory is only looked at", old)
+
+    def _open(self, name: str) -> int:
+        raise OSError(errno.EROFS, "this directory is only looked at", name)
 
 
 def _after(part: Sequence[bytes | memoryview], written: int) -> Sequence[bytes | memoryview]:

@@ -10,7 +10,7 @@ from typing import Final
 from kvnode.errors import StartupError
 from kvnode.raft.disk import Disk
 
-_FILE: Final = "identity.json"
+FILE: Final = "identity.json"
 _ID_BYTES: Final = 16
 
 
@@ -26,41 +26,49 @@ def cluster_id_of(name: str | None, peers: Mapping[str, tuple[str, int]]) -> byt
 
 def claim(disk: Disk, node_id: str, name: str | None, peers: Mapping[str, tuple[str, int]]) -> bytes:
     """The cluster id of this data directory, written down if it is new. Raises StartupError if it is another's."""
-    if _FILE not in disk.names():
+    if FILE not in disk.names():
         if any(file.startswith(("journal-", "snapshot-")) for file in disk.names()):
             raise StartupError(
-                f"{disk.where(_FILE)} is missing, but a journal or snapshot is there: restore the file from a copy, "
+                f"{disk.where(FILE)} is missing, but a journal or snapshot is there: restore the file from a copy, "
                 "or give this node an empty --data-dir."
             )
         cluster_id = cluster_id_of(name, peers)
         identity = {"cluster_id": cluster_id.hex(), "node_id": node_id, "members": sorted(peers)}
-        part = f"{_FILE}.part"
+        part = f"{FILE}.part"
         if part in disk.names():
             disk.unlink(part)
         disk.append(part, [json.dumps(identity, indent=1).encode() + b"\n"])
         disk.sync(part)
-        disk.rename(part, _FILE)
+        disk.rename(part, FILE)
         disk.sync_directory()
         return cluster_id
-    try:
-        identity = json.loads(disk.read(_FILE))
-        known, cluster_id = identity["node_id"], bytes.fromhex(identity["cluster_id"])
-        members = set(identity["members"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise StartupError(f"{disk.where(_FILE)} cannot be read: restore it from a copy.") from error
+    known, cluster_id, members = written(disk)
     if known != node_id:
         raise StartupError(
-            f"The data directory of {disk.where(_FILE)} belongs to node {known!r}, not to {node_id!r}: "
+            f"The data directory of {disk.where(FILE)} belongs to node {known!r}, not to {node_id!r}: "
             "give each node its own --data-dir."
         )
     if name is not None and cluster_id != cluster_id_of(name, peers):
         raise StartupError(
-            f"The data directory of {disk.where(_FILE)} belongs to another cluster than --cluster-id says: "
+            f"The data directory of {disk.where(FILE)} belongs to another cluster than --cluster-id says: "
             "start the node with the id it was first started with, or with an empty --data-dir."
         )
-    if members != set(peers):
+    if set(members) != set(peers):
         raise StartupError(
-            f"The data directory of {disk.where(_FILE)} belongs to a cluster of {', '.join(sorted(members))}, "
+            f"The data directory of {disk.where(FILE)} belongs to a cluster of {', '.join(sorted(members))}, "
             f"but --peers names {', '.join(sorted(peers))}: correct --peers, or give this node an empty --data-dir."
         )
     return cluster_id
+
+
+def written(disk: Disk) -> tuple[str, bytes, list[str]]:
+    """(node id, cluster id, members of the first cluster) as the directory says. Raises StartupError."""
+    try:
+        identity = json.loads(disk.read(FILE))
+        node_id, cluster_id = identity["node_id"], bytes.fromhex(identity["cluster_id"])
+        members = sorted(identity["members"])
+        if not (type(node_id) is str and len(cluster_id) == _ID_BYTES and all(type(m) is str for m in members)):
+            raise ValueError("a field is of the wrong kind")
+    except (ValueError, KeyError, TypeError) as error:
+        raise StartupError(f"{disk.where(FILE)} cannot be read: restore it from a copy.") from error
+    return node_id, cluster_id, members

@@ -44,7 +44,7 @@ _PREFIX: Final = struct.Struct("<2sII")
 _HEADER: Final = struct.Struct("<4sHQ16s")
 _MAGIC: Final = b"KVNJ"
 _VERSION: Final = 1
-_HEADER_BYTES: Final = _HEADER.size + 4
+HEADER_BYTES: Final = _HEADER.size + 4
 _PAIR: Final = struct.Struct("<QQ")
 _ONE: Final = struct.Struct("<Q")
 _ENTRY_HEAD: Final = struct.Struct("<BQQ")
@@ -65,6 +65,12 @@ def entry_sum(head: bytes) -> int:
     return int.from_bytes(head[6:10], "little")
 
 
+def entry_place(body: bytes | memoryview) -> tuple[int, int]:
+    """(index, term) of an ENTRY record's body."""
+    index, term = _PAIR.unpack_from(body)
+    return index, term
+
+
 def truncate_record(index: int) -> bytes:
     return _record(TRUNCATE, _ONE.pack(index))
 
@@ -80,6 +86,18 @@ def state_record(term: int, vote: str | None) -> bytes:
 def _record(kind: int, body: bytes) -> bytes:
     content = bytes((kind,)) + body
     return _PREFIX.pack(_MARK, len(content), zlib.crc32(content)) + content
+
+
+class JournalDamaged(StartupError):
+    """A segment does not check out: `file`, the byte `offset` in it, and `what` was found there."""
+
+    def __init__(self, where: str, file: str, offset: int, what: str) -> None:
+        super().__init__(
+            f"The journal file {where} is damaged at byte {offset} ({what}): this node will not "
+            "guess what was there; move its data directory away and let it catch up from its peers as a new node, "
+            "or restore the file from a copy."
+        )
+        self.file, self.offset, self.what = file, offset, what
 
 
 class OutOfSpace(Exception):
@@ -120,7 +138,7 @@ class Segments:
         for position, name in enumerate(names):
             data = self._disk.read(name)
             is_last = position == len(names) - 1
-            if is_last and len(data) < _HEADER_BYTES:
+            if is_last and len(data) < HEADER_BYTES:
                 # A crash between creating the file and syncing its header: nothing in it was ever promised.
                 self._disk.unlink(name)
                 recovered.cut_bytes += len(data)
@@ -132,7 +150,7 @@ class Segments:
             end = self._replay(segment, data, recovered)
             if end < len(data):
                 self._check_tail(name, data, end, is_last)
-            if is_last and end == _HEADER_BYTES:
+            if is_last and end == HEADER_BYTES:
                 # A crash within `_rotate`, as above. The next rotation makes it again, with the hard state at its
                 # head: without that, dropping the segments before it would drop term and vote (R10).
                 self._disk.unlink(name)
@@ -204,7 +222,7 @@ class Segments:
         self._segments.append(_Segment(name, number, sum(map(len, buffers)), 0))
 
     def _check_header(self, name: str, data: bytes) -> int:
-        head, crc = data[: _HEADER.size], data[_HEADER.size : _HEADER_BYTES]
+        head, crc = data[: _HEADER.size], data[_HEADER.size : HEADER_BYTES]
         if len(crc) < 4 or zlib.crc32(head).to_bytes(4, "little") != crc:
             raise self._damaged(name, 0, "its header does not check out")
         magic, version, number, cluster_id = _HEADER.unpack(head)
@@ -221,11 +239,11 @@ class Segments:
 
     def _replay(self, segment: _Segment, data: bytes, into: Recovered) -> int:
         """Applies the records of one segment; returns the offset behind the last good one."""
-        end = _HEADER_BYTES
+        end = HEADER_BYTES
         entries = into.entries
-        for offset, kind, body in _records(data, end):
+        for offset, kind, body in records(data, end):
             if kind == ENTRY:
-                index, term = _PAIR.unpack_from(body)
+                index, term = entry_place(body)
                 if entries and index != entries[-1][1] + 1:
                     raise self._damaged(segment.name, end, f"entry {index} follows entry {entries[-1][1]}")
                 entries.append((bytes(body[_PAIR.size :]), index, term))
@@ -251,22 +269,18 @@ class Segments:
             raise self._damaged(name, end, "a record does not check out and a later segment exists")
         at = data.find(_MARK, end + 1)
         while at != -1:
-            if next(_records(data, at), None) is not None:
+            if next(records(data, at), None) is not None:
                 raise self._damaged(name, end, "a record does not check out and good ones follow it")
             at = data.find(_MARK, at + 1)
 
-    def _damaged(self, name: str, offset: int, what: str) -> StartupError:
-        return StartupError(
-            f"The journal file {self._disk.where(name)} is damaged at byte {offset} ({what}): this node will not "
-            "guess what was there; move its data directory away and let it catch up from its peers as a new node, "
-            "or restore the file from a copy."
-        )
+    def _damaged(self, name: str, offset: int, what: str) -> JournalDamaged:
+        return JournalDamaged(self._disk.where(name), name, offset, what)
 
 
 NO_OP: Final = b"\x01"  # PySyncObj's no-op command; stands in for an entry that only a snapshot still holds
 
 
-def _records(data: bytes, offset: int) -> Iterator[tuple[int, int, memoryview]]:
+def records(data: bytes, offset: int) -> Iterator[tuple[int, int, memoryview]]:
     """(end offset, kind, body) of each good record from `offset` on; stops at the first that is not."""
     view = memoryview(data)
     while offset + _PREFIX.size < len(data):
