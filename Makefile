@@ -14,8 +14,9 @@ PYTEST_ARGS ?=
 FUZZ_ARGS ?=
 BENCH_ARGS ?=
 DEV_ARGS ?=
+CHAOS_ARGS ?=
 
-.PHONY: help setup haproxy dev test lint format fuzz bench-failover bench-million compose-up compose-down compose-test clean
+.PHONY: help setup haproxy dev test lint format fuzz chaos bench-failover bench-million compose-up compose-down compose-test clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -57,6 +58,9 @@ format: $(STAMP) ## puts the code into the one format
 
 fuzz: $(STAMP) ## thousands of simulated schedules; a failure prints the seed that repeats it
 	$(BIN)/python -m tests.simulation.fuzz $(FUZZ_ARGS)
+
+chaos: $(STAMP) ## real nodes under load, killed, frozen, cut off, out of disk; nothing may be lost
+	$(BIN)/python -m tests.chaos.run $(CHAOS_ARGS)
 
 bench-failover: $(STAMP) ## how long writes stop when the leader goes, beside etcd where it is installed; writes docs/FAILOVER.md
 	$(BIN)/python -m benchmarks.failover $(BENCH_ARGS)

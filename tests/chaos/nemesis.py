@@ -1,0 +1,294 @@
+"""Faults, one after another and sometimes two at a time, chosen by a seed; each is undone before the next.
+
+A seed repeats the choices and the pauses, not the run: which node leads at that moment is the cluster's own affair.
+Every kind comes up once before any comes up again. What a fault does to a majority is written down as well, because
+a cluster owes nobody an acknowledgement while most of it is down.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+from tests.chaos.disk import SmallDisk
+from tests.chaos.network import Network
+from tests.cluster import LEADER_PROBE, Cluster, Refused
+
+Kinds = dict[str, Callable[[], AbstractContextManager[str]]]
+
+SECOND_FAULT = 0.3  # how often another kind of trouble comes on top
+
+
+@dataclass
+class Fault:
+    """One fault that happened. Times are monotonic, in seconds; `ended` once everything was undone."""
+
+    kind: str
+    what: str
+    began: float
+    ended: float = 0.0
+
+
+@dataclass
+class Diary:
+    """What the nemesis did: `outages` are the times during which no majority was up and connected."""
+
+    faults: list[Fault] = field(default_factory=list)
+    outages: list[tuple[float, float]] = field(default_factory=list)
+
+
+class Nemesis:
+    """Works in a thread of its own, until told to stop. `pace` stretches every pause and every fault.
+
+    AssertionError, from the cluster's verbs, means that a node was not where it ought to be: that is a finding.
+    """
+
+    def __init__(
+        self, cluster: Cluster, seed: int, network: Network | None, disks: dict[str, SmallDisk], pace: float = 1.0
+    ) -> None:
+        self._cluster = cluster
+        self._chance = random.Random(seed)
+        self._network = network
+        self._disks = disks
+        self._pace = pace
+        self._stop = threading.Event()
+        self._majority_lost_at: float | None = None
+        self.diary = Diary()
+        self.kinds = self._kinds()
+
+    def _kinds(self) -> dict[str, Kinds]:
+        """Every fault that this machine allows, by what it breaks: two at a time are never of one group."""
+        processes: Kinds = {
+            "kill leader": partial(self._killed, 1),
+            "kill follower": partial(self._killed, 1, leader=False),
+            "kill two": partial(self._killed, 2),
+            "kill all": partial(self._killed, 3),
+            "freeze leader": partial(self._frozen, 1),
+            "freeze follower": partial(self._frozen, 1, leader=False),
+            "freeze two": partial(self._frozen, 2),
+            "crash loop": self._crash_loop,
+            "restart": self._restarted,
+            "transfer": self._transferred,
+        }
+        links: Kinds = {
+            "isolate leader": partial(self._cut_off, "isolate"),
+            "isolate follower": partial(self._cut_off, "isolate", leader=False),
+            "deafen leader": partial(self._cut_off, "deafen"),
+            "mute leader": partial(self._cut_off, "mute"),
+            "unplug leader": partial(self._cut_off, "unplug"),
+            "unplug follower": partial(self._cut_off, "unplug", leader=False),
+            "cut one link": partial(self._link_cut, both=True),
+            "cut one direction": partial(self._link_cut, both=False),
+            "split all": self._all_split,
+            "flap leader": self._flapping,
+        }
+        disks: Kinds = {
+            "disk full": self._disk_full,
+            "disk nearly full": partial(self._disk_full, leave_bytes=1_500_000),
+        }
+        groups = {
+            "processes": processes,
+            "links": links if self._network else {},
+            "disks": disks if self._disks else {},
+        }
+        return {name: group for name, group in groups.items() if group}
+
+    # --- the schedule ---------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def run(self) -> Diary:
+        """One fault after another until `stop`; everything is undone when it returns or raises."""
+        bag: list[tuple[str, str]] = []
+        while not self._pause(0.5, 2.5):
+            for node in self._cluster.nodes.values():
+                assert node.running, f"{node.id} ended by itself: {self._cluster.log(node.id)[-2000:]}"
+            if not bag:
+                bag = [(group, kind) for group, kinds in self.kinds.items() for kind in kinds]
+                self._chance.shuffle(bag)
+            group, kind = bag.pop()
+            with ExitStack() as undo:
+                self._begin(undo, group, kind)
+                others = [other for other in self.kinds if other != group]
+                if others and self._chance.random() < SECOND_FAULT:
+                    self._pause(0.0, 1.0)
+                    other = self._chance.choice(others)
+                    self._begin(undo, other, self._chance.choice(sorted(self.kinds[other])))
+                self._pause(0.5, 4.0)
+                if self._chance.random() < 0.1:
+                    self._pause(3.0, 6.0)  # longer than any deadline of a node
+            self._judge_majority()
+        return self.diary
+
+    def _begin(self, undo: ExitStack, group: str, kind: str) -> None:
+        fault = Fault(kind, "", time.monotonic())
+        self.diary.faults.append(fault)
+        undo.callback(lambda: setattr(fault, "ended", time.monotonic()))
+        fault.what = undo.enter_context(self.kinds[group][kind]())
+        self._judge_majority()
+
+    def _pause(self, shortest_s: float, longest_s: float) -> bool:
+        """True: it is time to stop."""
+        return self._stop.wait(self._chance.uniform(shortest_s, longest_s) * self._pace)
+
+    def _judge_majority(self) -> None:
+        """Notes when a majority that is up, connected and able to write was lost and was there again."""
+        awake = [name for name in self._cluster.awake() if not (name in self._disks and self._disks[name].full)]
+        needed = self._cluster.size // 2 + 1
+        network = self._network
+        exists = any(
+            sum(one == other or network is None or network.connected(one, other) for other in awake) >= needed
+            for one in awake
+        )
+        now = time.monotonic()
+        if not exists and self._majority_lost_at is None:
+            self._majority_lost_at = now
+        elif exists and self._majority_lost_at is not None:
+            self.diary.outages.append((self._majority_lost_at, now))
+            self._majority_lost_at = None
+
+    # --- victims --------------------------------------------------------------------------------------------------
+
+    def _leader(self) -> str | None:
+        return next((name for name in self._cluster.awake() if self._leads(name)), None)
+
+    def _leads(self, name: str) -> bool:
+        return self._cluster.probe(name, LEADER_PROBE, timeout_s=0.7) == 200
+
+    def _victims(self, count: int, leader: bool = True) -> list[str]:
+        """Nodes that are awake, the leader first where it is wanted, last where it is not."""
+        names = self._cluster.awake()
+        self._chance.shuffle(names)
+        present = self._leader()
+        names.sort(key=lambda name: (name != present) == leader)
+        return names[:count]
+
+    # --- processes ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _killed(self, count: int, leader: bool = True) -> Iterator[str]:
+        victims = self._victims(count, leader)
+        self._kill(victims)
+        try:
+            yield f"kill -9 {' '.join(victims)}"
+        finally:
+            for name in victims:
+                self._cluster.spawn(name)
+
+    def _kill(self, victims: list[str]) -> None:
+        """SIGKILL to all of them before waiting for any."""
+        for name in victims:
+            self._cluster.nodes[name].process.kill()  # type: ignore[union-attr]
+        for name in victims:
+            code = self._cluster.wait_exit(name, 10.0)
+            assert code == -signal.SIGKILL, (
+                f"{name} had ended by itself with exit code {code}: {self._cluster.log(name)[-2000:]}"
+            )
+
+    @contextmanager
+    def _frozen(self, count: int, leader: bool = True) -> Iterator[str]:
+        victims = self._victims(count, leader)
+        for name in victims:
+            self._cluster.freeze(name)
+        try:
+            yield f"SIGSTOP {' '.join(victims)}"
+        finally:
+            for name in victims:
+                self._cluster.thaw(name)
+
+    @contextmanager
+    def _crash_loop(self) -> Iterator[str]:
+        """One node, killed again and again while it starts."""
+        victim = self._victims(1, leader=self._chance.random() < 0.5)[0]
+        for _ in range(4):
+            self._kill([victim])
+            self._cluster.spawn(victim)
+            self._pause(0.05, 1.0)
+        yield f"kill -9 {victim}, four times"
+
+    @contextmanager
+    def _restarted(self) -> Iterator[str]:
+        """A planned restart: SIGTERM and a new start."""
+        victim = self._victims(1)[0]
+        if self._cluster.probe(victim, "/admin/healthz") != 200:
+            yield f"SIGTERM {victim}, not sent: it is still starting, or out of reach"
+            return
+        code = self._cluster.terminate(victim)
+        assert code == 0, f"{victim} ended with exit code {code} on SIGTERM: {self._cluster.log(victim)[-1000:]}"
+        try:
+            yield f"SIGTERM {victim}"
+        finally:
+            self._cluster.spawn(victim)
+
+    @contextmanager
+    def _transferred(self) -> Iterator[str]:
+        try:
+            yield f"transfer to {self._cluster.transfer()}"
+        except (Refused, OSError) as why:  # a leader that is just being lost cannot hand over
+            yield f"transfer, refused: {why}"
+
+    # --- links ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _cut_off(self, verb: str, leader: bool = True) -> Iterator[str]:
+        assert self._network is not None
+        victim = self._victims(1, leader)[0]
+        getattr(self._network, verb)(victim)
+        try:
+            yield f"{verb} {victim}"
+        finally:
+            self._network.heal()
+
+    @contextmanager
+    def _link_cut(self, both: bool) -> Iterator[str]:
+        assert self._network is not None
+        one, other = self._chance.sample(sorted(self._cluster.nodes), 2)
+        self._network.cut(one, other)
+        if both:
+            self._network.cut(other, one)
+        try:
+            yield f"cut {one} {'<' if both else ''}-> {other}"
+        finally:
+            self._network.heal()
+
+    @contextmanager
+    def _all_split(self) -> Iterator[str]:
+        assert self._network is not None
+        for name in self._cluster.nodes:
+            self._network.isolate(name)
+        try:
+            yield "nobody hears anybody"
+        finally:
+            self._network.heal()
+
+    @contextmanager
+    def _flapping(self) -> Iterator[str]:
+        """The leader's links come and go, which must not make terms race."""
+        assert self._network is not None
+        victim = self._victims(1)[0]
+        for _ in range(5):
+            self._network.isolate(victim)
+            self._pause(0.1, 0.9)
+            self._network.heal()
+            self._pause(0.05, 0.5)
+        yield f"isolate {victim}, five times"
+
+    # --- disks ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _disk_full(self, leave_bytes: int = 0) -> Iterator[str]:
+        victims = self._chance.sample(sorted(self._disks), self._chance.randint(1, len(self._disks)))
+        for name in victims:
+            self._disks[name].fill(leave_bytes)
+        try:
+            yield f"{leave_bytes} bytes left for {' '.join(victims)}"
+        finally:
+            for name in victims:
+                self._disks[name].free()

@@ -1,0 +1,224 @@
+"""`make chaos`: real nodes under load, real faults, and the question whether anything was lost.
+
+    python -m tests.chaos.run --seconds 180 --seed 7
+
+Prints the verdict and its figures; on a finding it keeps the history and the nodes' logs, says where, and exits with 1.
+As root the nodes are in network namespaces of their own, so that links can be cut, and two of them are on small file
+systems, so that disks can be full; otherwise there are signals alone, and the verdict says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.chaos import checker
+from tests.chaos.clients import Load
+from tests.chaos.disk import SmallDisk
+from tests.chaos.history import Recorder
+from tests.chaos.nemesis import Nemesis
+from tests.chaos.network import Impossible, Network, NetworkedCluster
+from tests.chaos.prober import Prober, broken_claims
+from tests.chaos.report import Report, gaps
+from tests.cluster import Cluster, wait_until
+
+RECOVERY_DEADLINE_S = 30.0
+SECRET = "a secret for the nodes of one run"
+
+
+@dataclass(frozen=True)
+class Options:
+    """`pace` below 1 packs more and shorter faults into the same time. `folder` is where everything is kept."""
+
+    folder: Path
+    seed: int
+    seconds: float = 180.0
+    clients: int = 8
+    keys: int = 5
+    pause_s: float = 0.02
+    ballast_bytes_per_s: float = 1_500_000.0
+    pace: float = 1.0
+    links: bool = True
+    disks: bool = True
+    consistency: str = "linearizable"
+
+
+def run(options: Options) -> Report:
+    """One run, from nothing to the verdict; whatever happens, no process, namespace or mount is left behind."""
+    with ExitStack() as stack:
+        report = Report(options.seed, "")
+        network = _network(options, stack, report)
+        names = ("n1", "n2", "n3")
+        disks = _disks(options, stack, report, names[:2])  # the third keeps the speed of a real disk
+        if network is not None:
+            cluster: Cluster = NetworkedCluster(options.folder, network=network)
+        else:
+            cluster = Cluster(options.folder, env={"KVNODE_CLUSTER_SECRET": SECRET})
+        for name, disk in disks.items():
+            cluster.nodes[name].data_dir = disk.folder / "data"
+        report.where = "three nodes" + (", each in a network namespace of its own" if network else " on loopback")
+        stack.enter_context(cluster).start()
+        nemesis = Nemesis(cluster, options.seed, network, disks, options.pace)
+        asyncio.run(_drive(options, cluster, nemesis, report))
+        for name in cluster.nodes:
+            report.snapshots["written"] += cluster.log(name).count(" Snapshot at index ")
+            report.snapshots["installed from a leader"] += cluster.log(name).count("Installed the snapshot")
+    return report
+
+
+def _network(options: Options, stack: ExitStack, report: Report) -> Network | None:
+    if not options.links:
+        report.notes.append("no link was cut: --no-links")
+        return None
+    try:
+        return stack.enter_context(Network(("n1", "n2", "n3")))
+    except Impossible as why:
+        report.notes.append(f"no link was cut, signals alone: {why}")
+        return None
+
+
+def _disks(options: Options, stack: ExitStack, report: Report, names: tuple[str, ...]) -> dict[str, SmallDisk]:
+    disks: dict[str, SmallDisk] = {}
+    if not options.disks:
+        report.notes.append("no disk was full: --no-disks")
+        return disks
+    try:
+        for name in names:
+            disks[name] = SmallDisk(options.folder / f"disk-{name}")
+            stack.callback(disks[name].close)
+    except OSError as why:
+        report.notes.append(f"no disk was full: {why}")
+    return disks
+
+
+# --- the run ------------------------------------------------------------------------------------------------------
+
+
+async def _drive(options: Options, cluster: Cluster, nemesis: Nemesis, report: Report) -> None:
+    """Load and faults together, then quiet, then the last word of every node, then the judgement."""
+    recorder = Recorder(options.folder / "history.jsonl")
+    load = Load(cluster, recorder, options.keys, options.seed, options.pause_s, options.consistency)
+    prober = Prober(cluster)
+    nodes = list(cluster.nodes)
+    began = time.monotonic()
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(options.clients):
+            tasks.create_task(load.client(number, nodes[number % len(nodes)]))
+        for number, node in enumerate(nodes):
+            tasks.create_task(prober.watch(node))
+            if options.ballast_bytes_per_s > 0:
+                tasks.create_task(load.ballast(number, node, options.ballast_bytes_per_s / len(nodes)))
+        try:
+            await _faults(options, nemesis, cluster, report)
+        finally:
+            load.stopping = prober.stopping = True
+            ended = time.monotonic()
+    report.load_s = ended - began
+    report.diary = nemesis.diary
+    try:
+        for number, node in enumerate(nodes):
+            await load.read_everything(node, 1_000 + number)
+        await asyncio.to_thread(_compare_nodes, cluster, report)
+        codes = await asyncio.to_thread(cluster.stop)
+        assert set(codes.values()) == {0}, f"exit codes on SIGTERM: {codes}"
+    except AssertionError as finding:
+        report.findings.append(str(finding))
+    report.operations = recorder.close()
+    report.keys = len(load.keys)
+    report.gaps = gaps(report.operations, report.diary, began, ended)
+    _judge(load, prober, report)
+
+
+async def _faults(options: Options, nemesis: Nemesis, cluster: Cluster, report: Report) -> None:
+    """Faults for as long as was asked, and then the time that the cluster takes to be well again."""
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(options.seconds, nemesis.stop)
+    try:
+        await asyncio.to_thread(nemesis.run)
+        undone = time.monotonic()
+        await asyncio.to_thread(cluster.wait_ready, RECOVERY_DEADLINE_S)
+        report.recovered_s = time.monotonic() - undone
+    except (AssertionError, Impossible, OSError) as finding:
+        report.findings.append(str(finding))
+    finally:
+        timer.cancel()
+        nemesis.stop()
+
+
+def _judge(load: Load, prober: Prober, report: Report) -> None:
+    began = time.monotonic()
+    for verdict in checker.check(report.operations):
+        report.findings.append(f"{verdict.result}: {verdict.explanation}")
+    report.checked_s = time.monotonic() - began
+    report.findings += [f"an answer that no node may give: {complaint}" for complaint in load.complaints]
+    report.findings += broken_claims(prober.claims)
+    report.probes, report.claims = prober.asked, len(prober.claims)
+    report.terms = len({claim.term for claim in prober.claims})
+
+
+def _compare_nodes(cluster: Cluster, report: Report) -> None:
+    """Every node ends with the same revision and the same content, from its own memory."""
+
+    def same() -> bool:
+        contents = {name: _content(cluster, name) for name in cluster.nodes}
+        report.revision = next(iter(contents.values()))[0]
+        return len(set(contents.values())) == 1
+
+    wait_until(same, 15.0, "every node at the same revision with the same content")
+
+
+def _content(cluster: Cluster, name: str) -> tuple[int, str]:
+    """(revision, hash of every item), read while nobody writes."""
+    digest, cursor, revision = hashlib.sha256(), "", 0
+    while True:
+        page: dict[str, Any] = cluster.request(name, "GET", f"/v1/kv?consistency=stale&limit=500{cursor}").json()
+        revision = page["revision"]
+        digest.update(repr(page["items"]).encode())
+        if "cursor" not in page:
+            return revision, digest.hexdigest()
+        cursor = f"&cursor={page['cursor']}"
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.run", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=180.0, help="how long faults are made (default 180)")
+    parser.add_argument("--seed", type=int, default=int(time.time()) % 1_000_000, help="of the choices (default: any)")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--keys", type=int, default=5, help="keys that are fought over at a time (default 5)")
+    parser.add_argument("--pace", type=float, default=1.0, help="stretches every pause and every fault")
+    parser.add_argument("--no-links", dest="links", action="store_false", help="cut no links: loopback, signals alone")
+    parser.add_argument("--no-disks", dest="disks", action="store_false", help="no full disks")
+    parser.add_argument(
+        "--consistency", default="linearizable", choices=("linearizable", "stale"), help="stale: see it find something"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep the history and the logs whatever the verdict")
+    given = vars(parser.parse_args(arguments))
+    keep = given.pop("keep")
+    folder = Path(tempfile.mkdtemp(prefix="kvnode-chaos-"))
+    # A SIGTERM unwinds as Ctrl-C does: nothing may be left behind.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    print(f"chaos: seed {given['seed']}, {given['seconds']:g} s; Ctrl-C stops it", flush=True)
+    report = run(Options(folder=folder, **given))
+    print(report)
+    if report.findings or keep:
+        print(f"history, logs and data are kept in {folder}")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 1 if report.findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
