@@ -21,6 +21,8 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.store": {"kvnode.commands", "kvnode.errors"},
     "kvnode.raft.status": set(),
     "kvnode.raft": {"kvnode.raft.status", "kvnode.store", "kvnode.commands", "kvnode.errors"},
+    # Reads a data directory as a start does, for the command line: the one part of raft/ that needs no node.
+    "kvnode.raft.verify": {"kvnode.raft", "kvnode.errors"},
     # What HTTP asks of a group is a Protocol (http/group.py), so it needs no room of raft/ but the frozen status.
     "kvnode.http": {"kvnode.raft.status", "kvnode.store", "kvnode.commands", "kvnode.errors"},
     "kvnode.server": {
@@ -38,6 +40,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode",
         "kvnode.client",
         "kvnode.server",
+        "kvnode.raft.verify",
         "kvnode.config",
         "kvnode.errors",
         "kvnode.values",

@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "status": ("kvnode.cli.cluster", "status", "Show every member of the cluster."),
     "leader": ("kvnode.cli.cluster", "leader", "Print who leads."),
     "transfer": ("kvnode.cli.cluster", "transfer", "Hand leadership to another member."),
+    "verify": ("kvnode.cli.verify", "verify_command", "Check a data directory."),
 }
 
 EXIT_CODES: Final = """\b

@@ -1,0 +1,74 @@
+"""`kvnode verify`: what a data directory holds, and whether it is whole, without a running node."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from kvnode.cli.calls import output_option, print_json
+from kvnode.errors import StartupError
+from kvnode.raft.verify import NotADataDirectory, Report, SegmentReport, SnapshotReport, verify
+
+
+@click.command("verify")
+@click.option("--data-dir", required=True, metavar="DIR", help="The directory that a node's --data-dir names.")
+@output_option
+def verify_command(data_dir: str, output: str) -> None:
+    """Read a node's journal and snapshots and say whether they are whole.
+
+    Nothing is changed. The node may be running; what it is writing at that moment shows as an unfinished tail.
+    Exit code 0 where all is whole, 1 where something is damaged, 2 where DIR is no data directory.
+    """
+    try:
+        report = verify(Path(data_dir))
+    except StartupError as e:
+        print(f"kvnode: {e.message}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(e, NotADataDirectory) else 1) from None
+    except OSError as e:
+        print(f"kvnode: {data_dir} cannot be read ({e.strerror}): run this as the user of the node.", file=sys.stderr)
+        raise SystemExit(1) from None
+    if output == "json":
+        print_json({"verdict": "damaged" if report.damage else "whole", **asdict(report)})
+    else:
+        for line in _lines(report):
+            print(line)
+    raise SystemExit(1 if report.damage else 0)
+
+
+def _lines(report: Report) -> list[str]:
+    lines = [_line("node", f"{report.node_id or '?'}, of the cluster of {' '.join(report.members) or '?'}")]
+    lines.append(_line("cluster id", report.cluster_id or "?"))
+    if report.term is not None:
+        lines.append(_line("hard state", f"term {report.term}, vote {report.vote or 'none'}"))
+    if report.first_index is not None:
+        lines.append(_line("log", f"entries {report.first_index} to {report.last_index}"))
+    lines += [_line("journal", _segment(segment)) for segment in report.segments]
+    lines += [_line("snapshot", _snapshot(snapshot)) for snapshot in report.snapshots]
+    lines += [_line("leftover", f"{name}: {size} bytes, a start removes it") for name, size in report.leftovers.items()]
+    return lines + ([f"damaged: {damage}" for damage in report.damage] or ["whole"])
+
+
+def _line(what: str, text: str) -> str:
+    return f"{what:<12}{text}"
+
+
+def _segment(segment: SegmentReport) -> str:
+    parts = [f"{segment.bytes} bytes", f"{segment.entries} entries"]
+    if segment.entries:
+        parts[1] += (
+            f" ({segment.first_index} to {segment.last_index}, terms {segment.first_term} to {segment.last_term})"
+        )
+    parts += [f"{segment.hard_states} hard states", f"{segment.truncations} truncations", f"{segment.bases} bases"]
+    if segment.unread_bytes:
+        parts.append(f"{segment.unread_bytes} bytes behind the last whole record")
+    return f"{segment.file}: {', '.join(parts)}"
+
+
+def _snapshot(snapshot: SnapshotReport) -> str:
+    return (
+        f"{snapshot.file}: {snapshot.bytes} bytes, up to entry {snapshot.index} of term {snapshot.term}, "
+        f"revision {snapshot.revision}, {snapshot.items} items, members {' '.join(snapshot.members)}, whole"
+    )
