@@ -92,4 +92,6 @@ class Report:
 
 
 def _counts(counter: Counter[str]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in sorted((+counter).items(), key=lambda item: (-item[1], item[0])))
+    return ", ".join(
+        f"{count} {name}" for name, count in sorted((+counter).items(), key=lambda item: (-item[1], item[0]))
+    )
