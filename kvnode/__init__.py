@@ -5,11 +5,13 @@ The map of rooms, from the inside out. Imports run upwards on this page only, an
 
     errors.py      every failure, definite or indefinite
     commands.py    the commands of the state machine and their one encoding
+    outcomes.py    what became of each write that carried an idempotency key, for a bounded window
     store.py       KeyValueStore: the state machine; pure, total, deterministic
     config.py      one frozen Config from flags, environment and file
     raft/          the only rooms that know PySyncObj; `raft/group.py` is their face, `raft/status.py` their news
     http/          the API: routes and the one error table (`app.py`), probes, keys, administration
     server.py      builds, starts, drains and stops one node
+    answers.py     what a node's answer means to a client: a value, or one typed error
     client.py      the asyncio client: retries only what is definite or idempotent
     cli/           serve, dev and the client commands
 """

@@ -1,7 +1,9 @@
-"""The asyncio client: tries the next node when that is safe, and never when a write's fate is unknown.
+"""The asyncio client: tries the next node when that is safe.
 
-Safe are a refused connection and a definite 503: nothing was applied. A read may also be tried again after
-anything else. A write whose connection broke, or whose answer did not come, raises `OutcomeUnknown` at once.
+After a refused connection and a definite 503 it always is: nothing was applied. A read may be tried again after
+anything else as well, and so may a put or delete: each carries an idempotency key, under which the cluster carries
+it out once, however often it arrives. Anything else whose connection broke, or whose answer did not come, raises
+`OutcomeUnknown` at once; a put or delete does so when its fate was not learned in time.
 """
 
 from __future__ import annotations
@@ -9,31 +11,28 @@ from __future__ import annotations
 import asyncio
 import json
 from base64 import b64decode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self, TypeVar, cast
+from typing import Any, Final, Literal, Self, cast
 from urllib.parse import quote, urlencode
+from uuid import uuid4
 
 import aiohttp
 from yarl import URL
 
 from kvnode import errors
+from kvnode.answers import Answer, etag_revision, parsed, refusal, shaped
 
 Consistency = Literal["linearizable", "stale"]
 
-T = TypeVar("T")
-
 CONNECT_S: Final = 2.0
+ATTEMPT_S: Final = 6.0  # for one keyed write at one node: a node answers within 5 s, so what takes longer is lost
+# How long after it was first sent a write of unknown outcome is sent again. The cluster remembers a bounded number of
+# writes (README.md); beyond its window a repetition would be a new write, so this stays far inside it.
+RESEND_S: Final = 10.0
+IDEMPOTENCY_KEY: Final = "Idempotency-Key"
+IDEMPOTENCY_KEY_CHARS_MAX: Final = 64
 PAUSE_S: Final = 0.1  # between two rounds over all nodes: short against an election, long against a busy loop
-
-_BY_CODE: Final = {
-    kind.code: kind
-    for kind in (
-        errors.BadRequest, errors.TooLarge, errors.UnsupportedMediaType, errors.NotFound, errors.Unavailable,
-        errors.NoLeader, errors.NotLeader, errors.Unverified, errors.Overloaded, errors.ShuttingDown,
-        errors.Starting, errors.DiskFull, errors.KeyNotFound, errors.Conflict, errors.OutcomeUnknown,
-    )
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +73,6 @@ class Put:
     created: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
 class Client:
     """Talks to a cluster by any of its nodes' base URLs, the first one first. Use as an async context manager.
 
@@ -116,32 +108,38 @@ class Client:
         content_type: str | None = None,
         if_match: int | None = None,
         if_absent: bool = False,
+        idempotency_key: str | None = None,
     ) -> Put:
-        """Sets the key. `if_match`: only while its mod_revision is this; `if_absent`: only while it does not exist."""
+        """Sets the key. `if_match`: only while its mod_revision is this; `if_absent`: only while it does not exist.
+
+        `idempotency_key`: the caller's own, 1 to 64 printable ASCII characters, for a put that it may repeat later.
+        """
         headers = {"Content-Type": content_type or "application/octet-stream", **_if_match(if_match)}
+        headers |= _once(idempotency_key)
         if if_absent:
             headers["If-None-Match"] = "*"
-        body = _json(await self._call("PUT", _key_path(key), headers=headers, data=value))
-        return _shaped(lambda: Put(body["revision"], body["version"], body["created"]))
+        body = parsed(await self._call("PUT", _key_path(key), headers=headers, data=value))
+        return shaped(lambda: Put(body["revision"], body["version"], body["created"]))
 
     async def get(self, key: str, consistency: Consistency = "linearizable") -> Item:
         """The key's value; raises KeyNotFound."""
         answer = await self._call("GET", _key_path(key, consistency=consistency))
         headers = answer.headers
-        return _shaped(
+        return shaped(
             lambda: Item(
                 key,
                 answer.body,
                 headers.get("Content-Type", ""),
-                cast(int, _revision(headers)),
+                cast(int, etag_revision(headers)),
                 int(headers["Kvnode-Revision"]),
             )
         )
 
-    async def delete(self, key: str, *, if_match: int | None = None) -> int:
-        """Removes the key and returns the revision; raises KeyNotFound."""
-        body = _json(await self._call("DELETE", _key_path(key), headers=_if_match(if_match)))
-        return _shaped(lambda: int(body["revision"]))
+    async def delete(self, key: str, *, if_match: int | None = None, idempotency_key: str | None = None) -> int:
+        """Removes the key and returns the revision; raises KeyNotFound. `idempotency_key` as in `put`."""
+        headers = _if_match(if_match) | _once(idempotency_key)
+        body = parsed(await self._call("DELETE", _key_path(key), headers=headers))
+        return shaped(lambda: int(body["revision"]))
 
     async def list(
         self,
@@ -156,55 +154,73 @@ class Client:
         query = {"prefix": prefix, "limit": str(limit), "consistency": consistency}
         query |= {"keys_only": "true"} if keys_only else {}
         query |= {"cursor": cursor} if cursor is not None else {}
-        body = _json(await self._call("GET", f"/v1/kv?{urlencode(query, quote_via=quote, safe='')}"))
-        return _shaped(lambda: Page(tuple(map(_listed, body["items"])), body.get("cursor"), body["revision"]))
+        body = parsed(await self._call("GET", f"/v1/kv?{urlencode(query, quote_via=quote, safe='')}"))
+        return shaped(lambda: Page(tuple(map(_listed, body["items"])), body.get("cursor"), body["revision"]))
 
     # --- the cluster ------------------------------------------------------------------------------
 
     async def cluster(self) -> dict[str, Any]:
         """The cluster as the first node that answers sees it: the body of `GET /admin/api/v1/cluster`."""
-        return _json(await self._call("GET", "/admin/api/v1/cluster"))
+        return parsed(await self._call("GET", "/admin/api/v1/cluster"))
 
     async def transfer(self, to: str | None = None) -> tuple[str, int]:
         """Hands leadership to `to`, or to the fittest member; (leader id, term) once it is confirmed."""
         data = json.dumps({"to": to} if to else {}).encode()
         headers = {"Content-Type": "application/json"}
-        body = _json(await self._call("POST", "/admin/api/v1/leader/transfer", headers=headers, data=data))
-        return _shaped(lambda: (str(body["leader_id"]), int(body["term"])))
+        body = parsed(await self._call("POST", "/admin/api/v1/leader/transfer", headers=headers, data=data))
+        return shaped(lambda: (str(body["leader_id"]), int(body["term"])))
 
     # --- one call, any node -----------------------------------------------------------------------
 
     async def _call(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, data: bytes | None = None
-    ) -> _Answer:
+    ) -> Answer:
         """The first answer that settles the call. Raises the typed error of a refusal, Unavailable, OutcomeUnknown."""
-        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._timeout_s
+        headers = headers or {}
+        doubt: errors.OutcomeUnknown | None = None
         while True:
             refused_everywhere, last = True, cast("errors.KvnodeError | None", None)
             for url in self._urls:
-                remaining_s = deadline - asyncio.get_running_loop().time()
-                if remaining_s <= 0:
+                began = clock()
+                if began >= deadline:
                     break
                 try:
-                    return await self._send(url, method, path, headers or {}, data, remaining_s)
+                    return await self._send(url, method, path, headers, data, deadline - began)
                 except _Unreachable as e:
                     last = last or e
                 except errors.Unavailable as e:
                     refused_everywhere, last = False, e
+                except errors.OutcomeUnknown as e:
+                    if IDEMPOTENCY_KEY not in headers:
+                        raise
+                    if doubt is None:
+                        deadline = min(deadline, began + RESEND_S)
+                    doubt = e
+                except _SETTLED:
+                    raise
+                except errors.KvnodeError:
+                    # This attempt failed for sure; what became of an earlier one is as unknown as before.
+                    if doubt is not None:
+                        raise doubt from None
+                    raise
             # Where nothing listens at all, waiting is no help: whoever called should see that at once.
-            if last is not None and refused_everywhere:
+            if last is not None and refused_everywhere and doubt is None:
                 raise last
-            if asyncio.get_running_loop().time() + PAUSE_S >= deadline:
-                raise last or errors.Unavailable(f"No node answered within {self._timeout_s:g} s.")
+            if clock() + PAUSE_S >= deadline:
+                raise doubt or last or errors.Unavailable(f"No node answered within {self._timeout_s:g} s.")
             await asyncio.sleep(PAUSE_S)
 
     async def _send(
         self, url: str, method: str, path: str, headers: Mapping[str, str], data: bytes | None, timeout_s: float
-    ) -> _Answer:
+    ) -> Answer:
         assert self._session is not None, "use `async with Client(...)`"
         is_read = method == "GET"
         if is_read and len(self._urls) > 1:
             timeout_s /= 2  # one frozen node must leave time to ask the next
+        elif IDEMPOTENCY_KEY in headers:
+            timeout_s = min(timeout_s, ATTEMPT_S)
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_S, timeout_s / 2))
         try:
             async with self._session.request(
@@ -215,7 +231,7 @@ class Client:
                 timeout=timeout,
                 allow_redirects=False,
             ) as response:
-                answer = _Answer(response.status, response.headers, await response.read())
+                answer = Answer(response.status, response.headers, await response.read())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
             raise _Unreachable(f"Nothing answers at {url}; is the node running?") from None
         except (aiohttp.ClientError, TimeoutError, OSError) as e:
@@ -226,7 +242,7 @@ class Client:
             ) from None
         if answer.status < 300:
             return answer
-        raise _refusal(url, answer, is_read)
+        raise refusal(url, answer, is_read)
 
 
 def _checked(url: str) -> str:
@@ -241,6 +257,10 @@ def _checked(url: str) -> str:
 
 class _Unreachable(errors.Unavailable):
     """No connection: nothing was sent."""
+
+
+# Refusals that the state machine gives, and gives again to a repetition: they settle what became of a keyed write.
+_SETTLED: Final = (errors.KeyNotFound, errors.PreconditionFailed, errors.IdempotencyKeyReused)
 
 
 def _reason(e: Exception) -> str:
@@ -261,68 +281,14 @@ def _if_match(revision: int | None) -> dict[str, str]:
     return {} if revision is None else {"If-Match": f'"{revision}"'}
 
 
-def _revision(headers: Mapping[str, str]) -> int | None:
-    tag = headers.get("ETag", "").strip('"')
-    return int(tag) if tag.isdigit() else None
+def _once(idempotency_key: str | None) -> dict[str, str]:
+    """The header under which a write may be sent any number of times; a key of its own where none is given."""
+    key = uuid4().hex if idempotency_key is None else idempotency_key
+    if not (1 <= len(key) <= IDEMPOTENCY_KEY_CHARS_MAX and key.isascii() and key.isprintable()):
+        raise errors.BadRequest(f"An idempotency key is 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII characters.")
+    return {IDEMPOTENCY_KEY: key}
 
 
 def _listed(item: Mapping[str, Any]) -> Listed:
     value = b64decode(item.get("value") or "")
     return Listed(item["key"], value, item["create_revision"], item["mod_revision"], item["version"])
-
-
-def _json(answer: _Answer) -> dict[str, Any]:
-    try:
-        body = json.loads(answer.body)
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise _not_a_node()
-    return body
-
-
-def _shaped(read: Callable[[], T]) -> T:
-    """What `read` takes out of an answer; an answer of another shape is nobody's KeyError."""
-    try:
-        return read()
-    except (KeyError, TypeError, ValueError):
-        raise _not_a_node() from None
-
-
-def _not_a_node() -> errors.KvnodeError:
-    return errors.KvnodeError("The answer is not a kvnode node's; does the URL point at one?")
-
-
-def _refusal(url: str, answer: _Answer, is_read: bool) -> errors.KvnodeError:
-    """The one place where a status and a JSON body become a typed error."""
-    try:
-        body = _json(answer)
-        code, message = str(body["error"]), str(body["message"])
-    except (errors.KvnodeError, KeyError):
-        return _foreign_refusal(url, answer.status, is_read)
-    if answer.status in (401, 403):
-        return errors.Definite(message, code="not_allowed")
-    if code == errors.PreconditionFailed.code:
-        return errors.PreconditionFailed(message, _revision(answer.headers))
-    if body.get("outcome") == "unknown" and not is_read:
-        return errors.OutcomeUnknown(message)
-    if kind := _BY_CODE.get(code):
-        return kind(message)
-    if answer.status == 503:
-        return errors.Unavailable(message, code)
-    return errors.Definite(message, code) if answer.status < 500 else errors.KvnodeError(message, code)
-
-
-def _foreign_refusal(url: str, status: int, is_read: bool) -> errors.KvnodeError:
-    """What a balancer in front says for itself: its 503 means that no node took the request."""
-    if status == 503:
-        return errors.Unavailable(f"{url} has no node to hand the request to.")
-    if status in (401, 403):
-        return errors.Definite(f"{url} does not allow this.", code="not_allowed")
-    if status in (502, 504):
-        if is_read:
-            return errors.Unavailable(f"{url} lost the node that was to answer (status {status}).")
-        return errors.OutcomeUnknown(
-            f"{url} lost the node that had the request: it may or may not have been carried out."
-        )
-    return errors.KvnodeError(f"{url} answered {status}, and not as a kvnode node does; does the URL point at one?")

@@ -143,6 +143,12 @@ class PreconditionFailed(Definite):
         self.current_revision = current_revision
 
 
+class IdempotencyKeyReused(BadRequest):
+    """The idempotency key was used for another request, and that request's outcome stands."""
+
+    code = "idempotency_key_reused"
+
+
 class Conflict(Definite):
     """An administrative request does not fit the cluster's present state."""
 

@@ -22,20 +22,26 @@ import msgpack
 from sortedcontainers import SortedList
 
 from kvnode.commands import (
+    ABSENT,
     CONTENT_TYPE_BYTES_MAX,
-    DELETE,
+    DELETE_FIELDS,
     EXISTS,
     KEY_BYTES_MAX,
     PUT,
+    PUT_FIELDS,
     VALUE_BYTES_MAX,
     Deleted,
     Invalid,
     Refused,
     Result,
+    Reused,
     Written,
+    command_fault,
 )
+from kvnode.outcomes import Outcome, Outcomes, OutcomesView, fingerprint
 
-SNAPSHOT_FORMAT: Final = 1
+SNAPSHOT_FORMAT: Final = 2
+SNAPSHOT_FORMAT_WITHOUT_OUTCOMES: Final = 1  # still read
 CHUNK_BYTES: Final = 65_536
 CHUNK_BYTES_MAX: Final = CHUNK_BYTES + VALUE_BYTES_MAX + KEY_BYTES_MAX + CONTENT_TYPE_BYTES_MAX + 64
 # A sort holds the interpreter lock from start to end: runs of this many keys take a few milliseconds each,
@@ -70,24 +76,23 @@ class StoreView(NamedTuple):
 
     revision: int
     items: immutables.Map[str, Item]
+    outcomes: OutcomesView
 
     def keys(self) -> Iterator[str]:
-        """All keys in byte order. Never sorts the whole set in one step (SORT_RUN_KEYS says why)."""
-        keys = iter(self.items)
-        runs = []
-        while run := sorted(islice(keys, SORT_RUN_KEYS)):
-            runs.append(run)
-        return merge(*runs)
+        """All keys in byte order."""
+        return _in_order(self.items)
 
     def chunks(self) -> Iterator[bytes]:
         """The snapshot's bytes: equal stores give equal bytes. Batches of about 64 KiB, CHUNK_BYTES_MAX at most.
 
-        The first chunk is `[format, revision, item count]`; each further one is an array of
-        `[key, value, content_type, create_revision, mod_revision, version]`.
+        The first chunk is `[format, revision, item count, outcome count]`. Then come the outcomes
+        (`OutcomesView.chunks`), and then the items: arrays of `[key, value, content_type, create_revision,
+        mod_revision, version]`.
         """
         # A packer of its own: this runs in a worker thread, and a msgpack.Packer must not be shared between threads.
         pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
-        yield pack((SNAPSHOT_FORMAT, self.revision, len(self.items)))
+        yield pack((SNAPSHOT_FORMAT, self.revision, len(self.items), len(self.outcomes.order)))
+        yield from self.outcomes.chunks()
         batch: list[tuple[Any, ...]] = []
         batch_bytes = 0
         for key in self.keys():
@@ -104,10 +109,11 @@ class StoreView(NamedTuple):
 class KeyValueStore:
     """The state machine. `apply` is its only way to change, apart from `restore` and `adopt`."""
 
-    __slots__ = ("_items", "_keys", "revision")
+    __slots__ = ("_items", "_keys", "_outcomes", "revision")
 
     def __init__(self) -> None:
         self.revision = 0
+        self._outcomes = Outcomes()
         self._items: immutables.MapMutation[str, Item] = immutables.Map[str, Item]().mutate()
         self._keys: SortedList[str] = SortedList()
 
@@ -135,36 +141,42 @@ class KeyValueStore:
         """The store as it stands now, immutable. O(1): later changes copy the few trie nodes that they touch."""
         items = self._items.finish()
         self._items = items.mutate()
-        return StoreView(self.revision, items)
+        return StoreView(self.revision, items, self._outcomes.view())
 
     # --- changing --------------------------------------------------------------------------------
 
     def apply(self, command: Any) -> Result:
-        """Applies one decoded command (an array of `commands.py`) and answers it. Never raises."""
-        if type(command) is list and command:
-            kind = command[0]
-            if kind == PUT:
-                return self._put(command)
-            if kind == DELETE:
-                return self._delete(command)
-        return Invalid(self.revision, "unknown command")
+        """Applies one decoded command (an array of `commands.py`) and answers it. Never raises.
 
-    def _put(self, command: list[Any]) -> Result:
-        if len(command) != 5:
-            return Invalid(self.revision, "a put has five fields")
-        _, key, value, content_type, expect = command
-        fault = _text_fault("key", key, 1, KEY_BYTES_MAX) or _text_fault(
-            "content type", content_type, 0, CONTENT_TYPE_BYTES_MAX
-        )
+        An invalid command is invalid at any time, so nothing needs to be remembered of it, whatever key it carries.
+        """
+        fault = command_fault(command)
         if fault is not None:
             return Invalid(self.revision, fault)
-        if type(value) is not bytes or len(value) > VALUE_BYTES_MAX:
-            return Invalid(self.revision, f"a value is 0 to {VALUE_BYTES_MAX} bytes")
+        fields = PUT_FIELDS if command[0] == PUT else DELETE_FIELDS
+        if len(command) == fields:
+            return self._carry_out(command)
+        *request, idempotency_key = command
+        return self._carry_out(request) if idempotency_key is None else self._carry_out_once(request, idempotency_key)
+
+    def _carry_out_once(self, request: list[Any], idempotency_key: str) -> Result:
+        """The first outcome under the key, however often the request comes (`outcomes.py`)."""
+        mark = fingerprint(request)
+        first = self._outcomes.get(idempotency_key)
+        if first is None:
+            result = self._carry_out(request)
+            self._outcomes.remember(idempotency_key, Outcome(mark, result))
+            return result
+        return first.result if first.fingerprint == mark else Reused(self.revision)
+
+    def _carry_out(self, request: list[Any]) -> Result:
+        return self._put(request) if request[0] == PUT else self._delete(request)
+
+    def _put(self, request: list[Any]) -> Result:
+        _, key, value, content_type, expect = request
         present = self._items.get(key)
-        if expect is not None:
-            refusal = self._check(expect, present)
-            if refusal is not None:
-                return refusal
+        if expect is not None and not _holds(expect, present):
+            return Refused(self.revision, 0 if present is None else present.mod_revision)
         self.revision = revision = self.revision + 1
         if present is None:
             self._items[key] = Item(value, content_type, revision, revision, 1)
@@ -174,18 +186,11 @@ class KeyValueStore:
         self._items[key] = Item(value, content_type, present.create_revision, revision, version)
         return Written(revision, version)
 
-    def _delete(self, command: list[Any]) -> Result:
-        if len(command) != 3:
-            return Invalid(self.revision, "a delete has three fields")
-        _, key, expect = command
-        fault = _text_fault("key", key, 1, KEY_BYTES_MAX)
-        if fault is not None:
-            return Invalid(self.revision, fault)
+    def _delete(self, request: list[Any]) -> Result:
+        _, key, expect = request
         present = self._items.get(key)
-        if expect is not None:
-            refusal = self._check(expect, present)
-            if refusal is not None:
-                return refusal
+        if expect is not None and not _holds(expect, present):
+            return Refused(self.revision, 0 if present is None else present.mod_revision)
         if present is None:
             return Deleted(0, self.revision)
         self.revision += 1
@@ -193,18 +198,9 @@ class KeyValueStore:
         self._keys.remove(key)
         return Deleted(1, self.revision)
 
-    def _check(self, expect: Any, present: Item | None) -> Refused | Invalid | None:
-        """None where the expectation holds (commands.Expect says what it may be)."""
-        if type(expect) is not list or not all(type(r) is int and r >= EXISTS for r in expect):
-            return Invalid(self.revision, "an expectation is a list of revisions")
-        mod_revision = 0 if present is None else present.mod_revision
-        if mod_revision in expect or (present is not None and EXISTS in expect):
-            return None
-        return Refused(self.revision, mod_revision)
-
     # --- snapshots -------------------------------------------------------------------------------
 
-    def restore(self, revision: int, items: Iterable[tuple[str, Item]]) -> None:
+    def restore(self, revision: int, items: Iterable[tuple[str, Item]], outcomes: Outcomes | None = None) -> None:
         """Replaces everything. O(n log n), fastest where `items` come in order."""
         fresh: immutables.MapMutation[str, Item] = immutables.Map[str, Item]().mutate()
         for key, item in items:
@@ -212,7 +208,8 @@ class KeyValueStore:
         # finish() and mutate() again, because a mutation that is still open cannot be iterated.
         frozen = fresh.finish()
         self._items = frozen.mutate()
-        self._keys = SortedList(StoreView(revision, frozen).keys())
+        self._keys = SortedList(_in_order(frozen))
+        self._outcomes = Outcomes() if outcomes is None else outcomes
         self.revision = revision
 
     def adopt(self, other: KeyValueStore) -> None:
@@ -222,42 +219,47 @@ class KeyValueStore:
         whoever holds this store keeps holding the right one.
         """
         self.revision, self._items, self._keys = other.revision, other._items, other._keys
+        self._outcomes = other._outcomes
 
     @classmethod
     def load(cls, chunks: Iterable[bytes]) -> KeyValueStore:
         """A new store from `StoreView.chunks()`, in any thread. ValueError says what is wrong with them."""
-        source = iter(chunks)
-        header = _unpack(next(source, b""))
-        if len(header) != 3 or header[0] != SNAPSHOT_FORMAT:
+        source = map(_unpack, chunks)
+        header = next(source, [])
+        if header[:1] == [SNAPSHOT_FORMAT_WITHOUT_OUTCOMES]:
+            header = [SNAPSHOT_FORMAT, *header[1:], 0]
+        if len(header) != 4 or header[0] != SNAPSHOT_FORMAT:
             raise ValueError("the snapshot is not in a format that this version reads")
-        _, revision, count = header
-        if type(revision) is not int or revision < 0:
-            raise ValueError("the snapshot has no revision")
+        _, revision, count, outcome_count = header
+        if any(type(number) is not int or number < 0 for number in (revision, count, outcome_count)):
+            raise ValueError("the snapshot has no revision, or does not say what it holds")
         store = cls()
-        store.restore(revision, _load_items(source))
+        outcomes = Outcomes.load(source, outcome_count)
+        store.restore(revision, _load_items(source), outcomes)
         if len(store) != count:
             raise ValueError(f"the snapshot promises {count} items and holds {len(store)}")
         return store
 
 
-def _text_fault(what: str, text: Any, bytes_min: int, bytes_max: int) -> str | None:
-    """What is wrong with a text field, or None. ASCII, nearly every key, is checked without encoding it."""
-    if type(text) is str:
-        if text.isascii():
-            size = len(text)
-        else:
-            try:
-                size = len(text.encode())
-            except UnicodeEncodeError:  # lone surrogates are not text
-                size = -1
-        if bytes_min <= size <= bytes_max:
-            return None
-    return f"a {what} is {bytes_min} to {bytes_max} bytes of UTF-8"
+def _in_order(items: immutables.Map[str, Item]) -> Iterator[str]:
+    """All keys in byte order. Never sorts the whole set in one step (SORT_RUN_KEYS says why)."""
+    keys = iter(items)
+    runs = []
+    while run := sorted(islice(keys, SORT_RUN_KEYS)):
+        runs.append(run)
+    return merge(*runs)
 
 
-def _load_items(chunks: Iterable[bytes]) -> Iterator[tuple[str, Item]]:
+def _holds(expect: list[int], present: Item | None) -> bool:
+    """Whether the key is as a conditional write expects it (`commands.Expect`)."""
+    if present is None:
+        return ABSENT in expect
+    return present.mod_revision in expect or EXISTS in expect
+
+
+def _load_items(chunks: Iterable[list[Any]]) -> Iterator[tuple[str, Item]]:
     for chunk in chunks:
-        for fields in _unpack(chunk):
+        for fields in chunk:
             try:
                 key, value, content_type, create_revision, mod_revision, version = fields
             except (TypeError, ValueError):

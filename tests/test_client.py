@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from urllib.parse import unquote
 
@@ -9,7 +10,7 @@ import pytest
 
 from kvnode import client, errors
 from kvnode.client import Client
-from tests.cli.scripted import Asked, Reply, Script, always, break_off, scripted
+from tests.cli.scripted import Asked, Reply, Script, always, break_off, say_nothing, scripted
 from tests.cluster import free_ports
 
 PUT = Reply(200, b'{"key":"k","revision":5,"version":2,"created":false}')
@@ -41,24 +42,96 @@ async def test_a_definite_503_is_tried_again_until_a_leader_is_found() -> None:
     assert len(node.asked) == 3
 
 
+UNKNOWN: list[Script] = [
+    break_off,
+    always(Reply(504, b'{"error":"outcome_unknown","message":"x","outcome":"unknown"}')),
+    always(Reply(500, b'{"error":"internal","message":"x","outcome":"unknown"}')),
+    always(Reply(503, b'{"error":"shutting_down","message":"x","outcome":"unknown"}')),
+    always(Reply(502)),
+]
+
+
+@pytest.mark.parametrize("script", UNKNOWN)
+async def test_a_write_of_unknown_outcome_goes_to_the_next_node_under_the_same_key(script: Script) -> None:
+    async with scripted(script) as broken, scripted(always(PUT)) as well, Client([broken.url, well.url], 5) as c:
+        await c.put("k", b"v", content_type="x/y", if_match=3)
+        await c.delete("k")
+    # One each: aiohttp, left to itself, sends a PUT or DELETE again when the connection breaks.
+    assert [asked.method for asked in broken.asked] == ["PUT", "DELETE"]
+    for first, again in zip(broken.asked, well.asked, strict=True):
+        for name in ("Idempotency-Key", "If-Match", "Content-Type"):
+            assert first.headers.get(name) == again.headers.get(name)
+        assert (first.method, first.raw_path, first.body) == (again.method, again.raw_path, again.body)
+        assert len(first.headers["Idempotency-Key"]) == 32
+    assert broken.asked[0].headers["Idempotency-Key"] != broken.asked[1].headers["Idempotency-Key"]
+
+
+@pytest.mark.parametrize("script", UNKNOWN)
+async def test_a_transfer_of_unknown_outcome_is_sent_once_and_to_one_node(script: Script) -> None:
+    async with scripted(script) as broken, scripted(always(PUT)) as well, Client([broken.url, well.url], 5) as c:
+        with pytest.raises(errors.OutcomeUnknown):
+            await c.transfer("n1")
+    assert (len(broken.asked), well.asked) == (1, [])
+
+
+async def test_a_write_is_sent_again_to_a_node_that_comes_back() -> None:
+    replies = iter([None, None, NO_LEADER, PUT])
+
+    async def script(asked: Asked) -> Reply | None:
+        return next(replies)
+
+    async with scripted(script) as node, Client([nobody(), node.url], 5) as c:
+        await c.put("k", b"v", idempotency_key="mine")
+    assert [asked.headers["Idempotency-Key"] for asked in node.asked] == ["mine"] * 4
+
+
 @pytest.mark.parametrize(
-    "script",
+    "later",
     [
-        break_off,
-        always(Reply(504, b'{"error":"outcome_unknown","message":"x","outcome":"unknown"}')),
-        always(Reply(500, b'{"error":"internal","message":"x","outcome":"unknown"}')),
-        always(Reply(503, b'{"error":"shutting_down","message":"x","outcome":"unknown"}')),
-        always(Reply(502)),
+        NO_LEADER,
+        Reply(507, b'{"error":"disk_full","message":"x","outcome":"not_applied"}'),
+        Reply(400, b'{"error":"bad_request","message":"x","outcome":"not_applied"}'),
     ],
 )
-async def test_a_write_of_unknown_outcome_is_sent_once_and_to_one_node(script: Script) -> None:
-    async with scripted(script) as broken, scripted(always(PUT)) as well, Client([broken.url, well.url], 5) as c:
-        for write in (c.put("k", b"v"), c.delete("k"), c.transfer("n1")):
-            with pytest.raises(errors.OutcomeUnknown):
-                await write
-    # One each: aiohttp, left to itself, sends a PUT or DELETE again when the connection breaks.
-    assert [asked.method for asked in broken.asked] == ["PUT", "DELETE", "POST"]
-    assert well.asked == []
+async def test_a_doubt_outlasts_a_later_attempt_that_certainly_failed(later: Reply) -> None:
+    async with scripted(break_off) as broken, scripted(always(later)) as node, Client([broken.url, node.url], 1) as c:
+        with pytest.raises(errors.OutcomeUnknown):
+            await c.put("k", b"v")
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (Reply(404, b'{"error":"key_not_found","message":"x"}'), errors.KeyNotFound),
+        (Reply(412, b'{"error":"precondition_failed","message":"x"}'), errors.PreconditionFailed),
+        (Reply(400, b'{"error":"idempotency_key_reused","message":"x"}'), errors.IdempotencyKeyReused),
+    ],
+)
+async def test_what_the_cluster_decided_settles_a_doubt(reply: Reply, error: type[errors.KvnodeError]) -> None:
+    async with scripted(break_off) as broken, scripted(always(reply)) as node, Client([broken.url, node.url], 5) as c:
+        with pytest.raises(error):
+            await c.delete("k")
+
+
+async def test_a_write_in_doubt_is_not_repeated_beyond_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "RESEND_S", 0.5)
+    async with scripted(break_off) as node, Client([node.url], 60) as c:
+        with pytest.raises(errors.OutcomeUnknown):
+            await asyncio.wait_for(c.put("k", b"v"), 10)
+    assert len(node.asked) > 1
+
+
+async def test_a_frozen_node_leaves_time_to_ask_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ATTEMPT_S", 0.3)
+    async with scripted(say_nothing) as frozen, scripted(always(PUT)) as well, Client([frozen.url, well.url], 20) as c:
+        assert await asyncio.wait_for(c.put("k", b"v"), 10) == client.Put(5, 2, False)
+
+
+@pytest.mark.parametrize("key", ["", "k" * 65, "é", "a\r\nb"])
+async def test_an_idempotency_key_that_no_node_takes_never_leaves(key: str) -> None:
+    async with Client([nobody()]) as c:
+        with pytest.raises(errors.BadRequest, match="idempotency key"):
+            await c.put("k", b"v", idempotency_key=key)
 
 
 async def test_a_read_goes_to_the_next_node_whatever_went_wrong() -> None:

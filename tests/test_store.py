@@ -170,13 +170,14 @@ def test_adopt_takes_over_a_loaded_store_for_everyone_who_holds_this_one() -> No
     assert apply(held, Delete("a")) == Deleted(1, 3)
 
 
-@pytest.mark.parametrize("damage", ["empty", "format", "revision", "count", "torn", "fields", "kind"])
+@pytest.mark.parametrize("damage", ["empty", "format", "revision", "counts", "count", "torn", "fields", "kind"])
 def test_a_damaged_snapshot_is_refused_with_a_sentence(damage: str) -> None:
     header, batch = chunks_of(store_of(Put("a", b"1"), Put("b", b"2")))
     bad: dict[str, list[bytes]] = {
         "empty": [],
         "format": [msgpack.packb([99, 2, 2]), batch],
         "revision": [msgpack.packb([1, "2", 2]), batch],
+        "counts": [msgpack.packb([2, 2, 2, None]), batch],
         "count": [header],
         "torn": [header, batch[:-1]],
         "fields": [header, msgpack.packb([["a", b"1"]])],
@@ -243,7 +244,12 @@ def test_no_command_raises_and_an_invalid_one_changes_nothing(command: Any) -> N
         [],
         [99, "a"],
         [PUT],
-        [PUT, "a", b"", "", None, "more"],
+        [PUT, "a", b"", "", None, "key", "more"],
+        [PUT, "a", b"", "", None, ""],
+        [PUT, "a", b"", "", None, "k" * 65],
+        [PUT, "a", b"", "", None, "é"],
+        [PUT, "a", b"", "", None, "a\nb"],
+        [PUT, "a", b"", "", None, b"key"],
         [PUT, "", b"", "", None],
         [PUT, "k" * 1025, b"", "", None],
         [PUT, "é" * 513, b"", "", None],
@@ -260,6 +266,8 @@ def test_no_command_raises_and_an_invalid_one_changes_nothing(command: Any) -> N
         [DELETE, "a"],
         [DELETE, "", None],
         [DELETE, "a", "x"],
+        [DELETE, "a", None, 1],
+        [DELETE, "a", None, "key", "more"],
     ],
 )
 def test_a_command_out_of_bounds_is_invalid(command: Any) -> None:

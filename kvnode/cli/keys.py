@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 VALUE_BYTES_MAX: Final = 1_048_576
 SHOWN_VALUE_CHARS: Final = 60
 
+idempotency_key_option = click.option(
+    "--idempotency-key",
+    metavar="KEY",
+    help="Repeating the command with the same KEY does not write twice; 1 to 64 characters [default: a new one].",
+)
+
 
 @click.command()
 @click.argument("key")
@@ -23,6 +29,7 @@ SHOWN_VALUE_CHARS: Final = 60
 @click.option("--if-match", metavar="REVISION", type=click.IntRange(1), help="Only while this is its mod_revision.")
 @click.option("--if-absent", is_flag=True, help="Only if the key does not exist.")
 @click.option("--content-type", metavar="TYPE", help="Stored with the value and given back.")
+@idempotency_key_option
 @output_option
 @connected
 def put(
@@ -31,6 +38,7 @@ def put(
     if_match: int | None,
     if_absent: bool,
     content_type: str | None,
+    idempotency_key: str | None,
     output: str,
     url: str,
     timeout_s: float,
@@ -48,7 +56,14 @@ def put(
     done = call(
         url,
         timeout_s,
-        lambda c: c.put(key, data, content_type=content_type or kind, if_match=if_match, if_absent=if_absent),
+        lambda c: c.put(
+            key,
+            data,
+            content_type=content_type or kind,
+            if_match=if_match,
+            if_absent=if_absent,
+            idempotency_key=idempotency_key,
+        ),
     )
     if output == "json":
         print_json({"key": key, "revision": done.revision, "version": done.version, "created": done.created})
@@ -91,11 +106,14 @@ def get(key: str, stale: bool, output: str, url: str, timeout_s: float) -> None:
 @click.command()
 @click.argument("key")
 @click.option("--if-match", metavar="REVISION", type=click.IntRange(1), help="Only while this is its mod_revision.")
+@idempotency_key_option
 @output_option
 @connected
-def delete(key: str, if_match: int | None, output: str, url: str, timeout_s: float) -> None:
+def delete(
+    key: str, if_match: int | None, idempotency_key: str | None, output: str, url: str, timeout_s: float
+) -> None:
     """Remove KEY; exit code 3 if it does not exist."""
-    revision = call(url, timeout_s, lambda c: c.delete(key, if_match=if_match))
+    revision = call(url, timeout_s, lambda c: c.delete(key, if_match=if_match, idempotency_key=idempotency_key))
     if output == "json":
         print_json({"deleted": 1, "revision": revision})
     else:

@@ -35,6 +35,7 @@ __all__ = ["LeaderProbe", "create_server"]
 # The error table: a code always has this status, whoever raises it.
 STATUS_OF: Final = {
     "bad_request": 400,
+    "idempotency_key_reused": 400,
     "not_found": 404,
     "unknown_endpoint": 404,
     "key_not_found": 404,

@@ -6,9 +6,11 @@ from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
 from typing import Any, Final
 
 from aiohttp import hdrs, web
+from multidict import istr
 
 from kvnode.commands import (
     CONTENT_TYPE_BYTES_MAX,
+    IDEMPOTENCY_KEY_CHARS_MAX,
     VALUE_BYTES_MAX,
     Delete,
     Deleted,
@@ -16,9 +18,10 @@ from kvnode.commands import (
     Put,
     Refused,
     Result,
+    Reused,
     Written,
 )
-from kvnode.errors import BadRequest, KeyNotFound, PreconditionFailed, Starting
+from kvnode.errors import BadRequest, IdempotencyKeyReused, KeyNotFound, PreconditionFailed, Starting
 from kvnode.http.answer import JSON_TYPE, Answer, json_answer, json_string
 from kvnode.http.body import read_body
 from kvnode.http.etags import check_read, write_expectation
@@ -33,6 +36,7 @@ PAGE_KEYS_DEFAULT: Final = 100
 # A page ends early rather than grow past this: a thousand keys of 1 MiB would be more than a gigabyte of answer.
 PAGE_VALUE_BYTES: Final = 2_097_152
 BINARY: Final = "application/octet-stream"
+IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
 
 
 def routes(group: Group) -> dict[str, Methods]:
@@ -53,11 +57,12 @@ class Keys:
 
     async def put(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         key = decode_key(rest)
-        _refuse_unsupported(request, query)
+        _refuse_unsupported(query)
+        idempotency_key = _idempotency_key(request)
         expect = write_expectation(request, may_create=True)
         content_type = _content_type(request)
         value = await read_body(request, VALUE_BYTES_MAX)
-        result = await self._group.propose(Put(key, value, content_type, expect).encode())
+        result = await self._group.propose(Put(key, value, content_type, expect, idempotency_key).encode())
         if type(result) is Written:
             revision, version = result.revision, result.version
             created = "true" if version == 1 else "false"
@@ -69,9 +74,10 @@ class Keys:
 
     async def delete(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         key = decode_key(rest)
-        _refuse_unsupported(request, query)
+        _refuse_unsupported(query)
+        idempotency_key = _idempotency_key(request)
         expect = write_expectation(request, may_create=False)
-        result = await self._group.propose(Delete(key, expect).encode())
+        result = await self._group.propose(Delete(key, expect, idempotency_key).encode())
         if type(result) is Deleted:
             if result.deleted == 0:
                 raise KeyNotFound("The key does not exist.")
@@ -152,20 +158,36 @@ def _not_written(result: Result) -> Exception:
         return PreconditionFailed(
             "The key is at another revision than the request's condition asks for.", result.mod_revision
         )
+    if isinstance(result, Reused):
+        # The IETF draft on this header has 422 here; this API says 400 for every request that cannot be right.
+        return IdempotencyKeyReused(
+            "This Idempotency-Key was sent before with another request, whose outcome stands; send a new one."
+        )
     if isinstance(result, Invalid):
         return BadRequest(f"The cluster refused the write: {result.reason}.")
     raise TypeError(f"the state machine answered a write with {type(result).__name__}")
 
 
-def _refuse_unsupported(request: web.BaseRequest, query: str) -> None:
+def _refuse_unsupported(query: str) -> None:
     """A write that asks for a promise this node cannot keep is refused rather than carried out without it."""
-    if "Idempotency-Key" in request.headers:
-        raise BadRequest("Idempotency-Key is not supported by this version; send the write without it.")
     if query:
         parameters = Query(query)
         for name in ("ttl", "lease"):
             if name in parameters:
                 raise BadRequest(f"The query parameter '{name}' is not supported by this version.")
+
+
+def _idempotency_key(request: web.BaseRequest) -> str | None:
+    """The key as it was sent, quotes included where there are any; None without one."""
+    if IDEMPOTENCY_KEY not in request.headers:
+        return None
+    keys = request.headers.getall(IDEMPOTENCY_KEY)
+    if len(keys) > 1:
+        raise BadRequest("The request has more than one Idempotency-Key; send one of them.")
+    key = keys[0]
+    if not (1 <= len(key) <= IDEMPOTENCY_KEY_CHARS_MAX and key.isascii() and key.isprintable()):
+        raise BadRequest(f"An Idempotency-Key is 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII characters.")
+    return key
 
 
 def _content_type(request: web.BaseRequest) -> str:

@@ -49,6 +49,7 @@ async def against(script: Script, *args: str, stdin: bytes = b"") -> Done:
         (["list"], Reply(200, b"[]"), 1),
         (["list"], Reply(200, b'{"items": [{}]}'), 1),
         (["put", ""], refusal(400, "bad_request", "not_applied"), 2),
+        (["put", "k", "v", "--idempotency-key", "x"], refusal(400, "idempotency_key_reused", "not_applied"), 2),
     ],
 )
 async def test_a_refusal_is_one_sentence_and_its_exit_code(args: list[str], reply: Reply, code: int) -> None:
@@ -111,6 +112,14 @@ async def test_put_sends_the_bytes_and_the_conditions() -> None:
     assert third.body == b""
     assert (by_argument.out, by_stdin.out) == (b"OK\n", b"OK\n")
     assert json.loads(omitted.out) == {"key": "k", "revision": 5, "version": 2, "created": False}
+
+
+async def test_a_key_of_the_callers_own_is_sent_as_it_is() -> None:
+    answer = Reply(200, b'{"key":"k","revision":5,"version":2,"created":false,"deleted":1}')
+    async with scripted(always(answer)) as server:
+        for args in (["put", "k", "v"], ["delete", "k"]):
+            assert (await run_kvnode(*args, "--idempotency-key", "order 7", "--url", server.url)).code == 0
+    assert [asked.headers["Idempotency-Key"] for asked in server.asked] == ["order 7"] * 2
 
 
 async def test_get_writes_the_value_and_nothing_else_to_a_pipe() -> None:

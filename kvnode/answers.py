@@ -1,0 +1,95 @@
+"""What a node's answer means to a client: its JSON, or the one typed error that a refusal stands for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from kvnode import errors
+
+T = TypeVar("T")
+
+_BY_CODE: Final = {
+    kind.code: kind
+    for kind in (
+        errors.BadRequest, errors.TooLarge, errors.UnsupportedMediaType, errors.NotFound, errors.Unavailable,
+        errors.NoLeader, errors.NotLeader, errors.Unverified, errors.Overloaded, errors.ShuttingDown,
+        errors.Starting, errors.DiskFull, errors.KeyNotFound, errors.IdempotencyKeyReused, errors.Conflict,
+        errors.OutcomeUnknown,
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer, whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def etag_revision(headers: Mapping[str, str]) -> int | None:
+    """The revision in the answer's ETag, None without one."""
+    tag = headers.get("ETag", "").strip('"')
+    return int(tag) if tag.isdigit() else None
+
+
+def parsed(answer: Answer) -> dict[str, Any]:
+    """The JSON object that a node's answer is."""
+    try:
+        body = json.loads(answer.body)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise _not_a_node()
+    return body
+
+
+def shaped(read: Callable[[], T]) -> T:
+    """What `read` takes out of an answer; an answer of another shape is nobody's KeyError."""
+    try:
+        return read()
+    except (KeyError, TypeError, ValueError):
+        raise _not_a_node() from None
+
+
+def _not_a_node() -> errors.KvnodeError:
+    return errors.KvnodeError("The answer is not a kvnode node's; does the URL point at one?")
+
+
+def refusal(url: str, answer: Answer, is_read: bool) -> errors.KvnodeError:
+    """The one place where a status and a JSON body become a typed error."""
+    try:
+        body = parsed(answer)
+        code, message = str(body["error"]), str(body["message"])
+    except (errors.KvnodeError, KeyError):
+        return _foreign_refusal(url, answer.status, is_read)
+    if answer.status in (401, 403):
+        return errors.Definite(message, code="not_allowed")
+    if code == errors.PreconditionFailed.code:
+        return errors.PreconditionFailed(message, etag_revision(answer.headers))
+    if body.get("outcome") == "unknown" and not is_read:
+        return errors.OutcomeUnknown(message)
+    if kind := _BY_CODE.get(code):
+        return kind(message)
+    if answer.status == 503:
+        return errors.Unavailable(message, code)
+    return errors.Definite(message, code) if answer.status < 500 else errors.KvnodeError(message, code)
+
+
+def _foreign_refusal(url: str, status: int, is_read: bool) -> errors.KvnodeError:
+    """What a balancer in front says for itself: its 503 means that no node took the request."""
+    if status == 503:
+        return errors.Unavailable(f"{url} has no node to hand the request to.")
+    if status in (401, 403):
+        return errors.Definite(f"{url} does not allow this.", code="not_allowed")
+    if status in (502, 504):
+        if is_read:
+            return errors.Unavailable(f"{url} lost the node that was to answer (status {status}).")
+        return errors.OutcomeUnknown(
+            f"{url} lost the node that had the request: it may or may not have been carried out."
+        )
+    return errors.KvnodeError(f"{url} answered {status}, and not as a kvnode node does; does the URL point at one?")

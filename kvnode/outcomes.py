@@ -1,0 +1,146 @@
+"""What became of each write that carried an idempotency key: the part of the replicated state that makes a retry safe.
+
+The first outcome counts, whatever it was. A refused compare-and-set is kept like an applied one: were it forgotten,
+a retry that met a store which has changed meanwhile could succeed, and one request would have had two answers.
+What never reached the state machine (no leader, a full disk, a malformed request) has no outcome and is not here.
+
+Bounded by count, oldest out first in the order of the log. So every node forgets the same key at the same entry,
+with no clock; and since no record exceeds OUTCOME_BYTES_MAX, the count bounds the bytes as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+
+import immutables
+import msgpack
+
+from kvnode.commands import IDEMPOTENCY_KEY_CHARS_MAX, PUT, Result, decode_result, encode_result
+
+# The window: ten seconds at 13,000 keyed writes a second, for good or until a client has long given up at lower rates.
+# It costs up to 48 MB of memory and 13 MB of snapshot. It is part of the replicated state: nodes that disagree
+# about it would answer the same retry differently.
+OUTCOMES_MAX: Final = 131_072
+FINGERPRINT_BYTES: Final = 16
+RESULT_BYTES_MAX: Final = 24  # msgpack of a kind and two 64-bit numbers
+OUTCOME_BYTES_MAX: Final = IDEMPOTENCY_KEY_CHARS_MAX + FINGERPRINT_BYTES + RESULT_BYTES_MAX
+CHUNK_OUTCOMES: Final = 512  # about 64 KiB at most
+
+_pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+
+
+def fingerprint(request: list[Any]) -> bytes:
+    """Tells a retry from another request under the same key: a hash of a valid command without its key.
+
+    BLAKE2b, because it must be the same on every node (Python salts its own hashes) and because clients choose
+    the values: with a checksum, one could be made to pass for another.
+    """
+    if request[0] == PUT:
+        kind, key, value, *rest = request
+        digest = blake2b(_pack((kind, key, rest)), digest_size=FINGERPRINT_BYTES)
+        digest.update(value)  # last and apart, so that a large one is not copied first
+        return digest.digest()
+    return blake2b(_pack(request), digest_size=FINGERPRINT_BYTES).digest()
+
+
+class Outcome(NamedTuple):
+    """The fingerprint of the first request under a key, and what the state machine answered it."""
+
+    fingerprint: bytes
+    result: Result
+
+
+class OutcomesView(NamedTuple):
+    """The outcomes at one revision, immutable: safe to walk in any thread."""
+
+    records: immutables.Map[str, bytes]
+    order: immutables.Map[int, str]
+    oldest: int
+
+    def chunks(self) -> Iterator[bytes]:
+        """`[idempotency key, fingerprint and result]` arrays, oldest first, CHUNK_OUTCOMES to a chunk.
+
+        The order is all that is told of their numbers: a node that loaded a snapshot writes the same bytes as one
+        that did not.
+        """
+        pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack  # a packer belongs to one thread
+        batch: list[tuple[str, bytes]] = []
+        for number in range(self.oldest, self.oldest + len(self.order)):
+            key = self.order[number]
+            batch.append((key, self.records[key]))
+            if len(batch) == CHUNK_OUTCOMES:
+                yield pack(batch)
+                batch = []
+        if batch:
+            yield pack(batch)
+
+
+class Outcomes:
+    """Idempotency key -> first outcome, for the newest `limit` of them.
+
+    Two persistent maps, so that a snapshot takes them in O(1): the records by key, and the keys by number, which
+    are consecutive. A record is kept packed: it is read on a retry alone, and as bytes it takes half the memory.
+    """
+
+    __slots__ = ("_limit", "_oldest", "_order", "_records")
+
+    def __init__(self, limit: int = OUTCOMES_MAX) -> None:
+        self._limit = limit
+        self._records: immutables.MapMutation[str, bytes] = immutables.Map[str, bytes]().mutate()
+        self._order: immutables.MapMutation[int, str] = immutables.Map[int, str]().mutate()
+        self._oldest = 0
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def get(self, key: str) -> Outcome | None:
+        """The first outcome under `key`, or None where there was none or it is forgotten."""
+        record = self._records.get(key)
+        if record is None:
+            return None
+        result = decode_result(record[FINGERPRINT_BYTES:])
+        assert result is not None  # `remember` and `load` take nothing else
+        return Outcome(record[:FINGERPRINT_BYTES], result)
+
+    def remember(self, key: str, outcome: Outcome) -> None:
+        """Keeps the outcome of a key that is not known, and forgets the oldest over the limit."""
+        self._append(key, outcome.fingerprint + encode_result(outcome.result))
+
+    def _append(self, key: str, record: bytes) -> None:
+        self._records[key] = record
+        self._order[self._oldest + len(self._order)] = key
+        if len(self._order) > self._limit:
+            del self._records[self._order.pop(self._oldest)]
+            self._oldest += 1
+
+    def view(self) -> OutcomesView:
+        """The outcomes as they are now, immutable. O(1)."""
+        records, order = self._records.finish(), self._order.finish()
+        self._records, self._order = records.mutate(), order.mutate()
+        return OutcomesView(records, order, self._oldest)
+
+    @classmethod
+    def load(cls, chunks: Iterator[list[Any]], count: int) -> Outcomes:
+        """Takes as many unpacked chunks of `OutcomesView.chunks` as hold `count` outcomes. ValueError for bad ones."""
+        outcomes = cls()
+        loaded = 0
+        # Nothing may be taken from the source beyond the last outcome: the items follow.
+        while loaded < count and (chunk := next(chunks, None)) is not None:
+            for key, record in map(_checked, chunk):
+                if key in outcomes._records:
+                    raise ValueError("the snapshot holds an idempotency key twice")
+                outcomes._append(key, record)
+            loaded += len(chunk)
+        if loaded != count:
+            raise ValueError(f"the snapshot promises {count} outcomes and holds {loaded}")
+        return outcomes
+
+
+def _checked(entry: Any) -> tuple[str, bytes]:
+    if type(entry) is list and len(entry) == 2:
+        key, record = entry
+        if type(key) is str and type(record) is bytes and decode_result(record[FINGERPRINT_BYTES:]) is not None:
+            return key, record
+    raise ValueError("an outcome in the snapshot is not a key and a record")
