@@ -20,7 +20,7 @@ import msgpack
 from kvnode.commands import IDEMPOTENCY_KEY_CHARS_MAX, PUT, Result, decode_result, encode_result
 
 # The window. A client that retries has given up within seconds, and this is ten of them at 13,000 keyed writes a
-# second, a day and a half at one a second; full, it costs up to 48 MB of memory and 14 MB of snapshot. It is part of the
+# second, a day and a half at one; full, it costs up to 48 MB of memory and 14 MB of snapshot. It is part of the
 # replicated state: nodes that disagreed about it would answer the same retry differently.
 OUTCOMES_MAX: Final = 131_072
 FINGERPRINT_BYTES: Final = 16
