@@ -44,10 +44,11 @@ def _lines(report: Report) -> list[str]:
     if report.term is not None:
         lines.append(_line("hard state", f"term {report.term}, vote {report.vote or 'none'}"))
     if report.first_index is not None:
-        lines.append(_line("log", f"entries {report.first_index} to {report.last_index}"))
+        fit = f", no gap behind the snapshot at {report.snapshots[-1].index}" if report.snapshots else ""
+        lines.append(_line("log", f"entries {report.first_index} to {report.last_index}{'' if report.damage else fit}"))
     lines += [_line("journal", _segment(segment)) for segment in report.segments]
     lines += [_line("snapshot", _snapshot(snapshot)) for snapshot in report.snapshots]
-    lines += [_line("leftover", f"{name}: {size} bytes, a start removes it") for name, size in report.leftovers.items()]
+    lines += [_line("leftover", f"{name}: {size:,} bytes, not needed") for name, size in report.leftovers.items()]
     return lines + ([f"damaged: {damage}" for damage in report.damage] or ["whole"])
 
 
@@ -56,19 +57,22 @@ def _line(what: str, text: str) -> str:
 
 
 def _segment(segment: SegmentReport) -> str:
-    parts = [f"{segment.bytes} bytes", f"{segment.entries} entries"]
-    if segment.entries:
-        parts[1] += (
-            f" ({segment.first_index} to {segment.last_index}, terms {segment.first_term} to {segment.last_term})"
-        )
-    parts += [f"{segment.hard_states} hard states", f"{segment.truncations} truncations", f"{segment.bases} bases"]
-    if segment.unread_bytes:
-        parts.append(f"{segment.unread_bytes} bytes behind the last whole record")
-    return f"{segment.file}: {', '.join(parts)}"
+    """Kinds of records that there are none of are left out."""
+    entries = f"entries {segment.first_index} to {segment.last_index}"
+    counts = {
+        f"{entries} of terms {segment.first_term} to {segment.last_term}": segment.entries,
+        f"hard states: {segment.hard_states}": segment.hard_states,
+        f"truncations: {segment.truncations}": segment.truncations,
+        f"new starts: {segment.bases}": segment.bases,
+        f"{segment.unread_bytes:,} bytes behind the last whole record": segment.unread_bytes,
+    }
+    return (
+        f"{segment.file}: {', '.join([f'{segment.bytes:,} bytes', *(text for text, count in counts.items() if count)])}"
+    )
 
 
 def _snapshot(snapshot: SnapshotReport) -> str:
     return (
-        f"{snapshot.file}: {snapshot.bytes} bytes, up to entry {snapshot.index} of term {snapshot.term}, "
-        f"revision {snapshot.revision}, {snapshot.items} items, members {' '.join(snapshot.members)}, whole"
+        f"{snapshot.file}: {snapshot.bytes:,} bytes, whole, up to entry {snapshot.index} of term {snapshot.term}, "
+        f"revision {snapshot.revision}, items: {snapshot.items}, members {' '.join(snapshot.members)}"
     )
