@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
+import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final
@@ -12,6 +13,7 @@ from typing import Final
 from kvnode.raft.journal import Flight, Journal
 from kvnode.raft.segments import OutOfSpace, Segments
 from kvnode.raft.settings import Fsync
+from kvnode.raft.tail import QUIET_S
 
 SPACE_AGAIN_S: Final = 0.25
 INTERVAL_S: Final = 0.1  # `--fsync interval`: a crash of the machine (not of the process) loses up to this much
@@ -65,23 +67,35 @@ class Flusher:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        unsynced = False
+        sync_at: float | None = None  # `interval`: the time by which what was written must be on disk
+        to_note = False
         while True:
+            wait_s = QUIET_S if to_note else None
+            if sync_at is not None:
+                wait_s = sync_at - time.monotonic()
             try:
-                flight = self._queue.get(timeout=INTERVAL_S if unsynced and self._fsync == "interval" else None)
+                if wait_s is not None and wait_s <= 0:
+                    raise Empty  # however much is queued: under load there is no pause to wait for
+                flight = self._queue.get(timeout=wait_s)
             except Empty:
-                flight = None
-                if not self._write(self._segments.sync):
+                if not self._write(self._segments.note_durable if sync_at is None else self._segments.sync):
                     return
-                unsynced = False
+                to_note, sync_at = sync_at is not None, None
                 continue
             if flight is None:
-                self._write(self._segments.sync)
+                self._write(self._finish)
                 return
             if not self._write(lambda flight=flight: self._take(flight)):  # type: ignore[misc]
                 return
-            unsynced = self._fsync != "always"
+            if self._fsync == "always":
+                to_note = True
+            elif self._fsync == "interval" and sync_at is None:
+                sync_at = time.monotonic() + INTERVAL_S
             self._loop.call_soon_threadsafe(self._end, flight)
+
+    def _finish(self) -> None:
+        self._segments.sync()
+        self._segments.note_durable()
 
     def _take(self, flight: Flight) -> None:
         if flight.buffers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Final, Literal
 
 from kvnode.commands import Result
@@ -25,6 +26,8 @@ from kvnode.raft.snapshot import Snapshots
 from kvnode.raft.status import MemberStatus, RaftStatus, Role, leader_refusal
 from kvnode.raft.transfer import Transfer
 from kvnode.store import KeyValueStore
+
+log = logging.getLogger("kvnode.raft")
 
 WRITE_DEADLINE_S: Final = 5.0  # several elections long: a write that meets one waits instead of failing
 READ_DEADLINE_S: Final = 3.0
@@ -59,7 +62,13 @@ class RaftGroup:
             snapshots = Snapshots(disk, self._cluster_id)
             # In a worker: the HTTP server answers its probes while a big store is being read.
             store = await loop.run_in_executor(None, snapshots.recover)
-            journal = Journal(await loop.run_in_executor(None, segments.recover))
+            recovered = await loop.run_in_executor(None, segments.recover)
+            if recovered.cut_bytes:
+                log.warning(
+                    "The journal ended in %d bytes of an unfinished write, as a crash leaves them: they are cut off.",
+                    recovered.cut_bytes,
+                )
+            journal = Journal(recovered)
             newest = snapshots.newest
             if newest is not None and segments.disk_bytes == 0:
                 raise StartupError(

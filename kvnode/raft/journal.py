@@ -13,16 +13,8 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from kvnode.errors import StartupError
-from kvnode.raft.segments import (
-    NO_OP,
-    Entry,
-    Recovered,
-    base_record,
-    entry_record,
-    entry_sum,
-    state_record,
-    truncate_record,
-)
+from kvnode.raft.records import NO_OP, Entry, base_record, entry_record, entry_sum, state_record, truncate_record
+from kvnode.raft.segments import Recovered
 
 
 @dataclass(slots=True)

@@ -17,18 +17,8 @@ from kvnode.errors import StartupError
 from kvnode.raft import identity
 from kvnode.raft.disk import ReadOnly
 from kvnode.raft.journal import Journal
-from kvnode.raft.segments import (
-    BASE,
-    ENTRY,
-    HEADER_BYTES,
-    STATE,
-    TRUNCATE,
-    JournalDamaged,
-    Recovered,
-    Segments,
-    entry_place,
-    records,
-)
+from kvnode.raft.records import BASE, ENTRY, STATE, TRUNCATE, entry_place, records
+from kvnode.raft.segments import HEADER_BYTES, JournalDamaged, Recovered, Segments
 from kvnode.raft.snapshot import PART, Damaged, Snapshots
 
 LOOKS: Final = 10

@@ -9,7 +9,8 @@ import pytest
 
 from kvnode.raft import identity
 from kvnode.raft.disk import Directory
-from kvnode.raft.segments import Segments, entry_record, state_record
+from kvnode.raft.records import entry_record, state_record
+from kvnode.raft.segments import Segments
 from tests.cluster import Cluster, wait_until
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from kvnode.errors import StartupError
 from kvnode.raft.journal import Flight, Journal
-from kvnode.raft.segments import NO_OP, Recovered, Segments
+from kvnode.raft.records import NO_OP
+from kvnode.raft.segments import Recovered, Segments
 from tests.simulation.disk import MemoryDisk
 
 CLUSTER_ID = b"0123456789abcdef"

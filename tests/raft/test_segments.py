@@ -9,15 +9,8 @@ import pytest
 
 from kvnode.errors import StartupError
 from kvnode.raft.disk import Directory, Disk
-from kvnode.raft.segments import (
-    NO_OP,
-    Recovered,
-    Segments,
-    base_record,
-    entry_record,
-    state_record,
-    truncate_record,
-)
+from kvnode.raft.records import NO_OP, base_record, entry_record, state_record, truncate_record
+from kvnode.raft.segments import Recovered, Segments
 from tests.simulation.disk import MemoryDisk
 
 CLUSTER_ID = b"0123456789abcdef"
