@@ -9,7 +9,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvnode.commands import (
@@ -58,6 +58,8 @@ def reloaded(store: KeyValueStore) -> KeyValueStore:
 # --- repetitions -----------------------------------------------------------------------------------
 
 
+# A machine with other work to do may take its time over an example.
+@settings(deadline=None)
 @given(histories, st.data())
 def test_repetitions_change_nothing_and_give_the_first_outcome(history: list[list[Any]], data: st.DataObject) -> None:
     """The same requests, once each, and with any of them repeated anywhere later, by way of snapshots too."""
@@ -78,6 +80,7 @@ def test_repetitions_change_nothing_and_give_the_first_outcome(history: list[lis
     assert once.range("", None, 99) == often.range("", None, 99)
 
 
+@settings(deadline=None)
 @given(histories)
 def test_a_key_changes_nothing_about_a_write_that_comes_once(history: list[list[Any]]) -> None:
     plain, keyed, absent = KeyValueStore(), KeyValueStore(), KeyValueStore()
@@ -147,6 +150,7 @@ def test_the_fields_of_a_request_do_not_run_into_each_other() -> None:
 actions = st.lists(st.sampled_from("abcdefgh"), max_size=60)
 
 
+@settings(deadline=None)
 @given(actions, st.integers(1, 6), st.integers(0, 60))
 def test_the_window_holds_the_newest_keys_in_order_of_first_use(used: list[str], limit: int, cut: int) -> None:
     outcomes, model = Outcomes(limit), dict[str, int]()
