@@ -17,13 +17,13 @@ from kvnode.errors import StartupError
 from kvnode.raft import identity
 from kvnode.raft.disk import ReadOnly
 from kvnode.raft.journal import Journal
-from kvnode.raft.records import BASE, ENTRY, STATE, TRUNCATE, entry_place, records
+from kvnode.raft.records import BASE, ENTRY, STATE, SYNCED, TRUNCATE, entry_place, records
 from kvnode.raft.segments import HEADER_BYTES, JournalDamaged, Recovered, Segments
 from kvnode.raft.snapshot import PART, Damaged, Snapshots
 
 LOOKS: Final = 10
 
-_KINDS: Final = {ENTRY: "entries", TRUNCATE: "truncations", BASE: "bases", STATE: "hard_states"}
+_KINDS: Final = {ENTRY: "entries", TRUNCATE: "truncations", BASE: "bases", STATE: "hard_states", SYNCED: "syncs"}
 _CATCH_UP: Final = (
     "restore it from a copy, or move the data directory away and let the node catch up from its peers as a new node"
 )
@@ -57,6 +57,7 @@ class SegmentReport:
     truncations: int = 0
     bases: int = 0
     hard_states: int = 0
+    syncs: int = 0
     first_index: int | None = None
     last_index: int | None = None
     first_term: int | None = None
