@@ -1,8 +1,7 @@
 """Faults, one after another and sometimes two at a time, chosen by a seed; each is undone before the next.
 
 A seed repeats the choices and the pauses, not the run: which node leads at that moment is the cluster's own affair.
-Every kind comes up once before any comes up again. What a fault does to a majority is written down as well, because
-a cluster owes nobody an acknowledgement while most of it is down.
+Every kind comes up once before any comes up again.
 """
 
 from __future__ import annotations
@@ -11,46 +10,37 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 
+from tests.chaos.diary import Diary, Fault, Majority
 from tests.chaos.disk import SmallDisk
 from tests.chaos.network import Network
 from tests.cluster import LEADER_PROBE, Cluster, Refused
 
 Kinds = dict[str, Callable[[], AbstractContextManager[str]]]
 
+JUDGED_EVERY_S = 0.1
+RETURN_DEADLINE_S = 60.0
 SECOND_FAULT = 0.3  # how often another kind of trouble comes on top
 
 
-@dataclass
-class Fault:
-    """One fault that happened. Times are monotonic, in seconds; `ended` once everything was undone."""
-
-    kind: str
-    what: str
-    began: float
-    ended: float = 0.0
-
-
-@dataclass
-class Diary:
-    """What the nemesis did: `outages` are the times during which no majority was up and connected."""
-
-    faults: list[Fault] = field(default_factory=list)
-    outages: list[tuple[float, float]] = field(default_factory=list)
-
-
 class Nemesis:
-    """Works in a thread of its own, until told to stop. `pace` stretches every pause and every fault.
+    """Works in a thread of its own, until told to stop. `pace` stretches every pause and every fault; `only` names
+    the kinds of faults to choose from, all where it is empty.
 
     AssertionError, from the cluster's verbs, means that a node was not where it ought to be: that is a finding.
     """
 
     def __init__(
-        self, cluster: Cluster, seed: int, network: Network | None, disks: dict[str, SmallDisk], pace: float = 1.0
+        self,
+        cluster: Cluster,
+        seed: int,
+        network: Network | None,
+        disks: dict[str, SmallDisk],
+        pace: float = 1.0,
+        only: Collection[str] = (),
     ) -> None:
         self._cluster = cluster
         self._chance = random.Random(seed)
@@ -58,11 +48,11 @@ class Nemesis:
         self._disks = disks
         self._pace = pace
         self._stop = threading.Event()
-        self._majority_lost_at: float | None = None
         self.diary = Diary()
-        self.kinds = self._kinds()
+        self._majority = Majority(cluster, network, disks, self.diary)
+        self.kinds = self._kinds(only)
 
-    def _kinds(self) -> dict[str, Kinds]:
+    def _kinds(self, only: Collection[str]) -> dict[str, Kinds]:
         """Every fault that this machine allows, by what it breaks: two at a time are never of one group."""
         processes: Kinds = {
             "kill leader": partial(self._killed, 1),
@@ -97,7 +87,12 @@ class Nemesis:
             "links": links if self._network else {},
             "disks": disks if self._disks else {},
         }
-        return {name: group for name, group in groups.items() if group}
+        allowed = {
+            name: {kind: group[kind] for kind in group if not only or kind in only} for name, group in groups.items()
+        }
+        if not any(allowed.values()):
+            raise ValueError(f"none of these faults can be made here: {', '.join(only)}")
+        return {name: group for name, group in allowed.items() if group}
 
     # --- the schedule ---------------------------------------------------------------------------------------------
 
@@ -124,7 +119,7 @@ class Nemesis:
                 self._pause(0.5, 4.0)
                 if self._chance.random() < 0.1:
                     self._pause(3.0, 6.0)  # longer than any deadline of a node
-            self._judge_majority()
+        self._majority.wait(RETURN_DEADLINE_S)
         return self.diary
 
     def _begin(self, undo: ExitStack, group: str, kind: str) -> None:
@@ -132,27 +127,18 @@ class Nemesis:
         self.diary.faults.append(fault)
         undo.callback(lambda: setattr(fault, "ended", time.monotonic()))
         fault.what = undo.enter_context(self.kinds[group][kind]())
-        self._judge_majority()
+        self._majority.judge()
 
     def _pause(self, shortest_s: float, longest_s: float) -> bool:
         """True: it is time to stop."""
-        return self._stop.wait(self._chance.uniform(shortest_s, longest_s) * self._pace)
+        until = time.monotonic() + self._chance.uniform(shortest_s, longest_s) * self._pace
+        while (left_s := until - time.monotonic()) > 0 and not self._stop.wait(min(left_s, JUDGED_EVERY_S)):
+            self._majority.judge()
+        return self._stop.is_set()
 
-    def _judge_majority(self) -> None:
-        """Notes when a majority that is up, connected and able to write was lost and was there again."""
-        awake = [name for name in self._cluster.awake() if not (name in self._disks and self._disks[name].full)]
-        needed = self._cluster.size // 2 + 1
-        network = self._network
-        exists = any(
-            sum(one == other or network is None or network.connected(one, other) for other in awake) >= needed
-            for one in awake
-        )
-        now = time.monotonic()
-        if not exists and self._majority_lost_at is None:
-            self._majority_lost_at = now
-        elif exists and self._majority_lost_at is not None:
-            self.diary.outages.append((self._majority_lost_at, now))
-            self._majority_lost_at = None
+    def _spawn(self, name: str) -> None:
+        self._cluster.spawn(name)
+        self._majority.starting.add(name)
 
     # --- victims --------------------------------------------------------------------------------------------------
 
@@ -180,7 +166,7 @@ class Nemesis:
             yield f"kill -9 {' '.join(victims)}"
         finally:
             for name in victims:
-                self._cluster.spawn(name)
+                self._spawn(name)
 
     def _kill(self, victims: list[str]) -> None:
         """SIGKILL to all of them before waiting for any."""
@@ -209,7 +195,7 @@ class Nemesis:
         victim = self._victims(1, leader=self._chance.random() < 0.5)[0]
         for _ in range(4):
             self._kill([victim])
-            self._cluster.spawn(victim)
+            self._spawn(victim)
             self._pause(0.05, 1.0)
         yield f"kill -9 {victim}, four times"
 
@@ -225,7 +211,7 @@ class Nemesis:
         try:
             yield f"SIGTERM {victim}"
         finally:
-            self._cluster.spawn(victim)
+            self._spawn(victim)
 
     @contextmanager
     def _transferred(self) -> Iterator[str]:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from tests.chaos.diary import Diary
 from tests.chaos.history import Operation
-from tests.chaos.nemesis import Diary
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,20 @@ class Report:
             f"verdict      {'NOT ALL IS WELL' if self.findings else 'linearizable, nothing lost'}",
         ]
         return "\n".join(lines)
+
+    def details(self) -> str:
+        """For whoever looks into a run: what was broken when, by the clock of the history, and the longest gaps."""
+        diary = self.diary
+        return "\n".join(
+            [
+                str(self),
+                "",
+                *(f"{fault.began:.3f} to {fault.ended:.3f}  {fault.kind}: {fault.what}" for fault in diary.faults),
+                *(f"{lost:.3f} to {back:.3f}  no majority" for lost, back in diary.outages),
+                *(f"{gap.began:.3f} to {gap.ended:.3f}  no acknowledged write: {gap}" for gap in self.gaps[:20]),
+                "",
+            ]
+        )
 
 
 def _counts(counter: Counter[str]) -> str:

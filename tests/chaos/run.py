@@ -46,11 +46,12 @@ class Options:
     clients: int = 8
     keys: int = 5
     pause_s: float = 0.02
-    ballast_bytes_per_s: float = 1_500_000.0
+    ballast_bytes_per_s: float = 4_000_000.0  # the log is compacted every 15 s or so
     pace: float = 1.0
     links: bool = True
     disks: bool = True
     consistency: str = "linearizable"
+    faults: tuple[str, ...] = ()
 
 
 def run(options: Options) -> Report:
@@ -68,11 +69,12 @@ def run(options: Options) -> Report:
             cluster.nodes[name].data_dir = disk.folder / "data"
         report.where = "three nodes" + (", each in a network namespace of its own" if network else " on loopback")
         stack.enter_context(cluster).start()
-        nemesis = Nemesis(cluster, options.seed, network, disks, options.pace)
+        nemesis = Nemesis(cluster, options.seed, network, disks, options.pace, options.faults)
         asyncio.run(_drive(options, cluster, nemesis, report))
         for name in cluster.nodes:
             report.snapshots["written"] += cluster.log(name).count(" Snapshot at index ")
             report.snapshots["installed from a leader"] += cluster.log(name).count("Installed the snapshot")
+    (options.folder / "report.txt").write_text(report.details())
     return report
 
 
@@ -199,6 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--keys", type=int, default=5, help="keys that are fought over at a time (default 5)")
     parser.add_argument("--pace", type=float, default=1.0, help="stretches every pause and every fault")
+    parser.add_argument("--faults", type=lambda text: tuple(text.split(",")), default=(), help="kinds, with commas")
     parser.add_argument("--no-links", dest="links", action="store_false", help="cut no links: loopback, signals alone")
     parser.add_argument("--no-disks", dest="disks", action="store_false", help="no full disks")
     parser.add_argument(
@@ -211,10 +214,14 @@ def main(arguments: list[str] | None = None) -> int:
     # A SIGTERM unwinds as Ctrl-C does: nothing may be left behind.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     print(f"chaos: seed {given['seed']}, {given['seconds']:g} s; Ctrl-C stops it", flush=True)
-    report = run(Options(folder=folder, **given))
+    try:
+        report = run(Options(folder=folder, **given))
+    except KeyboardInterrupt:
+        print(f"stopped before there was a verdict; what there is of the history is in {folder}", file=sys.stderr)
+        return 130
     print(report)
     if report.findings or keep:
-        print(f"history, logs and data are kept in {folder}")
+        print(f"history, logs and a report of every fault are kept in {folder}")
     else:
         shutil.rmtree(folder, ignore_errors=True)
     return 1 if report.findings else 0
