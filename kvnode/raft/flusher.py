@@ -13,7 +13,7 @@ from typing import Final
 from kvnode.raft.journal import Flight, Journal
 from kvnode.raft.segments import OutOfSpace, Segments
 from kvnode.raft.settings import Fsync
-from kvnode.raft.tail import QUIET_S
+from kvnode.raft.tail import NOTE_AT_LEAST_EVERY_S, QUIET_S
 
 SPACE_AGAIN_S: Final = 0.25
 INTERVAL_S: Final = 0.1  # `--fsync interval`: a crash of the machine (not of the process) loses up to this much
@@ -68,11 +68,13 @@ class Flusher:
 
     def _run(self) -> None:
         sync_at: float | None = None  # `interval`: the time by which what was written must be on disk
-        to_note = False
+        note_at: float | None = None  # the time by which what is on disk must be noted, quiet or not
         while True:
-            wait_s = QUIET_S if to_note else None
-            if sync_at is not None:
-                wait_s = sync_at - time.monotonic()
+            wait_s, due = None, sync_at if sync_at is not None else note_at
+            if due is not None:
+                wait_s = due - time.monotonic()
+                if sync_at is None:
+                    wait_s = min(wait_s, QUIET_S)
             try:
                 if wait_s is not None and wait_s <= 0:
                     raise Empty  # however much is queued: under load there is no pause to wait for
@@ -80,7 +82,8 @@ class Flusher:
             except Empty:
                 if not self._write(self._segments.note_durable if sync_at is None else self._segments.sync):
                     return
-                to_note, sync_at = sync_at is not None, None
+                note_at = None if sync_at is None else note_at or time.monotonic() + NOTE_AT_LEAST_EVERY_S
+                sync_at = None
                 continue
             if flight is None:
                 self._write(self._finish)
@@ -88,9 +91,9 @@ class Flusher:
             if not self._write(lambda flight=flight: self._take(flight)):  # type: ignore[misc]
                 return
             if self._fsync == "always":
-                to_note = True
-            elif self._fsync == "interval" and sync_at is None:
-                sync_at = time.monotonic() + INTERVAL_S
+                note_at = note_at or time.monotonic() + NOTE_AT_LEAST_EVERY_S
+            elif self._fsync == "interval":
+                sync_at = sync_at or time.monotonic() + INTERVAL_S
             self._loop.call_soon_threadsafe(self._end, flight)
 
     def _finish(self) -> None:

@@ -19,7 +19,10 @@ from kvnode.raft.segments import Recovered
 
 @dataclass(slots=True)
 class Flight:
-    """Bytes on their way to disk. `drop_before`: afterwards, entries below this index may be unlinked."""
+    """Bytes on their way to disk. `state`: the hard state before them, for the head of a new segment.
+
+    `drop_before`: afterwards, entries below this index may be unlinked.
+    """
 
     buffers: list[bytes]
     mutation: int
@@ -40,7 +43,7 @@ class Journal:
         self._bytes = sum(len(entry[0]) for entry in self._entries)
         self._term = recovered.term
         self._vote = recovered.vote
-        self._state = state_record(recovered.term, recovered.vote)
+        self._state = self._flown_state = state_record(recovered.term, recovered.vote)
         self._buffers: list[bytes] = []
         self._in_flight = False
         self._flight_last_index = 0
@@ -188,8 +191,8 @@ class Journal:
         if self._in_flight or not (self._buffers or self._drop_before):
             return None
         last_index = self._entries[-1][1] if self._entries else 0
-        flight = Flight(self._buffers, self.mutation, last_index, self._state, self._drop_before)
-        self._buffers, self._drop_before = [], 0
+        flight = Flight(self._buffers, self.mutation, last_index, self._flown_state, self._drop_before)
+        self._buffers, self._drop_before, self._flown_state = [], 0, self._state
         self._in_flight, self._flight_last_index = True, last_index
         return flight
 

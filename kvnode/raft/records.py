@@ -87,3 +87,13 @@ def records(data: bytes, offset: int) -> Iterator[tuple[int, int, memoryview]]:
             return
         yield end, content[0], content[1:]
         offset = end
+
+
+def kinds_in(data: bytes) -> Iterator[int]:
+    """The kinds of the good records in `data`, wherever they start."""
+    at = data.find(MARK)
+    while at != -1:
+        for _, kind, _ in records(data, at):
+            yield kind
+            break
+        at = data.find(MARK, at + 1)

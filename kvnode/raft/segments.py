@@ -35,10 +35,11 @@ from kvnode.raft.records import (
     TRUNCATE,
     Entry,
     entry_place,
+    kinds_in,
     records,
     synced_record,
 )
-from kvnode.raft.tail import NO_SPACE, Durable
+from kvnode.raft.tail import NO_SPACE, Durable, is_of_one_bit
 
 SEGMENT_BYTES: Final = 64 * 1_048_576
 CLUSTER_ID_BYTES: Final = 16
@@ -120,8 +121,7 @@ class Segments:
     def _recover(self, name: str, is_last: bool, durable: Durable, into: Recovered) -> None:
         data = self._disk.read(name)
         known_bytes = durable.bytes if name == _name(durable.number) else 0
-        if is_last and len(data) < HEADER_BYTES and not known_bytes:
-            # A crash between creating the file and syncing its header: nothing in it was ever promised.
+        if is_last and not known_bytes and _is_unfinished(data):
             self._disk.unlink(name)
             into.cut_bytes += len(data)
             return
@@ -133,8 +133,8 @@ class Segments:
         if end < max(len(data), known_bytes):
             self._check_tail(segment, data, end, is_last, known_bytes)
         if is_last and end == HEADER_BYTES:
-            # A crash within `_rotate`, as above. The next rotation makes it again, with the hard state at its
-            # head: without that, dropping the segments before it would drop term and vote (R10).
+            # A crash within `_rotate`, too. The next rotation makes it again, with the hard state at its head:
+            # without that, dropping the segments before it would drop term and vote (R10).
             self._disk.unlink(name)
             into.cut_bytes += len(data)
             return
@@ -218,10 +218,9 @@ class Segments:
         return self._segments[-1]
 
     def _check_header(self, name: str, data: bytes) -> tuple[int, int]:
-        head, crc = data[: _HEADER.size], data[_HEADER.size : HEADER_BYTES]
-        if len(crc) < 4 or zlib.crc32(head).to_bytes(4, "little") != crc:
+        if _header_difference(data) != 0:
             raise self._damaged(name, 0, "its header does not check out")
-        magic, version, number, cluster_id = _HEADER.unpack(head)
+        magic, version, number, cluster_id = _HEADER.unpack_from(data)
         if magic != _MAGIC or version not in (_VERSION, _VERSION_WITHOUT_SYNCED):
             raise StartupError(
                 f"{self._disk.where(name)} is a journal of another format (version {version}): "
@@ -274,3 +273,23 @@ class Segments:
 
 def _name(number: int) -> str:
     return f"journal-{number:012d}"
+
+
+def _header_difference(data: bytes) -> int | None:
+    """The checksum that a header should have, xor that which it has; None where it is cut short."""
+    if len(data) < HEADER_BYTES:
+        return None
+    return zlib.crc32(data[: _HEADER.size]) ^ int.from_bytes(data[_HEADER.size : HEADER_BYTES], "little")
+
+
+def _is_unfinished(data: bytes) -> bool:
+    """Whether a last segment may be what a crash left of one whose head was never synced.
+
+    Such a file holds nothing but a header and a repeated hard state, in whatever blocks had arrived.
+    """
+    difference = _header_difference(data)
+    if difference is None:
+        return True
+    if difference == 0 or is_of_one_bit(difference, _HEADER.size):
+        return False
+    return all(kind == STATE for kind in kinds_in(data))

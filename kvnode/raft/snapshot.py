@@ -79,9 +79,9 @@ class Snapshots:
             self.newest, store = self.load(names[-1])
         except Damaged as damage:
             raise StartupError(
-                f"The snapshot {self.disk.where(names[-1])} is damaged ({damage}): this node will not start without "
-                "what it held; restore the file from a copy, or move the data directory away and let the node catch "
-                "up from its peers as a new node."
+                f"The snapshot {self.disk.where(names[-1])} is damaged before byte {damage.offset} ({damage}): "
+                "this node will not start without what it held; restore the file from a copy, or move the data "
+                "directory away and let the node catch up from its peers as a new node."
             ) from damage
         return store
 

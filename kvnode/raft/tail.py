@@ -7,16 +7,17 @@ journal says how far it was durable, in two places, and never with a sync that a
 
 - each flight begins with a SYNCED record. Found whole behind a bad record, it proves that the bad one was durable;
 - `tail.mark`, a file of its own, away from what it vouches for, is written when the journal has been quiet for a
-  moment and at a clean stop. The journal must reach as far as it says, which also finds a file that became shorter
-  or is missing.
+  moment, now and then where it never is, and at a clean stop. The journal must reach as far as it says, which also
+  finds a file that became shorter or is missing.
 
 Neither covers the last flight before power fails, within that moment after its sync. There, one flipped bit is
 still told by the checksum itself: a record that checks out with one bit turned is not what a crash leaves.
 
 What cannot be told: more than one bad bit, in the last flight of all, of a node that lost power within QUIET_S of
-having synced it. The cut is logged; if it was acknowledged, this node has lost its copy and its vote of that
-flight without knowing, and the cluster stands on the other copies. That much is left to every log that
-acknowledges after one sync (Alagappan et al., Protocol-Aware Recovery for Consensus-Based Storage, FAST 2018).
+having synced it; or all that was written since the last note wiped out, up to the very end of the file. The cut is
+logged. If it was acknowledged, this node has lost its copy and its vote of that flight without knowing, and the
+cluster stands on the other copies. That much is left to every log that acknowledges after one sync (Alagappan et
+al., Protocol-Aware Recovery for Consensus-Based Storage, FAST 2018).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from kvnode.raft.records import FRAME, MARK, PAIR, RECORD_BYTES_MAX, SYNCED, rec
 
 FILE: Final = "tail.mark"
 QUIET_S: Final = 0.25
+NOTE_AT_LEAST_EVERY_S: Final = 5.0
 NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 _MAGIC: Final = b"KVNT"
@@ -112,12 +114,12 @@ def _is_one_bit_off(data: bytes, at: int) -> bool:
         if mark != MARK or not 1 <= length <= RECORD_BYTES_MAX or end > len(data):
             continue
         difference = zlib.crc32(memoryview(data)[at + FRAME.size : end]) ^ crc
-        if difference == 0 or (turned == frame and _is_of_one_bit(difference, length)):
+        if difference == 0 or (turned == frame and is_of_one_bit(difference, length)):
             return True
     return False
 
 
-def _is_of_one_bit(difference: int, length: int) -> bool:
+def is_of_one_bit(difference: int, length: int) -> bool:
     """Whether two CRC-32 of `length` bytes can differ so by one bit: of the checksum or of what it was made of.
 
     A CRC is linear: one turned bit changes it by a value that depends on nothing but how many bits follow.
