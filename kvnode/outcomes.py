@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
-import immutables
 import msgpack
 
 from kvnode.commands import IDEMPOTENCY_KEY_CHARS_MAX, PUT, Result, decode_result, encode_result
+from kvnode.table import Table, TableView
 
 # The window. A client that retries has given up within seconds, and this is ten of them at 13,000 keyed writes a
 # second, a day and a half at one; full, it costs up to 48 MB of memory and 14 MB of snapshot. It is part of the
@@ -27,6 +27,7 @@ FINGERPRINT_BYTES: Final = 16
 RESULT_BYTES_MAX: Final = 24  # msgpack of a kind and two 64-bit numbers
 OUTCOME_BYTES_MAX: Final = IDEMPOTENCY_KEY_CHARS_MAX + FINGERPRINT_BYTES + RESULT_BYTES_MAX
 CHUNK_OUTCOMES: Final = 512  # about 64 KiB at most
+SHARDS: Final = 1_024  # of the tables: 128 records each when the window is full
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
@@ -55,8 +56,8 @@ class Outcome(NamedTuple):
 class OutcomesView(NamedTuple):
     """The outcomes at one revision, immutable: safe to walk in any thread."""
 
-    records: immutables.Map[str, bytes]
-    order: immutables.Map[int, str]
+    records: TableView[str, bytes]
+    order: TableView[int, str]
     oldest: int
 
     def chunks(self) -> Iterator[bytes]:
@@ -80,7 +81,7 @@ class OutcomesView(NamedTuple):
 class Outcomes:
     """Idempotency key -> first outcome, for the newest `limit` of them.
 
-    Two persistent maps, so that a snapshot takes them in O(1): the records by key, and the keys by number, which
+    Two tables, so that a snapshot takes them in O(1): the records by key, and the keys by number, which
     are consecutive. A record is kept packed: it is read on a retry alone, and as bytes it takes half the memory.
     """
 
@@ -88,8 +89,8 @@ class Outcomes:
 
     def __init__(self, limit: int = OUTCOMES_MAX) -> None:
         self._limit = limit
-        self._records: immutables.MapMutation[str, bytes] = immutables.Map[str, bytes]().mutate()
-        self._order: immutables.MapMutation[int, str] = immutables.Map[int, str]().mutate()
+        self._records: Table[str, bytes] = Table(SHARDS)
+        self._order: Table[int, str] = Table(SHARDS)
         self._oldest = 0
 
     def __len__(self) -> int:
@@ -117,9 +118,7 @@ class Outcomes:
 
     def view(self) -> OutcomesView:
         """The outcomes as they are now, immutable. O(1)."""
-        records, order = self._records.finish(), self._order.finish()
-        self._records, self._order = records.mutate(), order.mutate()
-        return OutcomesView(records, order, self._oldest)
+        return OutcomesView(self._records.view(), self._order.view(), self._oldest)
 
     @classmethod
     def load(cls, chunks: Iterator[list[Any]], count: int) -> Outcomes:

@@ -4,20 +4,20 @@ The same commands in the same order give the same items, the same answers and th
 every node. So nothing here raises for a bad command (it answers `Invalid` and changes nothing), and nothing
 depends on a hash order: Python salts `hash(str)` per process, and every walk that leaves this file is sorted.
 
-Two structures hold one truth. `_items` is a persistent map (a hash trie), so that a snapshot takes it in O(1)
-and walks it in another thread while `apply` goes on. `_keys` keeps the keys in order for range reads. Keys are
-sorted as Python strings: comparing code points gives the same order as comparing their UTF-8 bytes, because
-UTF-8 was laid out for that.
+Two structures hold one truth. `_items` is a `Table`, so that a snapshot takes it in O(1) and walks it in another
+thread while `apply` goes on; each item is kept packed, which takes half the memory and is nothing to the garbage
+collector. `_keys` keeps the keys in order for range reads. Keys are sorted as Python strings: comparing code points
+gives the same order as comparing their UTF-8 bytes, because UTF-8 was laid out for that.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator
 from heapq import merge
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-import immutables
 import msgpack
 from sortedcontainers import SortedList
 
@@ -39,6 +39,7 @@ from kvnode.commands import (
     command_fault,
 )
 from kvnode.outcomes import Outcome, Outcomes, OutcomesView, fingerprint
+from kvnode.table import Table, TableView
 
 SNAPSHOT_FORMAT: Final = 2
 SNAPSHOT_FORMAT_WITHOUT_OUTCOMES: Final = 1  # still read
@@ -47,6 +48,8 @@ CHUNK_BYTES_MAX: Final = CHUNK_BYTES + VALUE_BYTES_MAX + KEY_BYTES_MAX + CONTENT
 # A sort holds the interpreter lock from start to end: runs of this many keys take a few milliseconds each,
 # so that a snapshot thread never stops the event loop for longer than that.
 SORT_RUN_KEYS: Final = 8_192
+# A packed item: create_revision, mod_revision, version and the content type's length, then content type and value.
+_MARKS: Final = struct.Struct("<QQQH")
 
 
 class Item(NamedTuple):
@@ -75,12 +78,16 @@ class StoreView(NamedTuple):
     """The store at one revision, immutable: safe to walk in any thread while the store goes on."""
 
     revision: int
-    items: immutables.Map[str, Item]
+    items: TableView[str, bytes]
     outcomes: OutcomesView
 
     def keys(self) -> Iterator[str]:
         """All keys in byte order."""
         return _in_order(self.items)
+
+    def item(self, key: str) -> Item:
+        """One key's item; KeyError where it did not exist."""
+        return _unpacked(self.items[key])
 
     def chunks(self) -> Iterator[bytes]:
         """The snapshot's bytes: equal stores give equal bytes. Batches of about 64 KiB, CHUNK_BYTES_MAX at most.
@@ -96,7 +103,7 @@ class StoreView(NamedTuple):
         batch: list[tuple[Any, ...]] = []
         batch_bytes = 0
         for key in self.keys():
-            item = self.items[key]
+            item = self.item(key)
             batch.append((key, *item))
             batch_bytes += len(key) + len(item.value) + 48
             if batch_bytes >= CHUNK_BYTES:
@@ -114,7 +121,7 @@ class KeyValueStore:
     def __init__(self) -> None:
         self.revision = 0
         self._outcomes = Outcomes()
-        self._items: immutables.MapMutation[str, Item] = immutables.Map[str, Item]().mutate()
+        self._items: Table[str, bytes] = Table()
         self._keys: SortedList[str] = SortedList()
 
     def __len__(self) -> int:
@@ -124,7 +131,8 @@ class KeyValueStore:
 
     def get(self, key: str) -> Item | None:
         """The key's item, or None where it does not exist."""
-        return self._items.get(key)
+        packed = self._items.get(key)
+        return None if packed is None else _unpacked(packed)
 
     def range(self, start: str, end: str | None, limit: int) -> list[tuple[str, Item]]:
         """Up to `limit` items with start <= key < end (None: no end), in byte order. O(log n + page).
@@ -135,13 +143,11 @@ class KeyValueStore:
             return []
         items = self._items
         keys = self._keys.irange(start, end, (True, False))
-        return [(key, items[key]) for key in islice(keys, max(0, limit))]
+        return [(key, _unpacked(items[key])) for key in islice(keys, max(0, limit))]
 
     def view(self) -> StoreView:
-        """The store as it stands now, immutable. O(1): later changes copy the few trie nodes that they touch."""
-        items = self._items.finish()
-        self._items = items.mutate()
-        return StoreView(self.revision, items, self._outcomes.view())
+        """The store as it stands now, immutable. O(1): later changes copy what they touch, a little at a time."""
+        return StoreView(self.revision, self._items.view(), self._outcomes.view())
 
     # --- changing --------------------------------------------------------------------------------
 
@@ -174,52 +180,66 @@ class KeyValueStore:
 
     def _put(self, request: list[Any]) -> Result:
         _, key, value, content_type, expect = request
-        present = self._items.get(key)
-        if expect is not None and not _holds(expect, present):
-            return Refused(self.revision, 0 if present is None else present.mod_revision)
+        create_revision, mod_revision, version = self._marks(key)
+        if expect is not None and not _holds(expect, mod_revision):
+            return Refused(self.revision, mod_revision)
         self.revision = revision = self.revision + 1
-        if present is None:
-            self._items[key] = Item(value, content_type, revision, revision, 1)
+        version += 1
+        self._items[key] = _packed(value, content_type, create_revision or revision, revision, version)
+        if version == 1:
             self._keys.add(key)
-            return Written(revision, 1)
-        version = present.version + 1
-        self._items[key] = Item(value, content_type, present.create_revision, revision, version)
         return Written(revision, version)
 
     def _delete(self, request: list[Any]) -> Result:
         _, key, expect = request
-        present = self._items.get(key)
-        if expect is not None and not _holds(expect, present):
-            return Refused(self.revision, 0 if present is None else present.mod_revision)
-        if present is None:
+        _, mod_revision, version = self._marks(key)
+        if expect is not None and not _holds(expect, mod_revision):
+            return Refused(self.revision, mod_revision)
+        if version == 0:
             return Deleted(0, self.revision)
         self.revision += 1
         del self._items[key]
         self._keys.remove(key)
         return Deleted(1, self.revision)
 
+    def _marks(self, key: str) -> tuple[int, int, int]:
+        """(create_revision, mod_revision, version) of a key, all 0 where it does not exist. Never copies the value."""
+        packed = self._items.get(key)
+        if packed is None:
+            return 0, 0, 0
+        create_revision, mod_revision, version, _ = _MARKS.unpack_from(packed)
+        return create_revision, mod_revision, version
+
     # --- snapshots -------------------------------------------------------------------------------
 
     def restore(self, revision: int, items: Iterable[tuple[str, Item]], outcomes: Outcomes | None = None) -> None:
-        """Replaces everything. O(n log n), fastest where `items` come in order."""
-        fresh: immutables.MapMutation[str, Item] = immutables.Map[str, Item]().mutate()
+        """Replaces everything. O(n log n), fastest where `items` come in order, as those of a snapshot do."""
+        table: Table[str, bytes] = Table()
+        keys: list[str] = []
         for key, item in items:
-            fresh[key] = item
-        # finish() and mutate() again, because a mutation that is still open cannot be iterated.
-        frozen = fresh.finish()
-        self._items = frozen.mutate()
-        self._keys = SortedList(_in_order(frozen))
+            table[key] = _packed(*item)
+            if len(keys) + 1 == len(table) and (not keys or key > keys[-1]):
+                keys.append(key)
+        self._items = table
+        self._keys = SortedList(keys if len(keys) == len(table) else _in_order(table))
         self._outcomes = Outcomes() if outcomes is None else outcomes
         self.revision = revision
 
     def adopt(self, other: KeyValueStore) -> None:
-        """Takes over another store's content in O(1); `other` must not be used afterwards.
+        """Exchanges contents with another store in O(1).
 
-        For a snapshot that was loaded in a worker thread: the loop swaps it in without a pause, and
-        whoever holds this store keeps holding the right one.
+        For a snapshot that was loaded in a worker thread: the loop swaps it in without a pause, whoever holds this
+        store keeps holding the right one, and what was here can be given up elsewhere (`release`).
         """
-        self.revision, self._items, self._keys = other.revision, other._items, other._keys
-        self._outcomes = other._outcomes
+        for name in self.__slots__:
+            mine, others = getattr(self, name), getattr(other, name)
+            setattr(self, name, others)
+            setattr(other, name, mine)
+
+    def release(self) -> None:
+        """Gives up everything, in steps that let other threads run in between; the store must not be used again."""
+        self._keys.clear()  # only the order: the table still has each key
+        self._items.release()
 
     @classmethod
     def load(cls, chunks: Iterable[bytes]) -> KeyValueStore:
@@ -235,13 +255,16 @@ class KeyValueStore:
             raise ValueError("the snapshot has no revision, or does not say what it holds")
         store = cls()
         outcomes = Outcomes.load(source, outcome_count)
-        store.restore(revision, _load_items(source), outcomes)
+        try:
+            store.restore(revision, _load_items(source), outcomes)
+        except struct.error:
+            raise ValueError("an item of the snapshot has a number out of bounds") from None
         if len(store) != count:
             raise ValueError(f"the snapshot promises {count} items and holds {len(store)}")
         return store
 
 
-def _in_order(items: immutables.Map[str, Item]) -> Iterator[str]:
+def _in_order(items: Iterable[str]) -> Iterator[str]:
     """All keys in byte order. Never sorts the whole set in one step (SORT_RUN_KEYS says why)."""
     keys = iter(items)
     runs = []
@@ -250,11 +273,23 @@ def _in_order(items: immutables.Map[str, Item]) -> Iterator[str]:
     return merge(*runs)
 
 
-def _holds(expect: list[int], present: Item | None) -> bool:
-    """Whether the key is as a conditional write expects it (`commands.Expect`)."""
-    if present is None:
+def _holds(expect: list[int], mod_revision: int) -> bool:
+    """Whether the key is as a conditional write expects it (`commands.Expect`); its mod_revision is 0 without it."""
+    if mod_revision == 0:
         return ABSENT in expect
-    return present.mod_revision in expect or EXISTS in expect
+    return mod_revision in expect or EXISTS in expect
+
+
+def _packed(value: bytes, content_type: str, create_revision: int, mod_revision: int, version: int) -> bytes:
+    name = content_type.encode()
+    return b"%b%b%b" % (_MARKS.pack(create_revision, mod_revision, version, len(name)), name, value)
+
+
+def _unpacked(packed: bytes) -> Item:
+    create_revision, mod_revision, version, name_bytes = _MARKS.unpack_from(packed)
+    value_at = _MARKS.size + name_bytes
+    content_type = packed[_MARKS.size : value_at].decode()
+    return Item(packed[value_at:], content_type, create_revision, mod_revision, version)
 
 
 def _load_items(chunks: Iterable[list[Any]]) -> Iterator[tuple[str, Item]]:

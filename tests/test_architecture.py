@@ -18,8 +18,9 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.values": set(),
     "kvnode.logs": set(),
     "kvnode.config": {"kvnode", "kvnode.errors", "kvnode.values"},
-    "kvnode.outcomes": {"kvnode.commands"},
-    "kvnode.store": {"kvnode.commands", "kvnode.errors", "kvnode.outcomes"},
+    "kvnode.table": set(),
+    "kvnode.outcomes": {"kvnode.commands", "kvnode.table"},
+    "kvnode.store": {"kvnode.commands", "kvnode.errors", "kvnode.outcomes", "kvnode.table"},
     "kvnode.raft.status": set(),
     "kvnode.raft": {"kvnode.raft.status", "kvnode.store", "kvnode.commands", "kvnode.errors"},
     # Reads a data directory as a start does, for the command line: the one part of raft/ that needs no node.
@@ -55,7 +56,6 @@ ARROWS: dict[str, set[str]] = {
 LIBRARIES: dict[str, set[str]] = {
     "pysyncobj": {"kvnode.raft"},
     "aiohttp": {"kvnode.http", "kvnode.server", "kvnode.client"},
-    "immutables": {"kvnode.outcomes", "kvnode.store"},
     "sortedcontainers": {"kvnode.store"},
     "click": {"kvnode.cli"},
     "rich": {"kvnode.cli"},
@@ -64,7 +64,7 @@ LIBRARIES: dict[str, set[str]] = {
 # What would make the state machine differ between nodes, or wait.
 FORBIDDEN: dict[str, set[str]] = {
     room: {"time", "random", "secrets", "uuid", "os", "io", "socket", "logging", "asyncio", "threading", "datetime"}
-    for room in ("kvnode.store", "kvnode.outcomes", "kvnode.commands")
+    for room in ("kvnode.store", "kvnode.outcomes", "kvnode.table", "kvnode.commands")
 }
 
 

@@ -106,7 +106,7 @@ def test_a_view_stays_as_it_was_while_commands_go_on(before: list[Any], after: l
     for command in after:
         store.apply(command)
     assert view.revision == revision
-    assert dict(view.items) == items
+    assert {key: view.item(key) for key in view.items} == items
     assert list(view.keys()) == sorted(items)
 
 
@@ -170,7 +170,18 @@ def test_adopt_takes_over_a_loaded_store_for_everyone_who_holds_this_one() -> No
     assert apply(held, Delete("a")) == Deleted(1, 3)
 
 
-@pytest.mark.parametrize("damage", ["empty", "format", "revision", "counts", "count", "torn", "fields", "kind"])
+def test_adopt_hands_back_what_was_there_to_be_given_up() -> None:
+    held, loaded = store_of(Put("old", b"1")), store_of(Put("a", b"1"))
+    held.adopt(loaded)
+    assert loaded.get("old") is not None
+    loaded.release()
+    assert len(loaded) == 0
+    assert held.get("a") is not None
+
+
+@pytest.mark.parametrize(
+    "damage", ["empty", "format", "revision", "counts", "count", "torn", "fields", "kind", "bounds"]
+)
 def test_a_damaged_snapshot_is_refused_with_a_sentence(damage: str) -> None:
     header, batch = chunks_of(store_of(Put("a", b"1"), Put("b", b"2")))
     bad: dict[str, list[bytes]] = {
@@ -182,6 +193,7 @@ def test_a_damaged_snapshot_is_refused_with_a_sentence(damage: str) -> None:
         "torn": [header, batch[:-1]],
         "fields": [header, msgpack.packb([["a", b"1"]])],
         "kind": [header, msgpack.packb([[b"a", b"1", "", 1, 1, 1]])],
+        "bounds": [header, msgpack.packb([["a", b"1", "", -1, 1, 1]])],
     }
     with pytest.raises(ValueError, match="snapshot"):
         KeyValueStore.load(bad[damage])

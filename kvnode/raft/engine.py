@@ -100,8 +100,7 @@ class Engine:
     # --- life ----------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        host, port = self.settings.listen
-        await self.network.start(host, port)
+        await self.network.start(*self.settings.listen)
         if not self.replica.peer_ids:
             self.replica.hasten_election((0.0, 0.0))  # there is nobody whose leadership could be disturbed
         self._on_timer()
@@ -313,6 +312,7 @@ class Engine:
     def snapshot_arrived(self, snapshot: Snapshot, store: KeyValueStore) -> None:
         """A verified snapshot that is ahead of this node takes the place of its state and its log."""
         self.store.adopt(store)
+        self._work(store.release, lambda *_: None)  # what was here before: freeing a big store takes time
         self.replica.install_snapshot(snapshot.index, snapshot.term, snapshot.members)
         self.audit.restored(snapshot)
         self.proposals.skipped()
