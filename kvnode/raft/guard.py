@@ -90,6 +90,10 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
                     del self._early[node_id]
                 self._count(node_id, min(next_index, limit))
 
+    def acknowledged_index(self, node_id: str) -> int:
+        """The last index that a follower holds durably, also where this leader's own disk has not got so far (G9)."""
+        return max(self._early.get(node_id, 0) - 1, self._core.match_index(node_id))
+
     # --- membership and connections ------------------------------------------------------------------
 
     def addNode(self, node: Node) -> None:

@@ -149,10 +149,15 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
             self._SyncObj__raftElectionDeadline: float = soon
 
     def transfer_to(self, node_id: str) -> bool:
-        """Asks `node_id` to take over; False where its log is not yet level with this one."""
-        answers: list[int] = []
-        self.transferLeadership(Node(node_id), callback=lambda _, reason: answers.append(reason))
-        return answers == [0]
+        """Asks `node_id` to take over; False where its log is not yet level with this one.
+
+        Not the core's own `transferLeadership`: that one goes by what counts for a commit, which is never ahead
+        of this leader's disk, and a leader whose disk takes no more is the one that must be able to leave.
+        """
+        if self.guard.acknowledged_index(node_id) < self.last[1]:
+            return False
+        self.guard.send(Node(node_id), {"type": "timeout_now", "term": self.term})
+        return True
 
     def install_snapshot(self, index: int, term: int, member_ids: Iterable[str]) -> None:
         """The state machine now is what a snapshot says: the log starts behind it (Raft §7).

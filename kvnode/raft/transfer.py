@@ -60,7 +60,7 @@ class Transfer:
                 better = [n for n in replica.peer_ids if n in followers and followers[n].has_room]
             else:
                 continue
-            target = max(filter(engine.is_reachable, better), key=replica.match_index, default=None)
+            target = max(filter(engine.is_reachable, better), key=replica.guard.acknowledged_index, default=None)
             if target is None:
                 continue  # nobody is better off
             log.warning("%s: handing leadership over to %s.", reason, target)
@@ -121,7 +121,7 @@ class Transfer:
     def _most_caught_up(self) -> str | None:
         engine, replica = self._engine, self._engine.replica
         reachable = [node_id for node_id in replica.peer_ids if engine.is_reachable(node_id)]
-        return max(reachable, key=lambda node_id: (replica.match_index(node_id), node_id), default=None)
+        return max(reachable, key=lambda node_id: (replica.guard.acknowledged_index(node_id), node_id), default=None)
 
     # --- between nodes -----------------------------------------------------------------------------------
 
