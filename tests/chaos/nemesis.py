@@ -62,6 +62,7 @@ class Nemesis:
             "freeze leader": partial(self._frozen, 1),
             "freeze follower": partial(self._frozen, 1, leader=False),
             "freeze two": partial(self._frozen, 2),
+            "follower away": partial(self._killed, 1, leader=False, away_s=(9.0, 14.0)),
             "crash loop": self._crash_loop,
             "restart": self._restarted,
             "transfer": self._transferred,
@@ -149,8 +150,8 @@ class Nemesis:
         return self._cluster.probe(name, LEADER_PROBE, timeout_s=0.7) == 200
 
     def _victims(self, count: int, leader: bool = True) -> list[str]:
-        """Nodes that are awake, the leader first where it is wanted, last where it is not."""
-        names = self._cluster.awake()
+        """Nodes that are awake (any, where none is), the leader first where it is wanted, last where it is not."""
+        names = self._cluster.awake() or list(self._cluster.nodes)
         self._chance.shuffle(names)
         present = self._leader()
         names.sort(key=lambda name: (name != present) == leader)
@@ -159,10 +160,12 @@ class Nemesis:
     # --- processes ------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _killed(self, count: int, leader: bool = True) -> Iterator[str]:
+    def _killed(self, count: int, leader: bool = True, away_s: tuple[float, float] = (0.0, 0.0)) -> Iterator[str]:
+        """`away_s`: long enough for the log to be compacted meanwhile, so that it takes a snapshot to come back."""
         victims = self._victims(count, leader)
         self._kill(victims)
         try:
+            self._pause(*away_s)
             yield f"kill -9 {' '.join(victims)}"
         finally:
             for name in victims:
