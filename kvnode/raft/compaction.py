@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Final
 
 from kvnode.raft.audit import History
@@ -13,19 +14,35 @@ from kvnode.store import KeyValueStore
 
 log = logging.getLogger("kvnode.raft")
 
-SNAPSHOT_BYTES: Final = 64 * 1_048_576  # the log is compacted when its commands hold this much, …
-SNAPSHOT_ENTRIES: Final = 200_000  # … or at this many entries
-TAIL_BYTES: Final = 16 * 1_048_576  # of which this much is kept for followers that are only a little behind
-TAIL_ENTRIES: Final = 10_000
 AGAIN_S: Final = 30.0  # after a failure, a full disk mostly
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """A snapshot is due when the log's commands hold so many bytes, or at so many entries; of these a tail is kept.
+
+    The tail is for followers that are only a little behind.
+    """
+
+    bytes: int = 64 * 1_048_576
+    entries: int = 200_000
+    tail_bytes: int = 16 * 1_048_576
+    tail_entries: int = 10_000
 
 
 class Compaction:
     """Looks after the length of one node's log."""
 
     def __init__(
-        self, replica: Replica, snapshots: Snapshots, store: KeyValueStore, history: History, work: Work
+        self,
+        replica: Replica,
+        snapshots: Snapshots,
+        store: KeyValueStore,
+        history: History,
+        work: Work,
+        bounds: Bounds | None = None,
     ) -> None:
+        self.bounds = bounds or Bounds()
         self._replica = replica
         self._snapshots = snapshots
         self._store = store
@@ -37,7 +54,7 @@ class Compaction:
     def look(self) -> None:
         """Begins a snapshot if the log has grown enough and none is under way. The view is taken in O(1)."""
         replica, journal = self._replica, self._replica.journal
-        grown = journal.command_bytes >= SNAPSHOT_BYTES or len(journal) >= SNAPSHOT_ENTRIES
+        grown = journal.command_bytes >= self.bounds.bytes or len(journal) >= self.bounds.entries
         if not grown or self._under_way or replica.clock() < self._not_before:
             return
         index = replica.raftLastApplied
@@ -58,8 +75,8 @@ class Compaction:
             return
         self._snapshots.published(snapshot)
         journal = self._replica.journal
-        first, kept = snapshot.index, 0
-        while first > journal[0][1] and kept < TAIL_BYTES and snapshot.index - first < TAIL_ENTRIES:
+        first, kept, bounds = snapshot.index, 0, self.bounds
+        while first > journal[0][1] and kept < bounds.tail_bytes and snapshot.index - first < bounds.tail_entries:
             first -= 1
             kept += len(journal[first - journal[0][1]][0])
         journal.compact(first)

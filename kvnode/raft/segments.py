@@ -39,7 +39,7 @@ from kvnode.raft.records import (
     records,
     synced_record,
 )
-from kvnode.raft.tail import NO_SPACE, Durable, is_of_one_bit
+from kvnode.raft.tail import NO_SPACE, Durable, turned_byte
 
 SEGMENT_BYTES: Final = 64 * 1_048_576
 CLUSTER_ID_BYTES: Final = 16
@@ -290,6 +290,6 @@ def _is_unfinished(data: bytes) -> bool:
     difference = _header_difference(data)
     if difference is None:
         return True
-    if difference == 0 or is_of_one_bit(difference, _HEADER.size):
+    if difference == 0 or turned_byte(difference, _HEADER.size) is not None:
         return False
     return all(kind == STATE for kind in kinds_in(data))

@@ -11,7 +11,8 @@ journal says how far it was durable, in two places, and never with a sync that a
   finds a file that became shorter or is missing.
 
 Neither covers the last flight before power fails, within that moment after its sync. There, one flipped bit is
-still told by the checksum itself: a record that checks out with one bit turned is not what a crash leaves.
+still told by the checksum itself: a record that checks out with one bit turned is not what a crash leaves (but for
+the last few bytes of a record at a block's edge, which a block that never arrived may have taken).
 
 What cannot be told: more than one bad bit, in the last flight of all, of a node that lost power within QUIET_S of
 having synced it; or all that was written since the last note wiped out, up to the very end of the file. The cut is
@@ -32,6 +33,7 @@ from kvnode.raft.disk import Disk
 from kvnode.raft.records import FRAME, MARK, PAIR, RECORD_BYTES_MAX, SYNCED, records
 
 FILE: Final = "tail.mark"
+BLOCK_BYTES: Final = 512  # the smallest that any disk writes
 QUIET_S: Final = 0.25
 NOTE_AT_LEAST_EVERY_S: Final = 5.0
 NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -107,28 +109,43 @@ def _is_one_bit_off(data: bytes, at: int) -> bool:
     if at + FRAME.size >= len(data):
         return False
     frame = int.from_bytes(data[at : at + FRAME.size], "little")
-    frames = [frame ^ 1 << bit for bit in range(6 * 8)]  # the mark and the length; the checksum comes below
-    for turned in (frame, *frames):
-        mark, length, crc = FRAME.unpack(turned.to_bytes(FRAME.size, "little"))
+    for bit in range(6 * 8):  # the mark and the length
+        mark, length, crc = FRAME.unpack((frame ^ 1 << bit).to_bytes(FRAME.size, "little"))
         end = at + FRAME.size + length
-        if mark != MARK or not 1 <= length <= RECORD_BYTES_MAX or end > len(data):
-            continue
-        difference = zlib.crc32(memoryview(data)[at + FRAME.size : end]) ^ crc
-        if difference == 0 or (turned == frame and is_of_one_bit(difference, length)):
-            return True
-    return False
+        if mark == MARK and _fits(length, end, data) and zlib.crc32(memoryview(data)[at + FRAME.size : end]) == crc:
+            return not _may_be_a_lost_block(data, at, end, at + bit // 8)
+    mark, length, crc = FRAME.unpack_from(data, at)
+    end = at + FRAME.size + length
+    if mark != MARK or not _fits(length, end, data):
+        return False
+    turned = turned_byte(zlib.crc32(memoryview(data)[at + FRAME.size : end]) ^ crc, length)
+    return turned is not None and not _may_be_a_lost_block(data, at, end, at + FRAME.size + turned)
 
 
-def is_of_one_bit(difference: int, length: int) -> bool:
-    """Whether two CRC-32 of `length` bytes can differ so by one bit: of the checksum or of what it was made of.
+def _fits(length: int, end: int, data: bytes) -> bool:
+    return 1 <= length <= RECORD_BYTES_MAX and end <= len(data)
 
-    A CRC is linear: one turned bit changes it by a value that depends on nothing but how many bits follow.
+
+def turned_byte(difference: int, length: int) -> int | None:
+    """Where one turned bit makes two CRC-32 of `length` bytes differ so; negative in the checksum before them.
+
+    A CRC is linear: a turned bit changes it by a value that depends on nothing but how many bits follow.
     """
     if difference.bit_count() == 1:
-        return True
+        return (difference.bit_length() - 1) // 8 - 4
     of_bit = _CRC_POLYNOMIAL  # the very last
-    for _ in range(8 * length):
+    for following in range(8 * length):
         if of_bit == difference:
-            return True
+            return length - 1 - following // 8
         of_bit = (of_bit >> 1) ^ (_CRC_POLYNOMIAL if of_bit & 1 else 0)
-    return False
+    return None
+
+
+def _may_be_a_lost_block(data: bytes, at: int, end: int, turned: int) -> bool:
+    """Whether a block that never arrived can look like one turned bit: a few bytes of a record that it ends or begins.
+
+    Disks write blocks whole, so a record within one block is there as it was written, or not at all.
+    """
+    first = turned - turned % BLOCK_BYTES
+    part = data[max(at, first) : min(end, first + BLOCK_BYTES)]
+    return len(part) < end - at and (len(part) < 4 or not any(part))

@@ -10,8 +10,10 @@ import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from kvnode.errors import StartupError
 from kvnode.raft import catchup, replication, wire
 from kvnode.raft import replica as replicas
+from kvnode.raft.compaction import Bounds
 from kvnode.raft.core import Node as CoreNode
 from kvnode.raft.replica import Replica
 from tests.simulation.clock import Clock, patched, simulated
@@ -35,8 +37,11 @@ class Cluster:
         patient: bool = True,
         segment_bytes: int = 4_096,
         drift: float = 0.0,
+        bounds: Bounds | None = None,
     ) -> None:
         self.clock = clock
+        self.seed = seed
+        self.bounds = bounds or Bounds()
         self.draw = random.Random(seed)
         self.network = Network()
         self.oracle = Oracle()
@@ -81,7 +86,7 @@ class Cluster:
     def tick(self, *ids: str, after_s: float = 0.11) -> None:
         """Time passes, by default a little more than a heartbeat; then these nodes tick."""
         self.clock.pass_s(after_s)
-        for node_id in ids:
+        for node_id in self._up_among(ids):
             self.nodes[node_id].tick()
 
     def settle(self, only: Iterable[str] | None = None, rounds: int = 12) -> None:
@@ -96,7 +101,7 @@ class Cluster:
         for _ in range(round(seconds / step_s)):
             self.tick(*self.up, after_s=step_s)
             self._deliver_among(self.up)
-            for node_id in self.up:
+            for node_id in self._up_among(self.up):
                 self.nodes[node_id].get_on()
 
     def run_until_led(self, within_s: float = 10.0, among: str | None = None) -> str:
@@ -124,6 +129,8 @@ class Cluster:
             self.nodes[target].receive(source, *(self.network.take(link) for _ in range(count)))
         else:
             for _ in range(count):
+                if self.nodes[target].replica is None:
+                    break  # its disk ended it at one of these frames
                 self.nodes[target].receive(source, self.network.take(link))
         return count
 
@@ -218,9 +225,17 @@ class Cluster:
             if peer in self.nodes:
                 self.connect(node_id, peer)
 
-    def crash(self, node_id: str) -> None:
-        """The process is gone, with everything that its disk had not finished, and all its connections."""
-        self.nodes[node_id].crash()
+    def crash(self, node_id: str, power: bool = True) -> None:
+        """The process is gone with all its connections; with the power goes what its disk had not finished, too."""
+        self.nodes[node_id].crash(power)
+        self._gone(node_id)
+
+    def stop(self, node_id: str) -> None:
+        """The process ends in good order."""
+        self.nodes[node_id].stop()
+        self._gone(node_id)
+
+    def _gone(self, node_id: str) -> None:
         for other in self.nodes:
             if other != node_id:
                 for source, target in ((node_id, other), (other, node_id)):
@@ -237,6 +252,24 @@ class Cluster:
             for link in ((node_id, other), (other, node_id)):
                 if other != node_id and link not in self.network.broken:
                     self.connect(*link)
+
+    def rot(self, node_id: str, name: str, offset: int, bit: int) -> bool:
+        """A bit of a file of a node that is down turns over. True where the node says so at its start.
+
+        Then the operator does as it says, and leaves the node down: it is `lost`.
+        """
+        node = self.nodes[node_id]
+        assert node.replica is None
+        node.disk.damage(name, offset, bit)
+        try:
+            self.restart(node_id)
+        except StartupError as refusal:
+            if name not in str(refusal):
+                raise
+            node.replica = None
+            node.lose()
+            return True
+        return False
 
     def take_snapshot(self, node_id: str, keep: int = 0) -> None:
         self.nodes[node_id].take_snapshot(keep)
@@ -277,6 +310,10 @@ class Cluster:
     @property
     def up(self) -> list[str]:
         return [node_id for node_id, node in self.nodes.items() if node.replica is not None]
+
+    def _up_among(self, ids: Iterable[str]) -> Iterator[str]:
+        """Those of them that are up when their turn comes."""
+        return (node_id for node_id in list(ids) if self.nodes[node_id].replica is not None)
 
     @property
     def leaders(self) -> list[str]:

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-BLOCK_BYTES = 32  # small, so that small files have several that can arrive in any order
+from kvnode.raft.tail import BLOCK_BYTES
 
 Names = dict[str, "_File"]
 

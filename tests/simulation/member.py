@@ -213,6 +213,8 @@ def script(member: Member) -> None:
     member.land()
     member.write(30, 30, 30, term=6)
     member.land()
+    member.write(*[90] * 8, term=6)  # three blocks
+    member.land()
     member.quiet()
     member.snapshot(42, keep=1)
     member.write(1, term=6)

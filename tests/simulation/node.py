@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvnode.commands import PUT
 from kvnode.raft import wire
+from kvnode.raft.audit import History
 from kvnode.raft.catchup import Catchup
+from kvnode.raft.compaction import Bounds, Compaction
 from kvnode.raft.journal import Flight, Journal
 from kvnode.raft.replica import Replica
-from kvnode.raft.segments import Segments
+from kvnode.raft.segments import OutOfSpace, Recovered, Segments
 from kvnode.raft.snapshot import Snapshot, Snapshots
 from kvnode.raft.status import Role
 from kvnode.store import KeyValueStore
-from tests.simulation.disk import MemoryDisk
+from tests.simulation.disk import Crash, MemoryDisk
 from tests.simulation.oracle import Read, Violation
 
 if TYPE_CHECKING:
@@ -51,7 +54,9 @@ class Node:
         self.cluster = cluster
         self.rate = rate
         self.disk = MemoryDisk()
+        self.disk.draw = random.Random(f"{cluster.seed} {node_id}")
         self.reads: dict[int, list[Read]] = {}
+        self.lost = False  # its disk was damaged, and it said so: an operator leaves it down
         self.quick = True  # disk and workers are done at once; otherwise by `end_flight` and `work_on`
         self._initial_peers = list(peer_ids)
         self._flight: Flight | None = None
@@ -73,8 +78,8 @@ class Node:
         members = newest.members if newest is not None else (self.node_id, *self._initial_peers)
         self.reads.clear()
         self._flight = None
+        self._written = False
         self._jobs: list[_Job] = []
-        self._writing_snapshot = False
         cluster.clock.rate = self.rate
         self.replica = Replica(
             self.node_id,
@@ -86,24 +91,59 @@ class Node:
             election_timeout_max_s=cluster.election_timeout_max_s,
             heartbeat_s=cluster.heartbeat_s,
             draw=random.Random(cluster.draw.random()),
+            has_room=lambda: self._flight is None or self._written,
         )
+        self.history = History(self.journal, self.store)
+        if newest is not None:
+            self.history.restored(newest.index, newest.digest)
+        self.compaction = Compaction(self.replica, self.snapshots, self.store, self.history, self._work, cluster.bounds)
         self.catchup = Catchup(self.snapshots, self, self.send, self._work, cluster.clock.read)
         self.flush()
 
-    def crash(self) -> None:
-        self.disk.crash(self.cluster.draw)
+    def stop(self) -> None:
+        """As SIGTERM does it: what is left is written and noted, then the process ends."""
+        self.get_on()
+        if self.replica is not None:
+            with self._process():
+                self.segments.sync()
+                self.segments.note_durable()
+            self.crash(power=False)
+
+    def crash(self, power: bool = True) -> None:
+        """Of the machine with all that it had not synced, or of the process alone."""
+        if power:
+            self.disk.crash(self.cluster.draw)
+        else:
+            self.disk.kill()
         self.replica = None
         self._recover()  # what a start would find: the oracle counts it as held while the node is down
 
+    def lose(self) -> None:
+        """Nobody will start this node again: nothing is held by it."""
+        self.lost = True
+        self.journal = Journal(Recovered())
+        self.snapshots = Snapshots(MemoryDisk(), CLUSTER_ID)
+
+    @contextmanager
+    def _process(self) -> Iterator[None]:
+        """Where the disk ends the process, and the schedule goes on: power is lost, or an error is not to be mended."""
+        try:
+            yield
+        except Crash:
+            self.cluster.crash(self.node_id)
+        except OSError:
+            self.cluster.crash(self.node_id, power=False)
+
     def _recover(self) -> None:
         self.snapshots = Snapshots(self.disk, CLUSTER_ID)
+        self.store = KeyValueStore()
         self._adopt(self.snapshots.recover(), self.snapshots.newest)
         self.segments = Segments(self.disk, CLUSTER_ID, self.cluster.segment_bytes)
         self.journal = Journal(self.segments.recover())
 
     def _adopt(self, store: KeyValueStore, snapshot: Snapshot | None) -> None:
-        self.store = store
-        self.payloads = [item.value for _, item in store.range("", None, 1_000_000)]
+        self.store.adopt(store)
+        self.payloads = [item.value for _, item in self.store.range("", None, 1_000_000)]
         if snapshot is not None and self.applied_index != snapshot.index:
             raise Violation(
                 f"{self.node_id} has a snapshot at {snapshot.index} that holds {self.applied_index} entries"
@@ -123,14 +163,16 @@ class Node:
         """One event, then what a node does after each: a tick, and a flush unless the disk is slow."""
         replica = self.running
         self._frames.clear()
-        step(replica)
-        replica.tick()
-        if self.quick:
-            self.flush()
-            while self._jobs:
-                self.work_on()
-            while replica.has_more_to_apply:
-                replica.tick()
+        with self._process():
+            step(replica)
+            replica.tick()
+            self.compaction.look()
+            if self.quick:
+                self._flush()
+                while self._jobs:
+                    self._work_on(0)
+                while replica.has_more_to_apply:
+                    replica.tick()
 
     def tick(self) -> None:
         self.run(lambda replica: None)
@@ -157,70 +199,86 @@ class Node:
 
     def begin_flight(self) -> None:
         """The disk starts to write what is there now; nothing of it is durable yet."""
-        if self._flight is None:
-            self._flight = self.journal.begin_flight()
-            if self._flight is not None:
-                self.segments.append(self._flight.buffers, self._flight.last_index, self._flight.state, sync=False)
+        with self._process():
+            self._begin_flight()
 
     def end_flight(self) -> None:
         """The disk is done with what `begin_flight` handed to it."""
-        flight, self._flight = self._flight, None
-        if flight is not None:
-            self._frames.clear()
-            self.segments.sync()
-            self.journal.end_flight(flight)
-            if flight.drop_before:
-                self.segments.drop_before(flight.drop_before)
-            self.running.durable()
-            self.running.tick()
+        with self._process():
+            self._end_flight()
 
     def flush(self) -> None:
-        for _ in range(20):
-            self.begin_flight()
-            if self._flight is None:
-                return
-            self.end_flight()
-        raise Violation(f"{self.node_id} dirties its journal without end")
+        with self._process():
+            self._flush()
 
     def get_on(self) -> None:
         """Disk and workers are done with all that they have."""
-        self.end_flight()
-        self.flush()
-        while self._jobs:
-            self.work_on()
+        with self._process():
+            self._end_flight()
+            self._flush()
+            while self._jobs:
+                self._work_on(0)
+
+    def note(self) -> None:
+        """The journal has been quiet for a moment."""
+        with self._process():
+            if self._flight is None:
+                self.segments.note_durable()
+
+    def _begin_flight(self) -> None:
+        """Also once more with a flight that found the disk full."""
+        if self._flight is None:
+            self._flight = self.journal.begin_flight()
+            self._written = False
+        flight = self._flight
+        if flight is not None and not self._written:
+            try:
+                self.segments.append(flight.buffers, flight.last_index, flight.state, sync=False)
+            except OutOfSpace:
+                return
+            self._written = True
+
+    def _end_flight(self) -> None:
+        if self._flight is not None and self._written:
+            flight, self._flight = self._flight, None
+            self._frames.clear()
+            self.segments.sync()
+            if flight.drop_before:
+                self.segments.drop_before(flight.drop_before)
+            self.journal.end_flight(flight)
+            self.running.durable()
+            self.running.tick()
+
+    def _flush(self) -> None:
+        for _ in range(20):
+            self._begin_flight()
+            if self._flight is None or not self._written:
+                return
+            self._end_flight()
+        raise Violation(f"{self.node_id} dirties its journal without end")
 
     # --- snapshots --------------------------------------------------------------------------------------
 
     def take_snapshot(self, keep: int = 0) -> None:
         """Begins to write a snapshot of what is applied now; then the log below it goes, but for `keep` entries."""
-        replica = self.running
-        index, newest = self.applied_index, self.snapshots.newest
-        term = self.journal.term_at(index)
-        if self._writing_snapshot or index <= (newest.index if newest else 1) or term is None:
-            return
-        self._writing_snapshot = True
-        members, view = (self.node_id, *replica.peer_ids), self.store.view()
-
-        def written(snapshot: Snapshot | None, error: Exception | None) -> None:
-            assert snapshot is not None, error
-            self._writing_snapshot = False
-            newest = self.snapshots.newest
-            if newest is None or snapshot.index > newest.index:  # a peer's may have been installed meanwhile
-                self.snapshots.published(snapshot)
-            self.journal.compact(max(snapshot.index - keep, min(snapshot.index, self.first_index)))
-
-        self._work(lambda: self.snapshots.write(index, term, members, view), written)
-        self.tick()
+        self.compaction.bounds = Bounds(0, 0, tail_entries=keep)
+        self.run(lambda replica: self.compaction.look())
+        self.compaction.bounds = self.cluster.bounds
 
     def snapshot_arrived(self, snapshot: Snapshot, store: KeyValueStore) -> None:
         self._adopt(store, snapshot)
         self.running.install_snapshot(snapshot.index, snapshot.term, snapshot.members)
+        self.history.restored(snapshot.index, snapshot.digest)
 
     def _work(self, work: Callable[[], Any], then: Callable[[Any, Exception | None], None]) -> None:
         self._jobs.append(_Job(work, then))
 
     def work_on(self, position: int = 0) -> None:
         """A worker gets on with one of the jobs (the oldest by default): it is done, or its end is told."""
+        with self._process():
+            self._work_on(position)
+
+    def _work_on(self, position: int) -> None:
         if not self._jobs:
             return
         job = self._jobs[position]
@@ -292,11 +350,13 @@ class Node:
             raise Violation(f"{self.node_id} applied entry {index} after entry {self.applied_index}")
         self.store.apply([PUT, f"{index:08}", payload, "", None])
         self.payloads.append(payload)
+        self.history.applied(index)
         oracle, needed = self.cluster.oracle, self.running.majority_of_others + 1
         holders = needed
         if index not in oracle.chosen:
             holders = sum(node.holds_durably(index, term) for node in self.cluster.nodes.values())
         oracle.applied(self.node_id, index, term, payload, node_term=self.running.term, holders=holders, needed=needed)
+        oracle.digested(self.node_id, index, self.history.value)
 
     def read_confirmed(self, read_round: int, index: int) -> None:
         for number in [number for number in self.reads if number <= read_round]:

@@ -57,6 +57,7 @@ class Chosen(NamedTuple):
 @dataclass
 class Oracle:
     chosen: dict[int, Chosen] = field(default_factory=dict)
+    digests: dict[int, int | None] = field(default_factory=dict)
     leaders: dict[int, str] = field(default_factory=dict)
     writes: list[Write] = field(default_factory=list)
     confirmed: list[Read] = field(default_factory=list)
@@ -95,6 +96,11 @@ class Oracle:
         write = self._open.pop((node_id, index, term), None)
         if write is not None:
             write.acknowledged = True
+
+    def digested(self, node_id: str, index: int, digest: int | None) -> None:
+        """What the nodes compare among themselves: one history, one digest, through snapshots and restarts too."""
+        if self.digests.setdefault(index, digest) != digest:
+            raise Violation(f"{node_id} has another digest at index {index} than the first who got there")
 
     def read_requested(self, node_id: str, term: int) -> Read:
         self.events += 1

@@ -187,7 +187,8 @@ def test_no_flipped_bit_is_accepted_where_it_matters(when: str) -> None:
                 said = rot(member, name, offset, bit=(offset + moment) % 8)
                 if said is None:
                     accepted += 1
-                    assert name in older or name == "identity.json" or name.endswith(".part"), name
+                    if when == "stopped":
+                        assert name in older or name == "identity.json", name
                     continue
                 refused += 1
                 if name != "identity.json":  # which says whose the journal is: then that is the one which does not fit
