@@ -97,20 +97,23 @@ class StoreView(NamedTuple):
         mod_revision, version]`.
         """
         # A packer of its own: this runs in a worker thread, and a msgpack.Packer must not be shared between threads.
-        pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+        packer = msgpack.Packer(use_bin_type=True, autoreset=True)
+        pack = packer.pack
         yield pack((SNAPSHOT_FORMAT, self.revision, len(self.items), len(self.outcomes.order)))
         yield from self.outcomes.chunks()
-        batch: list[tuple[Any, ...]] = []
+        # Packed one by one: a batch of tuples would be young containers by the hundred, and so set off one garbage
+        # collection after the other, in the middle of which the event loop stands still.
+        batch: list[bytes] = []
         batch_bytes = 0
         for key in self.keys():
             item = self.item(key)
-            batch.append((key, *item))
+            batch.append(pack((key, *item)))
             batch_bytes += len(key) + len(item.value) + 48
             if batch_bytes >= CHUNK_BYTES:
-                yield pack(batch)
+                yield packer.pack_array_header(len(batch)) + b"".join(batch)
                 batch, batch_bytes = [], 0
         if batch:
-            yield pack(batch)
+            yield packer.pack_array_header(len(batch)) + b"".join(batch)
 
 
 class KeyValueStore:
@@ -268,7 +271,8 @@ def _in_order(items: Iterable[str]) -> Iterator[str]:
     """All keys in byte order. Never sorts the whole set in one step (SORT_RUN_KEYS says why)."""
     keys = iter(items)
     runs = []
-    while run := sorted(islice(keys, SORT_RUN_KEYS)):
+    # As tuples, which the garbage collector looks at once and, finding only text in them, never again.
+    while run := tuple(sorted(islice(keys, SORT_RUN_KEYS))):
         runs.append(run)
     return merge(*runs)
 
