@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import inf
 
 from tests.chaos.diary import Diary
 from tests.chaos.history import Operation
@@ -44,6 +46,18 @@ def gaps(operations: Iterable[Operation], diary: Diary, began: float, ended: flo
     return sorted(found, key=lambda gap: -gap.length_s)
 
 
+def returns_s(operations: Iterable[Operation], diary: Diary) -> list[float]:
+    """For each majority that was lost and came back, and stayed until then: the time to the next acknowledged write."""
+    writes = sorted(operation.ended for operation in operations if operation.outcome == "ok" and operation.writes)
+    found = []
+    for number, (_, back) in enumerate(diary.outages):
+        lost_again = diary.outages[number + 1][0] if number + 1 < len(diary.outages) else inf
+        at = bisect_left(writes, back)
+        if at < len(writes) and writes[at] < lost_again:
+            found.append(writes[at] - back)
+    return sorted(found, reverse=True)
+
+
 @dataclass
 class Report:
     """A run's result. `findings` is what is wrong, one text each; empty is the verdict "nothing lost"."""
@@ -54,6 +68,7 @@ class Report:
     operations: Sequence[Operation] = ()
     diary: Diary = field(default_factory=Diary)
     gaps: list[Gap] = field(default_factory=list)
+    returns_s: list[float] = field(default_factory=list)
     probes: int = 0
     claims: int = 0
     terms: int = 0
@@ -79,6 +94,7 @@ class Report:
             f"faults       {sum(faults.values())}: {_counts(faults)}",
             f"unavailable  at the longest {self.gaps[0] if self.gaps else 'under 0.10 s'}",
             f"             while a majority was there {with_majority[0] if with_majority else 'under 0.10 s'}",
+            f"             after a majority was back {max(self.returns_s, default=0.0):.2f} s",
             f"leader probe {self.claims} confirmations in {self.terms} terms, of {self.probes} answers",
             f"snapshots    {_counts(self.snapshots) or 'none'}",
             f"nodes        ready {self.recovered_s:.1f} s after the last fault; "

@@ -29,7 +29,7 @@ from tests.chaos.history import Recorder
 from tests.chaos.nemesis import Nemesis
 from tests.chaos.network import Impossible, Network, NetworkedCluster
 from tests.chaos.prober import Prober, broken_claims
-from tests.chaos.report import Report, gaps
+from tests.chaos.report import Report, gaps, returns_s
 from tests.cluster import Cluster, wait_until
 
 RECOVERY_DEADLINE_S = 30.0
@@ -138,6 +138,7 @@ async def _drive(options: Options, cluster: Cluster, nemesis: Nemesis, report: R
     report.operations = recorder.close()
     report.keys = len(load.keys)
     report.gaps = gaps(report.operations, report.diary, began, ended)
+    report.returns_s = returns_s(report.operations, report.diary)
     _judge(load, prober, report)
 
 
