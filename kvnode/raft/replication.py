@@ -70,7 +70,8 @@ class Replicator:
     ) -> bool:
         """A follower holds everything below `next_index` (success), or wants to be sent from there (reset).
 
-        True: there is more for it, which need not wait for the next heartbeat.
+        True: there are entries for it, which need not wait for the next heartbeat. One that waits for a snapshot
+        refuses whatever it is sent meanwhile: to answer that at once would be to go round and round (R18).
         """
         progress = self.followers.get(peer_id)
         if progress is None:
@@ -86,7 +87,7 @@ class Replicator:
                 progress.in_flight_bytes -= flights.popleft()[1]
             progress.probing = progress.awaiting = False
             progress.next = max(progress.next, next_index)
-        return (success or reset) and progress.next <= self._journal[-1][1]
+        return (success or reset) and self._journal[0][1] < progress.next <= self._journal[-1][1]
 
     def replicate(self, peer_ids: Iterable[str], term: int, commit_index: int, read_round: int) -> bool:
         """One pass over the connected followers; each gets at least a heartbeat. True: entries are left to send."""

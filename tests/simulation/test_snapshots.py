@@ -30,6 +30,27 @@ def test_a_follower_that_missed_more_than_the_log_holds_gets_a_snapshot(
     cluster.must_agree()
 
 
+def test_a_follower_that_waits_for_a_snapshot_is_not_asked_again_and_again(
+    make_simulation: Callable[..., Cluster],
+) -> None:
+    """It refuses all that it is sent until then, and each refusal answered at once would be another (R18)."""
+    cluster = led_by_a(make_simulation)
+    cluster.isolate("B")
+    for n in range(50):
+        cluster.propose("A", n)
+    cluster.settle("AC")
+    cluster.take_snapshot("A", keep=3)
+    cluster.nodes["B"].quick = False  # and it takes its time
+    cluster.rejoin("B")
+    cluster.settle(rounds=3)
+    before = cluster.network.sent["A", "B"]
+    for _ in range(100):
+        cluster.deliver("B", "A")
+        cluster.deliver("A", "B")
+        cluster.tick("A", after_s=0.0)
+    assert cluster.network.sent["A", "B"] - before < 10, "no time has passed"
+
+
 def test_a_late_snapshot_leaves_what_was_acknowledged_behind_it(make_simulation: Callable[..., Cluster]) -> None:
     """Raft §7: where the log has the snapshot's last entry, what follows it stays (R13)."""
     cluster = led_by_a(make_simulation, frame_entries=1)
