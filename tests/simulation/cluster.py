@@ -248,6 +248,8 @@ class Cluster:
         if self.nodes[node_id].replica is not None:
             self.crash(node_id)
         self.nodes[node_id].start()
+        if self.nodes[node_id].replica is None:
+            return  # its disk ended it again at once
         for other in self.nodes:
             for link in ((node_id, other), (other, node_id)):
                 if other != node_id and link not in self.network.broken:
@@ -260,14 +262,16 @@ class Cluster:
         """
         node = self.nodes[node_id]
         assert node.replica is None
+        node.disk.mend()
         node.disk.damage(name, offset, bit)
+        held = node.journal, node.snapshots
         try:
             self.restart(node_id)
         except StartupError as refusal:
             if name not in str(refusal):
                 raise
-            node.replica = None
-            node.lose()
+            node.replica, node.lost = None, True
+            node.journal, node.snapshots = held
             return True
         return False
 

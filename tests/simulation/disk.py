@@ -50,15 +50,14 @@ class MemoryDisk:
         self._unsynced_names: list[Callable[[Names], object]] = []
         self.draw = random.Random(0)
         self.faults: list[Fault] = []
-        self.calls = 0
+        self.calls = self.strikes = 0
         self.full = False  # every append fails, as far as it does not fit
 
     # --- what happens to machines -------------------------------------------------------------------------
 
     def crash(self, draw: random.Random) -> None:
         """Power fails. Of what was not synced, any part may have reached the disk, and so may any change of a name."""
-        self.faults.clear()
-        self.full = False
+        self.mend()
         names = dict(self._durable)
         how = draw.choice(("none", "all", "first", "any"))
         first = draw.randint(0, len(self._unsynced_names))
@@ -71,8 +70,16 @@ class MemoryDisk:
 
     def kill(self) -> None:
         """The process alone ends; the kernel, with what it has not yet written, goes on."""
+        self.mend()
+
+    def mend(self) -> None:
+        """No call fails from now on."""
         self.faults.clear()
         self.full = False
+
+    def files(self) -> dict[str, bytes]:
+        """Every file as it reads now. Whoever looks so is no node, and nothing fails for it."""
+        return {name: bytes(file.data) for name, file in sorted(self._names.items())}
 
     def damage(self, name: str, offset: int, bit: int = 0) -> None:
         """One bit turns over, as on a worn-out disk."""
@@ -186,6 +193,7 @@ class MemoryDisk:
             fault.at -= 1
             if fault.at == 0 or (fault.at < 0 and fault.stays):
                 fault.struck = f"{kind} {name}".strip()
+                self.strikes += 1
                 if half is not None:
                     half()
                 if fault.error is None:

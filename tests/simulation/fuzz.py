@@ -1,12 +1,13 @@
 """Many random schedules: `python -m tests.simulation.fuzz --schedules 5000 --seed 0`; `make fuzz` calls it.
 
 One line when all is well. Otherwise the first failing seed with its schedule and what was found, and the exit
-status 1; `--schedules 1 --seed SEED` repeats exactly that run.
+status 1; `--schedules 1 --seed SEED` repeats exactly that run (with the same `--disk-faults`).
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from collections import Counter
@@ -18,14 +19,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("--schedules", "--runs", type=int, default=3_000, metavar="N", help="how many (default 3000)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="the first seed; each run takes the next")
+    parser.add_argument(
+        "--disk-faults",
+        choices=("some", "all", "none"),
+        default="some",
+        help="the schedules in which disks fail, fill up and rot as well: every second one by default",
+    )
     options = parser.parse_args(arguments)
+    disk_faults = {"some": None, "all": True, "none": False}[options.disk_faults]
+    logging.getLogger("kvnode").setLevel(logging.ERROR)  # of full disks and the like, which are meant to happen
     began = time.perf_counter()
     totals: Counter[str] = Counter()
     first: Outcome | None = None
     findings: Counter[str] = Counter()
     for seed in range(options.seed, options.seed + options.schedules):
-        outcome = run_schedule(seed)
+        outcome = run_schedule(seed, disk_faults)
         totals.update(steps=len(outcome.steps), writes=outcome.writes, reads=outcome.reads, terms=outcome.terms)
+        totals.update(accidents=outcome.accidents)
         if outcome.finding is not None:
             first = first or outcome
             findings[outcome.finding.split(" ")[0]] += 1
@@ -35,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         f"{options.schedules} schedules from seed {options.seed} in {time.perf_counter() - began:.0f} s: "
         f"{sum(findings.values())} findings; {totals['steps']} steps, {totals['terms']} leaderships, "
-        f"{totals['writes']} acknowledged writes, {totals['reads']} confirmed reads"
+        f"{totals['writes']} acknowledged writes, {totals['reads']} confirmed reads, "
+        f"{totals['accidents']} accidents of disks"
     )
     return 1 if findings else 0
 

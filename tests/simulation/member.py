@@ -152,8 +152,7 @@ class Member:
     # --- what is known ------------------------------------------------------------------------------------------
 
     def files(self) -> dict[str, bytes]:
-        """Every file as it reads now, without the disk counting it."""
-        return {name: bytes(file.data) for name, file in self.disk._names.items()}
+        return self.disk.files()
 
     def _state(self) -> State:
         return State(self.journal.getCurrentTerm(), self.journal.getVotedForNodeId(), tuple(self.journal[:]))

@@ -15,7 +15,7 @@ from kvnode.raft.catchup import Catchup
 from kvnode.raft.compaction import Bounds, Compaction
 from kvnode.raft.journal import Flight, Journal
 from kvnode.raft.replica import Replica
-from kvnode.raft.segments import OutOfSpace, Recovered, Segments
+from kvnode.raft.segments import OutOfSpace, Segments
 from kvnode.raft.snapshot import Snapshot, Snapshots
 from kvnode.raft.status import Role
 from kvnode.store import KeyValueStore
@@ -56,7 +56,10 @@ class Node:
         self.disk = MemoryDisk()
         self.disk.draw = random.Random(f"{cluster.seed} {node_id}")
         self.reads: dict[int, list[Read]] = {}
-        self.lost = False  # its disk was damaged, and it said so: an operator leaves it down
+        self._inside = False
+        # Its disk was damaged, and it said so: an operator leaves it down. What it had promised when it was last up
+        # is in `journal` and `snapshots`: those who counted on that were right to, a minority being lost.
+        self.lost = False
         self.quick = True  # disk and workers are done at once; otherwise by `end_flight` and `work_on`
         self._initial_peers = list(peer_ids)
         self._flight: Flight | None = None
@@ -68,8 +71,12 @@ class Node:
 
     def start(self) -> None:
         """As a node starts: recover snapshot and segments, fit the log to the snapshot, build the replica on them."""
+        with self._process():
+            self._recover()
+            self._begin()
+
+    def _begin(self) -> None:
         cluster = self.cluster
-        self._recover()
         newest = self.snapshots.newest
         if newest is not None:
             self.journal.reconcile(newest.index, newest.term, self.disk.where(""))
@@ -115,24 +122,24 @@ class Node:
             self.disk.crash(self.cluster.draw)
         else:
             self.disk.kill()
-        self.replica = None
+        self.replica, self._jobs = None, []
         self._recover()  # what a start would find: the oracle counts it as held while the node is down
-
-    def lose(self) -> None:
-        """Nobody will start this node again: nothing is held by it."""
-        self.lost = True
-        self.journal = Journal(Recovered())
-        self.snapshots = Snapshots(MemoryDisk(), CLUSTER_ID)
 
     @contextmanager
     def _process(self) -> Iterator[None]:
         """Where the disk ends the process, and the schedule goes on: power is lost, or an error is not to be mended."""
+        if self._inside:
+            yield
+            return
+        self._inside = True
         try:
             yield
         except Crash:
             self.cluster.crash(self.node_id)
         except OSError:
             self.cluster.crash(self.node_id, power=False)
+        finally:
+            self._inside = False
 
     def _recover(self) -> None:
         self.snapshots = Snapshots(self.disk, CLUSTER_ID)

@@ -6,12 +6,15 @@ three of a kind in a row is then found as well.
 
 from __future__ import annotations
 
+import errno
 import random
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from kvnode.raft.compaction import Bounds
 from tests.simulation.cluster import HEARTBEAT_S, Cluster
+from tests.simulation.disk import Crash, Fault
 from tests.simulation.oracle import Violation
 
 STEPS = (150, 400)
@@ -31,10 +34,11 @@ class Outcome:
     writes: int = 0
     reads: int = 0
     terms: int = 0
+    accidents: int = 0  # nodes that their disks have ended, and bits that have turned
 
 
-def run_schedule(seed: int) -> Outcome:
-    """Everything that follows from `seed`."""
+def run_schedule(seed: int, disk_faults: bool | None = None) -> Outcome:
+    """Everything that follows from `seed`. `disk_faults`: whether disks fail too; by default in every second one."""
     draw = random.Random(seed)
     outcome = Outcome(seed)
     ids = draw.choice(("ABC", "ABC", "ABCDE"))
@@ -47,28 +51,31 @@ def run_schedule(seed: int) -> Outcome:
         segment_bytes=draw.choice((300, 2_000, 1_000_000)),
         apply_bytes=draw.choice((1, 10, 1_000_000)),
         drift=draw.choice((0.0, 0.0, 0.1)),
+        bounds=draw.choice((Bounds(), Bounds(), Bounds(entries=25, tail_entries=8), Bounds(bytes=120, tail_bytes=30))),
     ) as cluster:
-        schedule = Schedule(cluster, draw, outcome.steps)
+        schedule = Schedule(cluster, draw, outcome.steps, seed % 2 == 1 if disk_faults is None else disk_faults)
         try:
             schedule.disturb(draw.randrange(*STEPS))
             schedule.heal()
-        except Exception as error:
+        except (Exception, Crash) as error:
             outcome.finding = f"{type(error).__name__}: {error}"
             outcome.trace = traceback.format_exc()
         outcome.writes = len(cluster.oracle.acknowledged)
         outcome.reads = len(cluster.oracle.confirmed)
         outcome.terms = len(cluster.oracle.leaders)
+        outcome.accidents = schedule.accidents
     return outcome
 
 
 class Schedule:
     """The steps of one run. Each is noted in words before it is taken."""
 
-    def __init__(self, cluster: Cluster, draw: random.Random, steps: list[str]) -> None:
+    def __init__(self, cluster: Cluster, draw: random.Random, steps: list[str], disk_faults: bool = False) -> None:
         self.cluster = cluster
         self.draw = draw
         self.steps = steps
         self.ids = list(cluster.nodes)
+        self.accidents = 0
         self._written = 0
         self._kept: list[tuple[tuple[str, str], bytes]] = []
         daily: dict[Callable[[], None], float] = {
@@ -99,7 +106,16 @@ class Schedule:
             self._slow_disk: 2,
             self._flight: 12,
         }
-        healing = {self._join, self._heal_links, self._restart, self._flight}
+        if disk_faults:
+            faults |= {
+                self._fail_at_a_call: 8,
+                self._fill: 2,
+                self._make_room: 8,
+                self._rot: 3,
+                self._stop: 1,
+                self._note: 4,
+            }
+        healing = {self._join, self._heal_links, self._restart, self._flight, self._make_room}
         self._weights = daily | {
             fault: weight * (1 if fault in healing else draw.choice((0, 0.5, 1, 3))) for fault, weight in faults.items()
         }
@@ -114,21 +130,25 @@ class Schedule:
     def heal(self) -> None:
         """All faults end: a leader within its time, one more write, everybody agrees, and then it is quiet."""
         cluster = self.cluster
-        self._note("heal")
+        self._say("heal")
         for node_id, node in cluster.nodes.items():
+            self.accidents += node.disk.strikes
+            node.disk.mend()
+            if node.lost:
+                continue
             node.quick = True
             if node.replica is None:
                 cluster.restart(node_id)
             node.get_on()
         cluster.heal()
         leader = cluster.run_until_led(LEADER_WITHIN_S)
-        self._note(f"{leader} leads")
+        self._say(f"{leader} leads")
         last = cluster.propose(leader, "last")
         for _ in range(AGREE_WITHIN_HEARTBEATS):
             cluster.run(HEARTBEAT_S)
-            if all(node.applied_index >= last.index for node in cluster.nodes.values()):
+            if all(cluster.nodes[node_id].applied_index >= last.index for node_id in cluster.up):
                 break
-        cluster.must_agree()
+        cluster.must_agree(*cluster.up)
         if not last.acknowledged:
             raise Violation("the last write was never acknowledged")
         before = cluster.network.sent.copy()
@@ -145,14 +165,14 @@ class Schedule:
             return self._let_time_pass()
         count = self.draw.choice((1, 1, 2, 5, 20))
         at_once = self.draw.random() < 0.3
-        self._note(f"deliver {count} from {link[0]} to {link[1]}{' at once' * at_once}")
+        self._say(f"deliver {count} from {link[0]} to {link[1]}{' at once' * at_once}")
         self.cluster.deliver(*link, count, at_once=at_once)
 
     def _let_time_pass(self) -> None:
         cluster = self.cluster
         seconds = self.draw.choice((0.0, 0.01, 0.05, 0.11))
         ids = [node_id for node_id in cluster.up if self.draw.random() < 0.7]
-        self._note(f"{seconds} s for {''.join(ids)}")
+        self._say(f"{seconds} s for {''.join(ids)}")
         cluster.tick(*ids, after_s=seconds)
 
     def _write(self) -> None:
@@ -160,7 +180,7 @@ class Schedule:
             leader = self.draw.choice(leaders)
             for _ in range(self.draw.choice((1, 1, 3, 8))):
                 self._written += 1
-                self._note(f"{leader} is asked to write {self._written}")
+                self._say(f"{leader} is asked to write {self._written}")
                 self.cluster.propose(leader, self._written)
             if self.draw.random() < 0.7:
                 self.cluster.tick(leader, after_s=0.0)
@@ -168,7 +188,7 @@ class Schedule:
     def _read(self) -> None:
         if leaders := self.cluster.leaders:
             leader = self.draw.choice(leaders)
-            self._note(f"{leader} is asked to read")
+            self._say(f"{leader} is asked to read")
             self.cluster.read(leader)
             if self.draw.random() < 0.7:
                 self.cluster.tick(leader, after_s=0.0)
@@ -179,53 +199,53 @@ class Schedule:
         up = cluster.up
         ids = self.draw.sample(up, self.draw.randint(min(2, len(up)), len(up)))
         rounds = self.draw.choice((1, 2, 4, 15))
-        self._note(f"{rounds} heartbeats among {''.join(ids)}")
+        self._say(f"{rounds} heartbeats among {''.join(ids)}")
         cluster.settle(ids, rounds)
 
     # --- faults -----------------------------------------------------------------------------------------
 
     def _cut(self) -> None:
         a, b = self._pair()
-        self._note(f"cut {a} to {b}")
+        self._say(f"cut {a} to {b}")
         self.cluster.cut(a, b)
         if self.draw.random() < 0.5:
             self.cluster.cut(b, a)
 
     def _join(self) -> None:
         a, b = self._pair()
-        self._note(f"join {a} and {b}")
+        self._say(f"join {a} and {b}")
         self.cluster.join(a, b)
 
     def _heal_links(self) -> None:
-        self._note("heal all links")
+        self._say("heal all links")
         self.cluster.heal()
 
     def _isolate(self) -> None:
         node_id = self.draw.choice(self.ids)
-        self._note(f"isolate {node_id}")
+        self._say(f"isolate {node_id}")
         self.cluster.isolate(node_id)
 
     def _partition(self) -> None:
         left = set(self.draw.sample(self.ids, len(self.ids) // 2))
         groups = "".join(sorted(left)), "".join(i for i in self.ids if i not in left)
-        self._note(f"partition {groups[0]} from {groups[1]}")
+        self._say(f"partition {groups[0]} from {groups[1]}")
         self.cluster.heal()
         self.cluster.partition(*groups)
 
     def _mute(self) -> None:
         a, b = self._pair()
-        self._note(f"mute {a} to {b}")
+        self._say(f"mute {a} to {b}")
         self.cluster.mute(a, b)
 
     def _duplicate(self) -> None:
         if link := self._busy_link():
             position = self.draw.randrange(len(self.cluster.network.flying[link]))
-            self._note(f"duplicate frame {position} from {link[0]} to {link[1]}")
+            self._say(f"duplicate frame {position} from {link[0]} to {link[1]}")
             self.cluster.duplicate(*link, position)
 
     def _lose(self) -> None:
         if link := self._busy_link():
-            self._note(f"lose a frame from {link[0]} to {link[1]}")
+            self._say(f"lose a frame from {link[0]} to {link[1]}")
             position = self.draw.randrange(len(self.cluster.network.flying[link]))
             self.cluster.network.lose(link, position)
 
@@ -235,10 +255,10 @@ class Schedule:
         if self._kept and self.draw.random() < 0.5:
             link, frame = self.draw.choice(self._kept)
             if link not in network.broken and self.cluster.nodes[link[1]].replica is not None:
-                self._note(f"an old frame from {link[0]} to {link[1]} comes again")
+                self._say(f"an old frame from {link[0]} to {link[1]} comes again")
                 network.flying[link].append(frame)
         elif kept := self._busy_link():
-            self._note(f"keep a frame from {kept[0]} to {kept[1]}")
+            self._say(f"keep a frame from {kept[0]} to {kept[1]}")
             self._kept.append((kept, self.draw.choice(network.flying[kept])))
 
     def _usurp(self) -> None:
@@ -251,7 +271,7 @@ class Schedule:
         if not rest:
             return
         new = self.draw.choice(rest)
-        self._note(f"cut {old} off; {new} campaigns among {''.join(rest)}")
+        self._say(f"cut {old} off; {new} campaigns among {''.join(rest)}")
         cluster.propose(old, f"by the old leader {len(self.steps)}")
         cluster.isolate(old)
         cluster.campaign(new)
@@ -264,28 +284,29 @@ class Schedule:
             cluster.read(old)
             cluster.tick(old, after_s=0.0)
         if self.draw.random() < 0.7:
-            self._note(f"{old} is back")
+            self._say(f"{old} is back")
             cluster.rejoin(old)
 
     def _crash(self) -> None:
         if up := self.cluster.up:
             node_id = self.draw.choice(up)
-            self._note(f"crash {node_id}")
-            self.cluster.crash(node_id)
+            power = self.draw.random() < 0.8
+            self._say(f"{'crash' if power else 'kill'} {node_id}")
+            self.cluster.crash(node_id, power)
             if self.draw.random() < 0.5:
-                self._note(f"restart {node_id}")
+                self._say(f"restart {node_id}")
                 self.cluster.restart(node_id)
 
     def _restart(self) -> None:
-        if down := [node_id for node_id in self.ids if node_id not in self.cluster.up]:
+        if down := self._down():
             node_id = self.draw.choice(down)
-            self._note(f"restart {node_id}")
+            self._say(f"restart {node_id}")
             self.cluster.restart(node_id)
 
     def _snapshot(self) -> None:
         if up := self.cluster.up:
             node_id, keep = self.draw.choice(self.cluster.leaders or up), self.draw.choice((0, 1, 5, 20))
-            self._note(f"{node_id} takes a snapshot and keeps {keep}")
+            self._say(f"{node_id} takes a snapshot and keeps {keep}")
             self.cluster.take_snapshot(node_id, keep)
 
     def _transfer(self) -> None:
@@ -294,25 +315,25 @@ class Schedule:
             replica = self.cluster[leader]
             level = [peer for peer in replica.peer_ids if replica.match_index(peer) == replica.last[1]]
             target = self.draw.choice(level or replica.peer_ids)
-            self._note(f"{leader} hands over to {target}")
+            self._say(f"{leader} hands over to {target}")
             self.cluster[leader].transfer_to(target)
 
     def _campaign(self) -> None:
         """Whatever timers and manners say: safety must not rest on them."""
         if up := self.cluster.up:
             node_id = self.draw.choice(up)
-            self._note(f"{node_id} campaigns")
+            self._say(f"{node_id} campaigns")
             self.cluster.campaign(node_id)
 
     def _hasten(self) -> None:
         if up := self.cluster.up:
             node_id = self.draw.choice(up)
-            self._note(f"{node_id} believes its leader gone")
+            self._say(f"{node_id} believes its leader gone")
             self.cluster.nodes[node_id].run(lambda replica: replica.hasten_election((0.0, 0.1)))
 
     def _sleep(self) -> None:
         seconds = self.draw.choice((0.7, 1.3, 3.0))
-        self._note(f"everybody sleeps for {seconds} s")
+        self._say(f"everybody sleeps for {seconds} s")
         self.cluster.clock.pass_s(seconds)
 
     def _slow_disk(self) -> None:
@@ -320,19 +341,77 @@ class Schedule:
         if up := self.cluster.up:
             node = self.cluster.nodes[self.draw.choice(up)]
             node.quick = not node.quick
-            self._note(f"the disk of {node.node_id} is {'fast' if node.quick else 'slow'}")
+            self._say(f"the disk of {node.node_id} is {'fast' if node.quick else 'slow'}")
 
     def _flight(self) -> None:
         if up := self.cluster.up:
             node = self.cluster.nodes[self.draw.choice(up)]
-            self._note(f"the disk of {node.node_id} gets on")
+            self._say(f"the disk of {node.node_id} gets on")
             node.end_flight()
             if self.draw.random() < 0.7:
                 node.begin_flight()
             if node.jobs:
                 node.work_on(self.draw.randrange(node.jobs))
 
+    # --- disks ------------------------------------------------------------------------------------------
+
+    def _fail_at_a_call(self) -> None:
+        """A disk call that is not far away loses the power, or ends in EIO: once or from then on."""
+        node = self.cluster.nodes[self.draw.choice(self.ids)]
+        if not node.disk.faults and not node.lost:
+            at = self.draw.choice((1, 2, 3, 5, 10, 30))
+            kinds = self.draw.choice((None, None, {"append"}, {"sync"}, {"sync_directory"}, {"truncate"}, {"unlink"}))
+            error = self.draw.choice((None, None, errno.EIO, errno.ENOSPC))
+            if error == errno.ENOSPC:
+                kinds = {"sync", "append"}
+            stays = error == errno.EIO and self.draw.random() < 0.3
+            named = "any" if kinds is None else "/".join(sorted(kinds))
+            what = "power fails" if error is None else f"{errno.errorcode[error]} {'from then on' * stays}"
+            self._say(f"on {node.node_id}, at {named} call {at}: {what}")
+            node.disk.faults.append(Fault(at, error, None if kinds is None else frozenset(kinds), stays))
+
+    def _fill(self) -> None:
+        node = self.cluster.nodes[self.draw.choice(self.ids)]
+        self._say(f"the disk of {node.node_id} is full")
+        node.disk.full = True
+
+    def _make_room(self) -> None:
+        for node_id, node in self.cluster.nodes.items():
+            if node.disk.full:
+                self._say(f"the disk of {node_id} has room again")
+                node.disk.full = False
+
+    def _rot(self) -> None:
+        """A bit of a node that is down turns. Only a minority may be lost: who stores on the others must find it."""
+        cluster = self.cluster
+        lost = sum(node.lost for node in cluster.nodes.values())
+        down = [node_id for node_id in self._down() if any(cluster.nodes[node_id].disk.files().values())]
+        if down and lost + 1 <= (len(self.ids) - 1) // 2:
+            node = cluster.nodes[self.draw.choice(down)]
+            name, data = self.draw.choice([file for file in node.disk.files().items() if file[1]])
+            offset, bit = self.draw.randrange(len(data)), self.draw.randrange(8)
+            self._say(f"bit {bit} of byte {offset} of {name} on {node.node_id} turns")
+            self.accidents += 1
+            if cluster.rot(node.node_id, name, offset, bit):
+                self._say(f"{node.node_id} does not start, and is left down")
+
+    def _stop(self) -> None:
+        if up := self.cluster.up:
+            node_id = self.draw.choice(up)
+            self._say(f"stop {node_id} in good order")
+            self.cluster.stop(node_id)
+
+    def _note(self) -> None:
+        if up := self.cluster.up:
+            node_id = self.draw.choice(up)
+            self._say(f"the journal of {node_id} is quiet")
+            self.cluster.nodes[node_id].note()
+
     # --- chance -----------------------------------------------------------------------------------------
+
+    def _down(self) -> list[str]:
+        """Those that can be started."""
+        return [node_id for node_id, node in self.cluster.nodes.items() if node.replica is None and not node.lost]
 
     def _pair(self) -> tuple[str, str]:
         a, b = self.draw.sample(self.ids, 2)
@@ -342,5 +421,5 @@ class Schedule:
         busy = [link for link in self.cluster.network.busy() if self.cluster.nodes[link[1]].replica is not None]
         return self.draw.choice(busy) if busy else None
 
-    def _note(self, step: str) -> None:
+    def _say(self, step: str) -> None:
         self.steps.append(step)
