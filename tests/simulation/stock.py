@@ -65,7 +65,7 @@ class StockCore(SyncObj):  # type: ignore[misc]
             logCompactionMinEntries=10**9,
             logCompactionMinTime=10**9,
             dynamicMembershipChange=True,
-            **options,
+            **{name: value(node_id) if callable(value) else value for name, value in options.items()},
         )
         super().__init__(
             Node(node_id), [Node(peer) for peer in peers], conf=conf, consumers=[self.machine], nodeClass=Node,
@@ -94,7 +94,7 @@ class StockCore(SyncObj):  # type: ignore[misc]
 
 
 class StockCluster:
-    """The verbs that the stories use; what they mean is said in `cluster`."""
+    """The verbs that the stories use; what they mean is said in `cluster`. Options may be functions of the node id."""
 
     def __init__(self, ids: str = "ABC", *, clock: Clock, **options: Any) -> None:
         self.clock = clock
