@@ -19,10 +19,12 @@ from tests.simulation.cluster import Cluster
 from tests.simulation.fuzz import report
 from tests.simulation.oracle import Violation
 from tests.simulation.schedule import run_schedule
+from tests.simulation.test_disk_faults import without_syncing_files, without_syncing_the_directory
 from tests.simulation.test_reproductions import STORIES
 
 SCHEDULES = 320
 BATCHES = 8
+DISK_SCHEDULES = 80
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))
@@ -33,6 +35,16 @@ def test_no_schedule_breaks_a_promise(batch: int) -> None:
         assert outcome.finding is None, report(outcome)
         writes += outcome.writes
     assert writes > 10 * SCHEDULES / BATCHES, "schedules in which next to nothing is written prove next to nothing"
+
+
+def test_no_schedule_breaks_a_promise_where_disks_fail() -> None:
+    """Half of those above have such disks too; these are some more."""
+    accidents = 0
+    for seed in range(SCHEDULES, SCHEDULES + DISK_SCHEDULES):
+        outcome = run_schedule(seed, disk_faults=True)
+        assert outcome.finding is None, report(outcome)
+        accidents += outcome.accidents
+    assert accidents > DISK_SCHEDULES
 
 
 def test_a_seed_repeats_its_schedule_in_any_process() -> None:
@@ -147,6 +159,14 @@ def test_the_schedules_miss_a_rule_that_is_switched_off(
             if finding is not None and re.search(says, finding):
                 return
     pytest.fail(f"{SCHEDULES} schedules did not miss the rule")
+
+
+@pytest.mark.parametrize("switched_off", [without_syncing_files, without_syncing_the_directory])
+def test_the_schedules_miss_a_disk_rule_that_is_switched_off(
+    switched_off: Callable[[], AbstractContextManager[None]],
+) -> None:
+    with switched_off():
+        assert any(run_schedule(seed, disk_faults=True).finding is not None for seed in range(SCHEDULES))
 
 
 @pytest.mark.parametrize(("switched_off", "number"), [(without_term_fencing, "R3"), (without_the_vote_book, "R10")])
