@@ -11,6 +11,8 @@ STAMP := $(VENV)/.installed
 COMPOSE ?= docker compose
 # Handed on: `make test PYTEST_ARGS='-x tests/haproxy'`, `make fuzz FUZZ_ARGS='--schedules 5000'`, `make dev DEV_ARGS='--nodes 5'`.
 PYTEST_ARGS ?=
+# A worker that simulates fills a core; one with real nodes mostly waits: two halve the time. A file stays in one worker.
+TEST_WORKERS ?= 2
 FUZZ_ARGS ?=
 BENCH_ARGS ?=
 DEV_ARGS ?=
@@ -45,7 +47,7 @@ dev: $(STAMP) haproxy ## a cluster of three on this machine, HAProxy in front; C
 	@exec $(BIN)/kvnode dev $(DEV_ARGS)
 
 test: $(STAMP) haproxy lint ## everything: format, lint, types, tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP) ## format, lint and types, nothing changed
 	$(BIN)/ruff format --check .
