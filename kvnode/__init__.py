@@ -5,7 +5,11 @@ The map of rooms, from the inside out. Imports run upwards on this page only, an
 
     errors.py      every failure, definite or indefinite
     commands.py    the commands of the state machine and their one encoding
+    entries.py     how commands travel: groups, and the payload of a Raft entry
+    results.py     what the state machine answers
+    items.py       one key's value, packed
     outcomes.py    what became of each write that carried an idempotency key, for a bounded window
+    view.py        the store at one revision: what a snapshot writes and reads
     store.py       KeyValueStore: the state machine; pure, total, deterministic
     config.py      one frozen Config from flags, environment and file
     raft/          the only rooms that know PySyncObj; `raft/group.py` is their face, `raft/status.py` their news

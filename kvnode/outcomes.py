@@ -16,7 +16,8 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from kvnode.commands import IDEMPOTENCY_KEY_CHARS_MAX, PUT, Result, decode_result, encode_result
+from kvnode.commands import IDEMPOTENCY_KEY_CHARS_MAX, PUT
+from kvnode.results import Result, decode_result, encode_result
 from kvnode.table import Table, TableView
 
 # The window. A client that retries has given up within seconds, and this is ten of them at 13,000 keyed writes a

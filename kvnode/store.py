@@ -6,114 +6,24 @@ depends on a hash order: Python salts `hash(str)` per process, and every walk th
 
 Two structures hold one truth. `_items` is a `Table`, so that a snapshot takes it in O(1) and walks it in another
 thread while `apply` goes on; each item is kept packed, which takes half the memory and is nothing to the garbage
-collector. `_keys` keeps the keys in order for range reads. Keys are sorted as Python strings: comparing code points
-gives the same order as comparing their UTF-8 bytes, because UTF-8 was laid out for that.
+collector (`items.py`). `_keys` keeps the keys in order for range reads.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
-from heapq import merge
+from collections.abc import Iterable
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any
 
-import msgpack
 from sortedcontainers import SortedList
 
-from kvnode.commands import (
-    ABSENT,
-    CONTENT_TYPE_BYTES_MAX,
-    DELETE_FIELDS,
-    EXISTS,
-    KEY_BYTES_MAX,
-    PUT,
-    PUT_FIELDS,
-    VALUE_BYTES_MAX,
-    Deleted,
-    Invalid,
-    Refused,
-    Result,
-    Reused,
-    Written,
-    command_fault,
-)
-from kvnode.outcomes import Outcome, Outcomes, OutcomesView, fingerprint
-from kvnode.table import Table, TableView
-
-SNAPSHOT_FORMAT: Final = 2
-SNAPSHOT_FORMAT_WITHOUT_OUTCOMES: Final = 1  # still read
-CHUNK_BYTES: Final = 65_536
-CHUNK_BYTES_MAX: Final = CHUNK_BYTES + VALUE_BYTES_MAX + KEY_BYTES_MAX + CONTENT_TYPE_BYTES_MAX + 64
-# A sort holds the interpreter lock from start to end: runs of this many keys take a few milliseconds each,
-# so that a snapshot thread never stops the event loop for longer than that.
-SORT_RUN_KEYS: Final = 8_192
-# A packed item: create_revision, mod_revision, version and the content type's length, then content type and value.
-_MARKS: Final = struct.Struct("<QQQH")
-
-
-class Item(NamedTuple):
-    """One key's present value. Revisions are the store's, `version` counts the puts since it was created."""
-
-    value: bytes
-    content_type: str
-    create_revision: int
-    mod_revision: int
-    version: int
-
-
-def prefix_end(prefix: str) -> str | None:
-    """The first key after all keys that start with `prefix`; None where no key can come after them."""
-    last = len(prefix) - 1
-    while last >= 0 and prefix[last] == "\U0010ffff":
-        last -= 1
-    if last < 0:
-        return None
-    # Surrogates are not characters of UTF-8 text, so the successor of U+D7FF is U+E000.
-    following = "\ue000" if prefix[last] == "\ud7ff" else chr(ord(prefix[last]) + 1)
-    return prefix[:last] + following
-
-
-class StoreView(NamedTuple):
-    """The store at one revision, immutable: safe to walk in any thread while the store goes on."""
-
-    revision: int
-    items: TableView[str, bytes]
-    outcomes: OutcomesView
-
-    def keys(self) -> Iterator[str]:
-        """All keys in byte order."""
-        return _in_order(self.items)
-
-    def item(self, key: str) -> Item:
-        """One key's item; KeyError where it did not exist."""
-        return _unpacked(self.items[key])
-
-    def chunks(self) -> Iterator[bytes]:
-        """The snapshot's bytes: equal stores give equal bytes. Batches of about 64 KiB, CHUNK_BYTES_MAX at most.
-
-        The first chunk is `[format, revision, item count, outcome count]`. Then come the outcomes
-        (`OutcomesView.chunks`), and then the items: arrays of `[key, value, content_type, create_revision,
-        mod_revision, version]`.
-        """
-        # A packer of its own: this runs in a worker thread, and a msgpack.Packer must not be shared between threads.
-        packer = msgpack.Packer(use_bin_type=True, autoreset=True)
-        pack = packer.pack
-        yield pack((SNAPSHOT_FORMAT, self.revision, len(self.items), len(self.outcomes.order)))
-        yield from self.outcomes.chunks()
-        # Packed one by one: a batch of tuples would be young containers by the hundred, and so set off one garbage
-        # collection after the other, in the middle of which the event loop stands still.
-        batch: list[bytes] = []
-        batch_bytes = 0
-        for key in self.keys():
-            item = self.item(key)
-            batch.append(pack((key, *item)))
-            batch_bytes += len(key) + len(item.value) + 48
-            if batch_bytes >= CHUNK_BYTES:
-                yield packer.pack_array_header(len(batch)) + b"".join(batch)
-                batch, batch_bytes = [], 0
-        if batch:
-            yield packer.pack_array_header(len(batch)) + b"".join(batch)
+from kvnode.commands import ABSENT, DELETE_FIELDS, EXISTS, PUT, PUT_FIELDS, command_fault
+from kvnode.items import MARKS, Item, in_order, packed, unpacked
+from kvnode.outcomes import Outcome, Outcomes, fingerprint
+from kvnode.results import Deleted, Invalid, Refused, Result, Reused, Written
+from kvnode.table import Table
+from kvnode.view import StoreView, read_contents
 
 
 class KeyValueStore:
@@ -134,8 +44,8 @@ class KeyValueStore:
 
     def get(self, key: str) -> Item | None:
         """The key's item, or None where it does not exist."""
-        packed = self._items.get(key)
-        return None if packed is None else _unpacked(packed)
+        found = self._items.get(key)
+        return None if found is None else unpacked(found)
 
     def range(self, start: str, end: str | None, limit: int) -> list[tuple[str, Item]]:
         """Up to `limit` items with start <= key < end (None: no end), in byte order. O(log n + page).
@@ -146,7 +56,7 @@ class KeyValueStore:
             return []
         items = self._items
         keys = self._keys.irange(start, end, (True, False))
-        return [(key, _unpacked(items[key])) for key in islice(keys, max(0, limit))]
+        return [(key, unpacked(items[key])) for key in islice(keys, max(0, limit))]
 
     def view(self) -> StoreView:
         """The store as it stands now, immutable. O(1): later changes copy what they touch, a little at a time."""
@@ -188,7 +98,7 @@ class KeyValueStore:
             return Refused(self.revision, mod_revision)
         self.revision = revision = self.revision + 1
         version += 1
-        self._items[key] = _packed(value, content_type, create_revision or revision, revision, version)
+        self._items[key] = packed(value, content_type, create_revision or revision, revision, version)
         if version == 1:
             self._keys.add(key)
         return Written(revision, version)
@@ -207,10 +117,10 @@ class KeyValueStore:
 
     def _marks(self, key: str) -> tuple[int, int, int]:
         """(create_revision, mod_revision, version) of a key, all 0 where it does not exist. Never copies the value."""
-        packed = self._items.get(key)
-        if packed is None:
+        found = self._items.get(key)
+        if found is None:
             return 0, 0, 0
-        create_revision, mod_revision, version, _ = _MARKS.unpack_from(packed)
+        create_revision, mod_revision, version, _ = MARKS.unpack_from(found)
         return create_revision, mod_revision, version
 
     # --- snapshots -------------------------------------------------------------------------------
@@ -220,11 +130,11 @@ class KeyValueStore:
         table: Table[str, bytes] = Table()
         keys: list[str] = []
         for key, item in items:
-            table[key] = _packed(*item)
+            table[key] = packed(*item)
             if len(keys) + 1 == len(table) and (not keys or key > keys[-1]):
                 keys.append(key)
         self._items = table
-        self._keys = SortedList(keys if len(keys) == len(table) else _in_order(table))
+        self._keys = SortedList(keys if len(keys) == len(table) else in_order(table))
         self._outcomes = Outcomes() if outcomes is None else outcomes
         self.revision = revision
 
@@ -247,35 +157,15 @@ class KeyValueStore:
     @classmethod
     def load(cls, chunks: Iterable[bytes]) -> KeyValueStore:
         """A new store from `StoreView.chunks()`, in any thread. ValueError says what is wrong with them."""
-        source = map(_unpack, chunks)
-        header = next(source, [])
-        if header[:1] == [SNAPSHOT_FORMAT_WITHOUT_OUTCOMES]:
-            header = [SNAPSHOT_FORMAT, *header[1:], 0]
-        if len(header) != 4 or header[0] != SNAPSHOT_FORMAT:
-            raise ValueError("the snapshot is not in a format that this version reads")
-        _, revision, count, outcome_count = header
-        if any(type(number) is not int or number < 0 for number in (revision, count, outcome_count)):
-            raise ValueError("the snapshot has no revision, or does not say what it holds")
+        contents = read_contents(chunks)
         store = cls()
-        outcomes = Outcomes.load(source, outcome_count)
         try:
-            store.restore(revision, _load_items(source), outcomes)
+            store.restore(contents.revision, contents.items, contents.outcomes)
         except struct.error:
             raise ValueError("an item of the snapshot has a number out of bounds") from None
-        if len(store) != count:
-            raise ValueError(f"the snapshot promises {count} items and holds {len(store)}")
+        if len(store) != contents.item_count:
+            raise ValueError(f"the snapshot promises {contents.item_count} items and holds {len(store)}")
         return store
-
-
-def _in_order(items: Iterable[str]) -> Iterator[str]:
-    """All keys in byte order. Never sorts the whole set in one step (SORT_RUN_KEYS says why)."""
-    keys = iter(items)
-    runs = []
-    # Kept as a dict, for its order alone: the garbage collector does not visit one that holds text only (`table.py`),
-    # while lists of a million keys would stop the loop for 80 ms.
-    while run := dict.fromkeys(sorted(islice(keys, SORT_RUN_KEYS))):
-        runs.append(run)
-    return merge(*runs)
 
 
 def _holds(expect: list[int], mod_revision: int) -> bool:
@@ -283,37 +173,3 @@ def _holds(expect: list[int], mod_revision: int) -> bool:
     if mod_revision == 0:
         return ABSENT in expect
     return mod_revision in expect or EXISTS in expect
-
-
-def _packed(value: bytes, content_type: str, create_revision: int, mod_revision: int, version: int) -> bytes:
-    name = content_type.encode()
-    return b"%b%b%b" % (_MARKS.pack(create_revision, mod_revision, version, len(name)), name, value)
-
-
-def _unpacked(packed: bytes) -> Item:
-    create_revision, mod_revision, version, name_bytes = _MARKS.unpack_from(packed)
-    value_at = _MARKS.size + name_bytes
-    content_type = packed[_MARKS.size : value_at].decode()
-    return Item(packed[value_at:], content_type, create_revision, mod_revision, version)
-
-
-def _load_items(chunks: Iterable[list[Any]]) -> Iterator[tuple[str, Item]]:
-    for chunk in chunks:
-        for fields in chunk:
-            try:
-                key, value, content_type, create_revision, mod_revision, version = fields
-            except (TypeError, ValueError):
-                raise ValueError("an item of the snapshot does not have its six fields") from None
-            if type(key) is not str or type(value) is not bytes or type(content_type) is not str:
-                raise ValueError("an item of the snapshot has a field of the wrong kind")
-            yield key, Item(value, content_type, create_revision, mod_revision, version)
-
-
-def _unpack(chunk: bytes) -> list[Any]:
-    try:
-        decoded = msgpack.unpackb(chunk, use_list=True, max_ext_len=0)
-    except (ValueError, msgpack.exceptions.UnpackException):
-        raise ValueError("a chunk of the snapshot is damaged") from None
-    if type(decoded) is not list:
-        raise ValueError("a chunk of the snapshot is not a list")
-    return decoded

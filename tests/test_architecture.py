@@ -19,14 +19,40 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.logs": set(),
     "kvnode.config": {"kvnode", "kvnode.errors", "kvnode.values"},
     "kvnode.table": set(),
-    "kvnode.outcomes": {"kvnode.commands", "kvnode.table"},
-    "kvnode.store": {"kvnode.commands", "kvnode.errors", "kvnode.outcomes", "kvnode.table"},
+    "kvnode.results": set(),
+    "kvnode.entries": {"kvnode.commands"},
+    "kvnode.items": set(),
+    "kvnode.outcomes": {"kvnode.commands", "kvnode.results", "kvnode.table"},
+    "kvnode.view": {"kvnode.commands", "kvnode.items", "kvnode.outcomes", "kvnode.table"},
+    "kvnode.store": {
+        "kvnode.commands",
+        "kvnode.items",
+        "kvnode.outcomes",
+        "kvnode.results",
+        "kvnode.table",
+        "kvnode.view",
+    },
     "kvnode.raft.status": set(),
-    "kvnode.raft": {"kvnode.raft.status", "kvnode.store", "kvnode.commands", "kvnode.errors"},
+    "kvnode.raft": {
+        "kvnode.raft.status",
+        "kvnode.store",
+        "kvnode.view",
+        "kvnode.commands",
+        "kvnode.entries",
+        "kvnode.results",
+        "kvnode.errors",
+    },
     # Reads a data directory as a start does, for the command line: the one part of raft/ that needs no node.
     "kvnode.raft.verify": {"kvnode.raft", "kvnode.errors"},
     # What HTTP asks of a group is a Protocol (http/group.py), so it needs no room of raft/ but the frozen status.
-    "kvnode.http": {"kvnode.raft.status", "kvnode.store", "kvnode.commands", "kvnode.errors"},
+    "kvnode.http": {
+        "kvnode.raft.status",
+        "kvnode.store",
+        "kvnode.items",
+        "kvnode.commands",
+        "kvnode.results",
+        "kvnode.errors",
+    },
     "kvnode.server": {
         "kvnode",
         "kvnode.http",
@@ -64,7 +90,10 @@ LIBRARIES: dict[str, set[str]] = {
 # What would make the state machine differ between nodes, or wait.
 FORBIDDEN: dict[str, set[str]] = {
     room: {"time", "random", "secrets", "uuid", "os", "io", "socket", "logging", "asyncio", "threading", "datetime"}
-    for room in ("kvnode.store", "kvnode.outcomes", "kvnode.table", "kvnode.commands")
+    for room in (
+        *("kvnode.store", "kvnode.view", "kvnode.items", "kvnode.outcomes", "kvnode.table"),
+        *("kvnode.commands", "kvnode.entries", "kvnode.results"),
+    )
 }
 
 

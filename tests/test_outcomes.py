@@ -20,19 +20,11 @@ from kvnode.commands import (
     PUT,
     VALUE_BYTES_MAX,
     Delete,
-    Deleted,
-    Invalid,
     Put,
-    Refused,
-    Result,
-    Reused,
-    Written,
-    decode_result,
-    encode_result,
-    frees_space,
-    group_frees_space,
 )
+from kvnode.entries import frees_space, group_frees_space
 from kvnode.outcomes import OUTCOME_BYTES_MAX, OUTCOMES_MAX, Outcome, Outcomes, fingerprint
+from kvnode.results import Deleted, Invalid, Refused, Result, Reused, Written, decode_result, encode_result
 from kvnode.store import KeyValueStore
 
 keys = st.sampled_from(["a", "b", "é"])

@@ -20,13 +20,12 @@ from kvnode.commands import (
     PUT,
     VALUE_BYTES_MAX,
     Delete,
-    Deleted,
-    Invalid,
     Put,
-    Refused,
-    Written,
 )
-from kvnode.store import CHUNK_BYTES_MAX, Item, KeyValueStore, prefix_end
+from kvnode.items import Item, prefix_end
+from kvnode.results import Deleted, Invalid, Refused, Written
+from kvnode.store import KeyValueStore
+from kvnode.view import CHUNK_BYTES_MAX
 
 # Few keys, so that commands meet; odd ones, so that order and encoding matter.
 keys = st.sampled_from(["a", "a/", "a//b", "é", "z", "\ud7ff", "\ue000", "\uffff", "\U0001f600", "\U0010ffff", "\0"])

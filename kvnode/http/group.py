@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Protocol
 
-from kvnode.commands import Result
 from kvnode.raft.status import MemberStatus, RaftStatus
+from kvnode.results import Result
 from kvnode.store import KeyValueStore
 
 

@@ -8,19 +8,7 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 from multidict import istr
 
-from kvnode.commands import (
-    CONTENT_TYPE_BYTES_MAX,
-    IDEMPOTENCY_KEY_CHARS_MAX,
-    VALUE_BYTES_MAX,
-    Delete,
-    Deleted,
-    Invalid,
-    Put,
-    Refused,
-    Result,
-    Reused,
-    Written,
-)
+from kvnode.commands import CONTENT_TYPE_BYTES_MAX, IDEMPOTENCY_KEY_CHARS_MAX, VALUE_BYTES_MAX, Delete, Put
 from kvnode.errors import BadRequest, IdempotencyKeyReused, KeyNotFound, PreconditionFailed, Starting
 from kvnode.http.answer import JSON_TYPE, Answer, json_answer, json_string
 from kvnode.http.body import read_body
@@ -28,8 +16,9 @@ from kvnode.http.etags import check_read, write_expectation
 from kvnode.http.group import Group
 from kvnode.http.paths import Query, decode_key
 from kvnode.http.route import Methods
+from kvnode.items import prefix_end
 from kvnode.raft.status import applied_lag
-from kvnode.store import prefix_end
+from kvnode.results import Deleted, Invalid, Refused, Result, Reused, Written
 
 PAGE_KEYS_MAX: Final = 1_000
 PAGE_KEYS_DEFAULT: Final = 100

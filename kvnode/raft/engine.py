@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from kvnode.commands import ORIGIN_BYTES
+from kvnode.entries import ORIGIN_BYTES
 from kvnode.errors import Fatal
 from kvnode.raft import wire
 from kvnode.raft.audit import Audit

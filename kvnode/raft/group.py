@@ -6,7 +6,6 @@ import asyncio
 import logging
 from typing import Final, Literal
 
-from kvnode.commands import Result
 from kvnode.errors import (
     Fatal,
     NoLeader,
@@ -25,6 +24,7 @@ from kvnode.raft.settings import RaftSettings
 from kvnode.raft.snapshot import Snapshots
 from kvnode.raft.status import MemberStatus, RaftStatus, Role, leader_refusal
 from kvnode.raft.transfer import Transfer
+from kvnode.results import Result
 from kvnode.store import KeyValueStore
 
 log = logging.getLogger("kvnode.raft")

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from kvnode.commands import Result, decode_entry, encode_group, frees_space
+from kvnode.entries import decode_entry, encode_group, frees_space
 from kvnode.errors import DiskFull, KvnodeError, NoLeader, OutcomeUnknown, Overloaded
+from kvnode.results import Result
 
 GROUP_BYTES: Final = 524_288  # commands are added to a group until it holds this much
 GROUP_COMMANDS: Final = 2_048

@@ -23,7 +23,8 @@ import msgpack
 
 from kvnode.errors import StartupError
 from kvnode.raft.disk import Disk
-from kvnode.store import CHUNK_BYTES_MAX, KeyValueStore, StoreView
+from kvnode.store import KeyValueStore
+from kvnode.view import CHUNK_BYTES_MAX, StoreView
 
 _HEAD: Final = struct.Struct("<4sH16sQQI")
 _DIGEST: Final = struct.Struct("<?Q")

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from kvnode.commands import encode_entry, frees_space, group_frees_space
+from kvnode.entries import encode_entry, frees_space, group_frees_space
 from kvnode.errors import DiskFull, Overloaded, Unavailable
 from kvnode.raft import wire
 from kvnode.raft.proposals import GROUP_BYTES, Proposals

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgpack
 
-from kvnode.commands import Result
 from kvnode.raft.status import MemberStatus, RaftStatus
+from kvnode.results import Result
 from kvnode.store import KeyValueStore
 
 LEADING = RaftStatus(

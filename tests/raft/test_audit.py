@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from kvnode.commands import Put, decode_entry, encode_entry, encode_group
+from kvnode.commands import Put
+from kvnode.entries import decode_entry, encode_entry, encode_group
 from kvnode.raft.audit import EVERY, REMEMBERED, ROUND_S, ROUNDS_MAX, SETTLE_S, Audit, History
 from kvnode.raft.disk import Directory
 from kvnode.raft.journal import Journal

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kvnode.commands import Put, encode_group
+from kvnode.commands import Put
+from kvnode.entries import encode_group
 from kvnode.raft import wire
 from kvnode.raft.disk import Directory
 from kvnode.raft.journal import Journal

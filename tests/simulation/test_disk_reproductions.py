@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 from pysyncobj.journal import FileJournal
 
-from kvnode.commands import Put, encode_entry
+from kvnode.commands import Put
+from kvnode.entries import encode_entry
 from kvnode.errors import OutcomeUnknown, StartupError
 from kvnode.raft import compaction, tail
 from kvnode.raft.proposals import Proposals

@@ -1,0 +1,68 @@
+"""Groups of commands and the payload of a Raft entry.
+
+    entry  = [ group, group, ... ]              one entry = one group commit
+    group  = [ origin, sequence, [command, ...] ]
+
+`origin` is 8 random bytes drawn when a node process starts and `sequence` counts that process's groups,
+so that every node can recognise its own writes when they come back through the log (`raft/proposals.py`).
+Because a msgpack array is a header and then its elements, groups and entries are built by joining bytes:
+a command is encoded once, on the node that took it, and decoded once on each node that applies it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgpack
+
+from kvnode.commands import DELETE
+
+ORIGIN_BYTES: Final = 8
+
+_pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+
+
+def _array_header(n: int) -> bytes:
+    """The msgpack header of an array of `n` elements (msgpack spec, array format family)."""
+    if n < 16:
+        return bytes((0x90 | n,))
+    if n < 65_536:
+        return b"\xdc" + n.to_bytes(2, "big")
+    return b"\xdd" + n.to_bytes(4, "big")
+
+
+def encode_group(origin: bytes, sequence: int, commands: Sequence[bytes]) -> bytes:
+    """Joins encoded commands into one group without decoding them."""
+    return b"".join((b"\x93", _pack(origin), _pack(sequence), _array_header(len(commands)), *commands))
+
+
+def encode_entry(groups: Sequence[bytes]) -> bytes:
+    """Joins encoded groups into the payload of one Raft entry."""
+    return b"".join((_array_header(len(groups)), *groups))
+
+
+def frees_space(command: bytes) -> bool:
+    """An encoded command that a node with a full disk still takes: it makes the store smaller."""
+    return command[1] == DELETE  # behind the array header of a short array, the kind is one byte
+
+
+def group_frees_space(group: bytes) -> bool:
+    """The same of a whole encoded group."""
+    groups = decode_entry(b"\x91" + group)
+    return bool(groups) and all(type(c) is list and c and c[0] == DELETE for c in groups[0][2])
+
+
+def decode_entry(payload: bytes | memoryview) -> list[Any]:
+    """The groups of an entry as `[origin, sequence, [command, ...]]` lists; a malformed one is an empty list.
+
+    Total on purpose: what is in the log must be applied the same way on every node, so bytes that no
+    node of this version would write are a no-op everywhere rather than an exception somewhere.
+    """
+    try:
+        groups = msgpack.unpackb(payload, use_list=True, strict_map_key=True, max_ext_len=0)
+    except (ValueError, msgpack.exceptions.UnpackException):
+        return []
+    if not isinstance(groups, list):
+        return []
+    return [g for g in groups if isinstance(g, list) and len(g) == 3 and isinstance(g[2], list)]

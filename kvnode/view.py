@@ -1,0 +1,98 @@
+"""The store as it was at one revision: what a snapshot writes, and what is read back from its bytes.
+
+    snapshot = [format, revision, item count, outcome count] | outcomes ... | items ...
+
+Each part comes in chunks: msgpack arrays of about 64 KiB, CHUNK_BYTES_MAX at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from kvnode.commands import CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
+from kvnode.items import Item, in_order, read_items, unpacked
+from kvnode.outcomes import Outcomes, OutcomesView
+from kvnode.table import TableView
+
+SNAPSHOT_FORMAT: Final = 2
+SNAPSHOT_FORMAT_WITHOUT_OUTCOMES: Final = 1  # still read
+CHUNK_BYTES: Final = 65_536
+CHUNK_BYTES_MAX: Final = CHUNK_BYTES + VALUE_BYTES_MAX + KEY_BYTES_MAX + CONTENT_TYPE_BYTES_MAX + 64
+
+
+class StoreView(NamedTuple):
+    """The store at one revision, immutable: safe to walk in any thread while the store goes on."""
+
+    revision: int
+    items: TableView[str, bytes]
+    outcomes: OutcomesView
+
+    def keys(self) -> Iterator[str]:
+        """All keys in byte order."""
+        return in_order(self.items)
+
+    def item(self, key: str) -> Item:
+        """One key's item; KeyError where it did not exist."""
+        return unpacked(self.items[key])
+
+    def chunks(self) -> Iterator[bytes]:
+        """The snapshot's bytes: equal stores give equal bytes. Batches of about 64 KiB, CHUNK_BYTES_MAX at most.
+
+        The first chunk is `[format, revision, item count, outcome count]`. Then come the outcomes
+        (`OutcomesView.chunks`), and then the items: arrays of `[key, value, content_type, create_revision,
+        mod_revision, version]`.
+        """
+        # A packer of its own: this runs in a worker thread, and a msgpack.Packer must not be shared between threads.
+        packer = msgpack.Packer(use_bin_type=True, autoreset=True)
+        pack = packer.pack
+        yield pack((SNAPSHOT_FORMAT, self.revision, len(self.items), len(self.outcomes.order)))
+        yield from self.outcomes.chunks()
+        # Packed one by one: a batch of tuples would be young containers by the hundred, and so set off one garbage
+        # collection after the other, in the middle of which the event loop stands still.
+        batch: list[bytes] = []
+        batch_bytes = 0
+        for key in self.keys():
+            item = self.item(key)
+            batch.append(pack((key, *item)))
+            batch_bytes += len(key) + len(item.value) + 48
+            if batch_bytes >= CHUNK_BYTES:
+                yield packer.pack_array_header(len(batch)) + b"".join(batch)
+                batch, batch_bytes = [], 0
+        if batch:
+            yield packer.pack_array_header(len(batch)) + b"".join(batch)
+
+
+class Contents(NamedTuple):
+    """What a snapshot holds. The items are read one by one: the whole would be in memory twice."""
+
+    revision: int
+    item_count: int
+    outcomes: Outcomes
+    items: Iterator[tuple[str, Item]]
+
+
+def read_contents(chunks: Iterable[bytes]) -> Contents:
+    """The inverse of `StoreView.chunks`, in any thread. ValueError says what is wrong, also while items are read."""
+    source = map(_unpack, chunks)
+    header = next(source, [])
+    if header[:1] == [SNAPSHOT_FORMAT_WITHOUT_OUTCOMES]:
+        header = [SNAPSHOT_FORMAT, *header[1:], 0]
+    if len(header) != 4 or header[0] != SNAPSHOT_FORMAT:
+        raise ValueError("the snapshot is not in a format that this version reads")
+    _, revision, item_count, outcome_count = header
+    if any(type(number) is not int or number < 0 for number in (revision, item_count, outcome_count)):
+        raise ValueError("the snapshot has no revision, or does not say what it holds")
+    return Contents(revision, item_count, Outcomes.load(source, outcome_count), read_items(source))
+
+
+def _unpack(chunk: bytes) -> list[Any]:
+    try:
+        decoded = msgpack.unpackb(chunk, use_list=True, max_ext_len=0)
+    except (ValueError, msgpack.exceptions.UnpackException):
+        raise ValueError("a chunk of the snapshot is damaged") from None
+    if type(decoded) is not list:
+        raise ValueError("a chunk of the snapshot is not a list")
+    return decoded
