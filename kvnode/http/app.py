@@ -23,7 +23,7 @@ from kvnode.errors import (
     MethodNotAllowed,
     PreconditionFailed,
 )
-from kvnode.http import admin, kv, probes
+from kvnode.http import admin, kv, listing, probes
 from kvnode.http.answer import JSON_TYPE, Answer, json_bytes
 from kvnode.http.group import Group
 from kvnode.http.paths import split_target
@@ -73,6 +73,7 @@ def create_server(
     table = RouteTable(
         probes.routes(group, leader_probe, probe_timeout_s),
         kv.routes(group),
+        listing.routes(group),
         admin.routes(group, node_id, version),
     )
     return Server(App(table, Stamp(group, node_id)))

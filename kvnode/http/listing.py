@@ -1,0 +1,87 @@
+"""The listing at /v1/kv: a range of keys, in pages."""
+
+from __future__ import annotations
+
+from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
+from typing import Any, Final
+
+from aiohttp import web
+
+from kvnode.errors import BadRequest
+from kvnode.http.answer import Answer, json_answer
+from kvnode.http.consistency import consistency
+from kvnode.http.group import Group
+from kvnode.http.paths import Query
+from kvnode.http.route import Methods
+from kvnode.items import prefix_end
+
+PAGE_KEYS_MAX: Final = 1_000
+PAGE_KEYS_DEFAULT: Final = 100
+# A page ends early rather than grow past this: a thousand keys of 1 MiB would be more than a gigabyte of answer.
+PAGE_VALUE_BYTES: Final = 2_097_152
+
+
+def routes(group: Group) -> dict[str, Methods]:
+    listing = Listing(group)
+    return {"/v1/kv": {"GET": listing.list, "HEAD": listing.list}}
+
+
+class Listing:
+    """The handlers."""
+
+    __slots__ = ("_group",)
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+
+    async def list(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
+        parameters = Query(query)
+        start, end = _bounds(parameters)
+        limit = _limit(parameters)
+        keys_only = parameters.flag("keys_only")
+        headers = await consistency(self._group, parameters)
+        store = self._group.store
+        revision = store.revision
+        found = store.range(start, end, limit + 1)
+        items: list[dict[str, Any]] = []
+        value_bytes = 0
+        for key, item in found[:limit]:
+            fields: dict[str, Any] = {"key": key}
+            if not keys_only:
+                value_bytes += len(item.value)
+                if value_bytes > PAGE_VALUE_BYTES and items:
+                    break
+                fields["value"] = b64encode(item.value).decode()
+            fields |= {
+                "create_revision": item.create_revision,
+                "mod_revision": item.mod_revision,
+                "version": item.version,
+            }
+            items.append(fields)
+        page: dict[str, Any] = {"items": items}
+        if len(items) < len(found):
+            page["cursor"] = urlsafe_b64encode(items[-1]["key"].encode()).decode()
+        page["revision"] = revision
+        return json_answer(200, page, headers + b"Kvnode-Revision: %d\r\n" % revision)
+
+
+def _bounds(parameters: Query) -> tuple[str, str | None]:
+    """Where a listing starts and ends: the prefix, cut to [start, end) and to what follows the cursor."""
+    prefix = parameters.get("prefix", "")
+    start = max(prefix, parameters.get("start", ""))
+    ends = [end for end in (prefix_end(prefix), parameters.get("end") or None) if end is not None]
+    if "cursor" in parameters:
+        try:
+            last = urlsafe_b64decode(parameters["cursor"].encode("ascii")).decode()
+        except ValueError:
+            raise BadRequest("The cursor is not one that this API gave out; begin the listing again.") from None
+        start = max(start, last + "\0")  # nothing sorts between a key and itself followed by a zero
+    return start, min(ends, default=None)
+
+
+def _limit(parameters: Query) -> int:
+    text = parameters.get("limit", str(PAGE_KEYS_DEFAULT))
+    limit = int(text) if text.isascii() and text.isdigit() and len(text) <= 4 else 0
+    if not 1 <= limit <= PAGE_KEYS_MAX:
+        raise BadRequest(f"The query parameter 'limit' is a number from 1 to {PAGE_KEYS_MAX}.")
+    return limit

@@ -1,0 +1,45 @@
+"""What all writes share: their Idempotency-Key, and the error for one that the state machine did not carry out."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiohttp import web
+from multidict import istr
+
+from kvnode.commands import IDEMPOTENCY_KEY_CHARS_MAX
+from kvnode.errors import BadRequest, IdempotencyKeyReused, PreconditionFailed
+from kvnode.results import Invalid, Refused, Result, Reused
+
+IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
+
+
+def idempotency_key(request: web.BaseRequest) -> str | None:
+    """The key as it was sent, quotes included where there are any; None without one."""
+    if IDEMPOTENCY_KEY not in request.headers:
+        return None
+    keys = request.headers.getall(IDEMPOTENCY_KEY)
+    if len(keys) > 1:
+        raise BadRequest("The request has more than one Idempotency-Key; send one of them.")
+    key = keys[0]
+    if not (1 <= len(key) <= IDEMPOTENCY_KEY_CHARS_MAX and key.isascii() and key.isprintable()):
+        raise BadRequest(f"An Idempotency-Key is 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII characters.")
+    return key
+
+
+def not_written(result: Result) -> Exception:
+    """The error for a command that the state machine understood and did not carry out."""
+    if isinstance(result, Refused):
+        if result.mod_revision == 0:
+            return PreconditionFailed("The key does not exist, and the request's condition needs it to.", None)
+        return PreconditionFailed(
+            "The key is at another revision than the request's condition asks for.", result.mod_revision
+        )
+    if isinstance(result, Reused):
+        # The IETF draft on this header has 422 here; this API says 400 for every request that cannot be right.
+        return IdempotencyKeyReused(
+            "This Idempotency-Key was sent before with another request, whose outcome stands; send a new one."
+        )
+    if isinstance(result, Invalid):
+        return BadRequest(f"The cluster refused the write: {result.reason}.")
+    raise TypeError(f"the state machine answered a write with {type(result).__name__}")
