@@ -19,12 +19,14 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.logs": set(),
     "kvnode.config": {"kvnode", "kvnode.errors", "kvnode.values"},
     "kvnode.table": set(),
+    "kvnode.changes": set(),
     "kvnode.results": set(),
     "kvnode.entries": {"kvnode.commands"},
     "kvnode.items": set(),
     "kvnode.outcomes": {"kvnode.commands", "kvnode.results", "kvnode.table"},
     "kvnode.view": {"kvnode.commands", "kvnode.items", "kvnode.outcomes", "kvnode.table"},
     "kvnode.store": {
+        "kvnode.changes",
         "kvnode.commands",
         "kvnode.items",
         "kvnode.outcomes",
@@ -32,6 +34,8 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.table",
         "kvnode.view",
     },
+    # Who watches what: fed by raft/, read by http/, and as free of clocks and sockets as the store.
+    "kvnode.watch": {"kvnode.changes", "kvnode.errors"},
     "kvnode.raft.status": set(),
     "kvnode.raft": {
         "kvnode.raft.status",
@@ -92,7 +96,7 @@ FORBIDDEN: dict[str, set[str]] = {
     room: {"time", "random", "secrets", "uuid", "os", "io", "socket", "logging", "asyncio", "threading", "datetime"}
     for room in (
         *("kvnode.store", "kvnode.view", "kvnode.items", "kvnode.outcomes", "kvnode.table"),
-        *("kvnode.commands", "kvnode.entries", "kvnode.results"),
+        *("kvnode.commands", "kvnode.entries", "kvnode.results", "kvnode.changes", "kvnode.watch"),
     )
 }
 

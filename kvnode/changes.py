@@ -1,0 +1,23 @@
+"""What the store tells of each change to a key: one small tuple, noted while a command is applied.
+
+    (kind, key, revision, packed)
+
+`kind` is CHANGE_PUT, CHANGE_DELETE or CHANGE_EXPIRE. `revision` is the store's after the command: all changes of one
+command share it, and stand next to each other in the order in which they were made. `packed` is the item as the
+store keeps it, the very bytes object and no copy (`items.unpacked` reads it); b"" for a key that went away.
+
+A plain tuple on purpose, not a class: the cyclic garbage collector stops looking at a tuple that holds only text,
+bytes and numbers, so that a history of a hundred thousand of them costs its passes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+Change = tuple[int, str, int, bytes]
+
+CHANGE_PUT: Final = 1
+CHANGE_DELETE: Final = 2
+CHANGE_EXPIRE: Final = 3  # a delete that nobody asked for: the key's time was over
+
+KIND_NAMES: Final = {CHANGE_PUT: "put", CHANGE_DELETE: "delete", CHANGE_EXPIRE: "expire"}

@@ -1,0 +1,91 @@
+"""Audience: the watchers of one key, or of one prefix, and what they have still to be told."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvnode.watch.history import Block, block_bytes
+
+if TYPE_CHECKING:
+    from kvnode.watch.watcher import Watcher
+
+
+class Selector(NamedTuple):
+    """One key, or all keys that begin with `text`."""
+
+    text: str
+    is_prefix: bool
+
+    def of(self, block: Block) -> Block:
+        """The changes of a block that are meant, in order."""
+        text = self.text
+        if self.is_prefix:
+            return tuple(change for change in block if change[1].startswith(text))
+        return tuple(change for change in block if change[1] == text)
+
+
+class Piece:
+    """The changes of one revision that a group watches; `text` is what a face made of them, for its next watcher."""
+
+    __slots__ = ("block", "bytes", "revision", "text")
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        self.bytes = block_bytes(block)
+        self.revision = block[0][2]
+        self.text = b""
+
+
+class Audience:
+    """The watchers of one selector, and the log that those who have caught up read."""
+
+    __slots__ = ("behind", "bytes", "changes", "log", "selector", "start", "watchers")
+
+    def __init__(self, selector: Selector) -> None:
+        self.selector = selector
+        self.watchers: dict[Watcher, None] = {}  # a set in order: who came first is told first
+        self.log: deque[Piece] = deque()
+        self.start = 0  # the position of the log's first piece
+        self.changes = 0
+        self.bytes = 0
+        self.behind = 0  # watchers that have not read all of the log
+
+    @property
+    def end(self) -> int:
+        """The position behind the log's last piece."""
+        return self.start + len(self.log)
+
+    def push(self, piece: Piece) -> None:
+        self.log.append(piece)
+        self.changes += len(piece.block)
+        self.bytes += piece.bytes
+        self.behind = len(self.watchers)
+
+    def surplus(self, changes_max: int, bytes_max: int, oldest: int) -> int:
+        """How many of the oldest pieces are over these bounds, or from before revision `oldest`."""
+        changes, size = self.changes, self.bytes
+        for count, piece in enumerate(self.log):
+            if changes <= changes_max and size <= bytes_max and piece.revision >= oldest:
+                return count
+            changes -= len(piece.block)
+            size -= piece.bytes
+        return len(self.log)
+
+    def drop(self, count: int) -> None:
+        """Lets the oldest pieces go."""
+        for _ in range(min(count, len(self.log))):
+            piece = self.log.popleft()
+            self.start += 1
+            self.changes -= len(piece.block)
+            self.bytes -= piece.bytes
+
+    def unread_from(self, watcher: Watcher) -> int | None:
+        """The revision of the first piece that the watcher has not read; None where it has read all."""
+        return None if watcher.position == self.end else self.log[watcher.position - self.start].revision
+
+    def read_by_one_more(self) -> None:
+        """A watcher that was behind is not any more, or has left: once none is, the log has served."""
+        self.behind -= 1
+        if self.behind == 0:
+            self.drop(len(self.log))

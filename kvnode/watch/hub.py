@@ -1,0 +1,241 @@
+"""Hub: who watches what on one node. No sockets, no clock, no tasks.
+
+Watchers of the same key, or of the same prefix, are one audience. A change is looked up by its key, and by as many of
+its beginnings as there are different lengths of watched prefixes: what nobody watches costs the same with ten thousand
+watchers as with one. A change that a whole audience is told of is noted once, and turned into text once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from typing import Final, Protocol
+
+from kvnode.changes import Change
+from kvnode.errors import Overloaded, ShuttingDown
+from kvnode.watch.audience import Audience, Piece, Selector
+from kvnode.watch.history import Block, History, blocks
+from kvnode.watch.watcher import Ending, Watcher
+
+WATCHERS_MAX: Final = 16_384
+# What a client may be behind before it is cut off, beyond what fits its socket.
+LOG_CHANGES_MAX: Final = 4_096
+LOG_BYTES_MAX: Final = 4 * 1_048_576
+# What is done for watchers between two looks at the network, about two milliseconds: revisions of the past that are
+# searched, watchers that are called.
+TURN_REVISIONS: Final = 8_192
+TURN_WATCHERS: Final = 128
+
+
+class Source(Protocol):
+    """The store, as far as the hub knows it."""
+
+    changes: list[Change] | None
+    revision: int
+
+
+class Hub:
+    """All watchers of one node. `call_soon` runs a function in the event loop, after what runs now."""
+
+    def __init__(
+        self, store: Source, call_soon: Callable[[Callable[[], None]], object], history: History | None = None
+    ) -> None:
+        self._store = store
+        self._call_soon = call_soon
+        self.history = History() if history is None else history
+        self._watchers: dict[Watcher, None] = {}
+        self._keys: dict[str, Audience] = {}
+        self._prefixes: dict[str, Audience] = {}
+        self._lengths: Counter[int] = Counter()  # how many watched prefixes have so many characters
+        self._dirty: dict[Audience, None] = {}  # something was pushed since their watchers were last called
+        self._unread: dict[Audience, None] = {}  # their log is not empty, as far as anybody knows
+        self._calls: deque[Watcher] = deque()
+        self._turn_due = False
+        self._closed_for: str | None = None
+        self.searched = 0  # revisions, in this turn
+        self.restart()
+
+    def __len__(self) -> int:
+        return len(self._watchers)
+
+    # --- what the node tells ------------------------------------------------------------------------
+
+    def restart(self) -> None:
+        """The store was loaded: history begins here."""
+        self._store.changes = []
+        self.history.reset(self._store.revision)
+
+    def publish(self) -> None:
+        """An entry was applied: takes the changes that the store noted. Whoever watches them is called soon."""
+        changes = self._store.changes
+        if not changes:
+            return
+        self._store.changes = []
+        for block in blocks(changes):
+            self.history.append(block)
+            if self._keys or self._prefixes:
+                self._deliver(block)
+
+    def skipped(self) -> None:
+        """A snapshot took the place of the store's contents: what led from one to the other is not known here."""
+        if self._store.revision != self.history.newest:
+            for watcher in [each for each in self._watchers if each.revision < self._store.revision]:
+                self.end(watcher, "compacted", self._store.revision + 1)
+        self.restart()
+
+    def close(self, reason: str) -> None:
+        """Ends every watcher, each with the revision to go on from elsewhere, and takes no more. Idempotent."""
+        self._closed_for = reason
+        for watcher in list(self._watchers):
+            self.end(watcher, reason)
+
+    # --- watching -----------------------------------------------------------------------------------
+
+    def watch(self, selector: Selector, from_revision: int, wake: Callable[[], None]) -> Watcher:
+        """A watcher of all that happens from that revision on; it may be one that is still to come.
+
+        Raises ShuttingDown, or Overloaded with WATCHERS_MAX of them here.
+        """
+        if self._closed_for is not None:
+            raise ShuttingDown("This node is shutting down: watch on another one, from where this watch was.")
+        if len(self._watchers) >= WATCHERS_MAX:
+            raise Overloaded(f"This node has {WATCHERS_MAX} watchers, and takes no more: watch on another one.")
+        watcher = Watcher(self, selector, from_revision, wake)
+        self._watchers[watcher] = None
+        if from_revision > self.history.newest:
+            self.caught_up(watcher)
+        return watcher
+
+    def caught_up(self, watcher: Watcher) -> None:
+        """From now on it reads what its audience is told."""
+        selector = watcher.selector
+        table = self._prefixes if selector.is_prefix else self._keys
+        audience = table.get(selector.text)
+        if audience is None:
+            audience = table[selector.text] = Audience(selector)
+            if selector.is_prefix:
+                self._lengths[len(selector.text)] += 1
+        audience.watchers[watcher] = None
+        watcher.audience, watcher.position = audience, audience.end
+
+    def call(self, watcher: Watcher) -> None:
+        """Has the watcher's `wake` called, in its turn."""
+        if not watcher.due:
+            watcher.due = True
+            self._calls.append(watcher)
+            self._schedule()
+
+    def end(self, watcher: Watcher, reason: str, oldest: int | None = None) -> None:
+        if watcher.ending is None:
+            watcher.ending = Ending(reason, self.history.oldest if oldest is None else oldest)
+            self._leave(watcher)
+            self.call(watcher)
+
+    def forget(self, watcher: Watcher) -> None:
+        """As `Watcher.close`."""
+        self._watchers.pop(watcher, None)
+        self._leave(watcher)
+        watcher.wake = _nothing
+        watcher.ending = watcher.ending or Ending("closed", self.history.oldest)
+
+    def sweep(self) -> None:
+        """To be called about once a second: logs let go of what the history has let go of.
+
+        Else a audience that nothing happens to any more would keep, for a client that does not read, what nobody needs.
+        """
+        for audience in list(self._unread):
+            if audience.log and audience.log[0].revision < self.history.oldest:
+                self._trim(audience, LOG_CHANGES_MAX, LOG_BYTES_MAX)
+            if not audience.log:
+                del self._unread[audience]
+
+    # --- inside -------------------------------------------------------------------------------------
+
+    def _deliver(self, block: Block) -> None:
+        found: dict[Audience, list[Change]] = {}
+        for change in block:
+            for audience in self._audiences_of(change[1]):
+                found.setdefault(audience, []).append(change)
+        for audience, changes in found.items():
+            audience.push(Piece(block if len(changes) == len(block) else tuple(changes)))
+            self._dirty[audience] = self._unread[audience] = None
+            if audience.changes > LOG_CHANGES_MAX or audience.bytes > LOG_BYTES_MAX:
+                self._trim(audience, LOG_CHANGES_MAX // 2, LOG_BYTES_MAX // 2)
+        if found:
+            self._schedule()
+
+    def _audiences_of(self, key: str) -> Iterator[Audience]:
+        audience = self._keys.get(key)
+        if audience is not None:
+            yield audience
+        for length in self._lengths:
+            if length <= len(key):
+                audience = self._prefixes.get(key[:length])
+                if audience is not None:
+                    yield audience
+
+    def _trim(self, audience: Audience, changes_max: int, bytes_max: int) -> None:
+        """Shortens a log; by half, so that looking for those who had not read it costs little for each change."""
+        surplus = audience.surplus(changes_max, bytes_max, self.history.oldest)
+        start = audience.start + surplus
+        for watcher in [each for each in audience.watchers if each.position < start]:
+            if watcher.blocked:
+                self.end(watcher, "slow")
+            else:
+                self._leave(watcher)  # it has only not had its turn yet: the history has what it missed
+                self.call(watcher)
+        audience.drop(surplus)
+
+    def _leave(self, watcher: Watcher) -> None:
+        """Takes the watcher out of its audience, and an empty audience out of the tables."""
+        audience, watcher.audience = watcher.audience, None
+        if audience is None:
+            return
+        unread_from = audience.unread_from(watcher)
+        following = self.history.newest + 1 if unread_from is None else unread_from
+        watcher.next_revision = max(watcher.next_revision, following)
+        del audience.watchers[watcher]
+        if unread_from is not None:
+            audience.read_by_one_more()
+        if audience.watchers:
+            return
+        selector = audience.selector
+        self._dirty.pop(audience, None)
+        self._unread.pop(audience, None)
+        if selector.is_prefix:
+            del self._prefixes[selector.text]
+            length = len(selector.text)
+            self._lengths[length] -= 1
+            if not self._lengths[length]:
+                del self._lengths[length]
+        else:
+            del self._keys[selector.text]
+
+    def _schedule(self) -> None:
+        if not self._turn_due:
+            self._turn_due = True
+            self._call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Calls the watchers that have something to take; not so many at once that the node would notice."""
+        self._turn_due = False
+        self.searched = 0
+        for audience in self._dirty:
+            for watcher in audience.watchers:
+                if not watcher.due:
+                    watcher.due = True
+                    self._calls.append(watcher)
+        self._dirty.clear()
+        calls = self._calls
+        for _ in range(min(len(calls), TURN_WATCHERS)):
+            watcher = calls.popleft()
+            watcher.due = False
+            watcher.wake()
+            if self.searched >= TURN_REVISIONS:
+                break
+        if calls:
+            self._schedule()
+
+
+def _nothing() -> None:
+    """What a watcher that was closed is woken with."""

@@ -1,0 +1,108 @@
+"""Watcher: one reader of what happens to the keys that it names.
+
+It reads in one of two ways. Behind the newest revision it reads from the history, a slice at a time, whatever the
+others do. Once it has caught up it reads the log of its audience, which is bounded: when it is full its older half
+goes. Who has not read that by then goes back to the history, unless its client does not take what it was sent:
+that one is cut off, with the revision to go on from. So a slow client costs no memory and holds up nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from kvnode.watch.audience import Audience, Piece, Selector
+
+if TYPE_CHECKING:
+    from kvnode.watch.hub import Hub
+
+SLICE_REVISIONS: Final = 4_096  # how much of the past is searched at once: about a millisecond
+
+
+class Ending(NamedTuple):
+    """Why a watcher is told nothing more: `slow`, `compacted`, or what the hub was closed for."""
+
+    reason: str
+    oldest: int  # the oldest revision that this node can give now
+
+
+class Watcher:
+    """One reader. `wake` is called, soon after, when `take` may have something, or `ending` is set."""
+
+    __slots__ = ("_hub", "audience", "blocked", "due", "ending", "next_revision", "position", "selector", "wake")
+
+    def __init__(self, hub: Hub, selector: Selector, from_revision: int, wake: Callable[[], None]) -> None:
+        self._hub = hub
+        self.next_revision = from_revision  # the first that it has not read
+        self.selector = selector
+        self.wake = wake
+        self.blocked = False  # set by the face: its client does not take what it was sent
+        self.due = False  # waits for its turn to be woken
+        self.audience: Audience | None = None  # None: it reads from the history
+        self.position = 0  # in the log of the audience
+        self.ending: Ending | None = None
+
+    @property
+    def revision(self) -> int:
+        """How far it is: whatever it watches has been taken up to here. Where to go on after is the next revision."""
+        audience = self.audience
+        if audience is not None and self.position == audience.end:
+            return max(self.next_revision - 1, self._hub.history.newest)
+        return self.next_revision - 1
+
+    def take(self, bytes_max: int) -> list[Piece]:
+        """What comes next, whole revisions, at least one if there is any; [] when there is nothing now.
+
+        Where it has to search the history for longer than a slice it gives what it found, and is woken again.
+        """
+        if self.ending is not None:
+            return []
+        return self._from_history(bytes_max) if self.audience is None else self._from_log(self.audience, bytes_max)
+
+    def _from_history(self, bytes_max: int) -> list[Piece]:
+        hub, history = self._hub, self._hub.history
+        revision = first = self.next_revision
+        if first < history.oldest:
+            hub.end(self, "compacted")
+            return []
+        found: list[Piece] = []
+        size = 0
+        stop = min(history.newest + 1, first + SLICE_REVISIONS)
+        of, get = self.selector.of, history.get
+        while revision < stop and size < bytes_max:
+            block = of(get(revision))
+            revision += 1
+            if block:
+                piece = Piece(block)
+                found.append(piece)
+                size += piece.bytes
+        hub.searched += revision - first
+        self.next_revision = revision
+        if revision > history.newest:
+            hub.caught_up(self)
+        else:
+            hub.call(self)
+        return found
+
+    def _from_log(self, audience: Audience, bytes_max: int) -> list[Piece]:
+        if self.position == audience.end:
+            return []
+        found: list[Piece] = []
+        size = 0
+        log, start = audience.log, audience.start
+        while self.position < audience.end and size < bytes_max:
+            piece = log[self.position - start]
+            self.position += 1
+            if piece.revision >= self.next_revision:  # else it asked to begin later than what has happened so far
+                found.append(piece)
+                size += piece.bytes
+                self.next_revision = piece.revision + 1
+        if self.position == audience.end:
+            audience.read_by_one_more()
+        else:
+            self._hub.call(self)
+        return found
+
+    def close(self) -> None:
+        """Nobody is told anything any more; what it held is free."""
+        self._hub.forget(self)
