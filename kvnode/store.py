@@ -18,6 +18,7 @@ from typing import Any
 
 from sortedcontainers import SortedList
 
+from kvnode.changes import CHANGE_DELETE, CHANGE_PUT, Change
 from kvnode.commands import ABSENT, DELETE_FIELDS, EXISTS, PUT, PUT_FIELDS, command_fault
 from kvnode.items import MARKS, Item, in_order, packed, unpacked
 from kvnode.outcomes import Outcome, Outcomes, fingerprint
@@ -29,10 +30,12 @@ from kvnode.view import StoreView, read_contents
 class KeyValueStore:
     """The state machine. `apply` is its only way to change, apart from `restore` and `adopt`."""
 
-    __slots__ = ("_items", "_keys", "_outcomes", "revision")
+    __slots__ = ("_items", "_keys", "_outcomes", "changes", "revision")
 
     def __init__(self) -> None:
         self.revision = 0
+        # Where `apply` notes what it changed (`changes.py`), if somebody wants to know and takes it away.
+        self.changes: list[Change] | None = None
         self._outcomes = Outcomes()
         self._items: Table[str, bytes] = Table()
         self._keys: SortedList[str] = SortedList()
@@ -98,9 +101,11 @@ class KeyValueStore:
             return Refused(self.revision, mod_revision)
         self.revision = revision = self.revision + 1
         version += 1
-        self._items[key] = packed(value, content_type, create_revision or revision, revision, version)
+        self._items[key] = item = packed(value, content_type, create_revision or revision, revision, version)
         if version == 1:
             self._keys.add(key)
+        if self.changes is not None:
+            self.changes.append((CHANGE_PUT, key, revision, item))
         return Written(revision, version)
 
     def _delete(self, request: list[Any]) -> Result:
@@ -113,6 +118,8 @@ class KeyValueStore:
         self.revision += 1
         del self._items[key]
         self._keys.remove(key)
+        if self.changes is not None:
+            self.changes.append((CHANGE_DELETE, key, self.revision, b""))
         return Deleted(1, self.revision)
 
     def _marks(self, key: str) -> tuple[int, int, int]:
@@ -139,12 +146,14 @@ class KeyValueStore:
         self.revision = revision
 
     def adopt(self, other: KeyValueStore) -> None:
-        """Exchanges contents with another store in O(1).
+        """Exchanges contents with another store in O(1). What is noted of changes stays: its reader is the owner's.
 
         For a snapshot that was loaded in a worker thread: the loop swaps it in without a pause, whoever holds this
         store keeps holding the right one, and what was here can be given up elsewhere (`release`).
         """
         for name in self.__slots__:
+            if name == "changes":
+                continue
             mine, others = getattr(self, name), getattr(other, name)
             setattr(self, name, others)
             setattr(other, name, mine)

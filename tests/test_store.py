@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvnode.changes import CHANGE_DELETE, CHANGE_PUT
 from kvnode.commands import (
     ABSENT,
     CONTENT_TYPE_BYTES_MAX,
@@ -22,7 +23,7 @@ from kvnode.commands import (
     Delete,
     Put,
 )
-from kvnode.items import Item, prefix_end
+from kvnode.items import Item, prefix_end, unpacked
 from kvnode.results import Deleted, Invalid, Refused, Written
 from kvnode.store import KeyValueStore
 from kvnode.view import CHUNK_BYTES_MAX
@@ -309,3 +310,21 @@ def test_a_prefix_and_its_end_bracket_exactly_the_keys_that_start_with_it(prefix
 def test_the_key_after_a_key_is_the_key_and_a_zero() -> None:
     store = store_of(Put("a", b""), Put("a\0", b""), Put("a\0\0", b""), Put("a\x01", b""))
     assert [key for key, _ in store.range("a\0", None, 9)] == ["a\0", "a\0\0", "a\x01"]
+
+
+def test_the_changes_of_a_command_are_noted_while_somebody_wants_to_know() -> None:
+    store = store_of(Put("unseen", b"1"))
+    assert store.changes is None
+    store.changes = []
+    apply(store, Put("a", b"1", "text/plain"))
+    apply(store, Put("a", b"2", expect=(7,)))  # refused
+    apply(store, Delete("none"))
+    apply(store, Delete("unseen"))
+    put, delete = store.changes
+    assert put[:3] == (CHANGE_PUT, "a", 2)
+    assert unpacked(put[3]) == store.get("a")
+    assert delete == (CHANGE_DELETE, "unseen", 3, b"")
+    other = KeyValueStore()
+    store.adopt(other)
+    assert len(store.changes) == 2
+    assert other.changes is None
