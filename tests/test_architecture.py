@@ -39,6 +39,7 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.raft.status": set(),
     "kvnode.raft": {
         "kvnode.raft.status",
+        "kvnode.watch",
         "kvnode.store",
         "kvnode.view",
         "kvnode.commands",
@@ -51,6 +52,9 @@ ARROWS: dict[str, set[str]] = {
     # What HTTP asks of a group is a Protocol (http/group.py), so it needs no room of raft/ but the frozen status.
     "kvnode.http": {
         "kvnode.raft.status",
+        "kvnode.changes",
+        "kvnode.values",
+        "kvnode.watch",
         "kvnode.store",
         "kvnode.items",
         "kvnode.commands",

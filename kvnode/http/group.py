@@ -8,6 +8,7 @@ from typing import Protocol
 from kvnode.raft.status import MemberStatus, RaftStatus
 from kvnode.results import Result
 from kvnode.store import KeyValueStore
+from kvnode.watch.hub import Hub
 
 
 class Group(Protocol):
@@ -16,6 +17,10 @@ class Group(Protocol):
     @property
     def store(self) -> KeyValueStore:
         """The local replica. HTTP reads it and never changes it."""
+
+    @property
+    def watches(self) -> Hub:
+        """Who watches the local replica."""
 
     def status(self) -> RaftStatus:
         """Local state; sends nothing and waits for nothing."""

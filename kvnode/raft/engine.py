@@ -35,6 +35,7 @@ from kvnode.raft.transport import Network
 from kvnode.raft.waiters import Waiters
 from kvnode.raft.writes import Writes
 from kvnode.store import KeyValueStore
+from kvnode.watch.hub import Hub
 
 log = logging.getLogger("kvnode.raft")
 
@@ -54,6 +55,7 @@ class Engine:
         journal: Journal,
         snapshots: Snapshots,
         store: KeyValueStore,
+        watches: Hub,
         cluster_id: bytes,
         fail: Callable[[Fatal], None],
     ) -> None:
@@ -61,7 +63,7 @@ class Engine:
         self._fail = fail
         self._snapshots = snapshots
         self.settings = settings
-        self.store = store
+        self.store, self._watches = store, watches
         self.clock = time.monotonic
         self.last_step_at = self.clock()
         self.applied_term = 0
@@ -192,11 +194,7 @@ class Engine:
         )
 
     def _out_of_space(self, blocked: bool) -> None:
-        """The journal waits for space, or has got it."""
-        if blocked:
-            self.storage.blocked(*self._snapshots.disk.space())
-        else:
-            self.storage.unblocked()
+        self.storage.waits(blocked, self._snapshots.disk.space)
 
     # --- what the replica tells (replica.Owner) -------------------------------------------------------
 
@@ -207,6 +205,7 @@ class Engine:
         self.writes.applied(index)
         self.applied_term = max(self.applied_term, term)
         self.proposals.applied(term, payload)
+        self._watches.publish()
         self.audit.history.applied(index)
 
     def read_confirmed(self, read_round: int, index: int) -> None:
@@ -312,6 +311,7 @@ class Engine:
     def snapshot_arrived(self, snapshot: Snapshot, store: KeyValueStore) -> None:
         """A verified snapshot that is ahead of this node takes the place of its state and its log."""
         self.store.adopt(store)
+        self._watches.skipped()
         self._work(store.release, lambda *_: None)  # what was here before: freeing a big store takes time
         self.replica.install_snapshot(snapshot.index, snapshot.term, snapshot.members)
         self.audit.restored(snapshot)

@@ -26,6 +26,7 @@ from kvnode.raft.status import MemberStatus, RaftStatus, Role, leader_refusal
 from kvnode.raft.transfer import Transfer
 from kvnode.results import Result
 from kvnode.store import KeyValueStore
+from kvnode.watch.hub import Hub
 
 log = logging.getLogger("kvnode.raft")
 
@@ -46,7 +47,9 @@ class RaftGroup:
         self._stopping = False
         self._transfer: Transfer | None = None
         self.store = KeyValueStore()
-        self.fatal: asyncio.Future[Fatal] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.watches = Hub(self.store, loop.call_soon)
+        self.fatal: asyncio.Future[Fatal] = loop.create_future()
 
     # --- life ------------------------------------------------------------------------------------------
 
@@ -78,7 +81,10 @@ class RaftGroup:
             where = str(settings.data_dir)
             journal.reconcile(newest.index if newest else 0, newest.term if newest else 0, where)
             self.store.adopt(store)
-            engine = Engine(settings, segments, journal, snapshots, self.store, self._cluster_id, self._failed)
+            self.watches.restart()
+            engine = Engine(
+                settings, segments, journal, snapshots, self.store, self.watches, self._cluster_id, self._failed
+            )
             self._transfer = Transfer(engine)
             try:
                 await engine.start()
@@ -108,8 +114,9 @@ class RaftGroup:
             self._disk = None
 
     def begin_drain(self) -> None:
-        """From now on this node wants no new work: its probes fail, it does not campaign, it still serves."""
+        """From now on this node wants no new work: probes fail, watches end, it does not campaign, it still serves."""
         self._draining = True
+        self.watches.close("shutting_down")
         if self._engine is not None:
             self._engine.replica.election.barred = True
             self._engine.reads.draining()

@@ -7,6 +7,7 @@ low one, accepted again above the high one, without anybody's hand (etcd's NOSPA
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 RESERVE_BYTES_MAX: Final = 64 * 1_048_576
@@ -37,14 +38,11 @@ class Storage:
         if space is not None:
             self.observed(*space)
 
-    def blocked(self, free_bytes: int, total_bytes: int) -> None:
-        """A write to the journal found no space; it is tried again until there is some."""
-        self._blocked = True
-        self.observed(free_bytes, total_bytes)
-
-    def unblocked(self) -> None:
-        """The journal could be written again; the marks decide about new writes."""
-        self._blocked = False
+    def waits(self, blocked: bool, space: Callable[[], tuple[int, int]]) -> None:
+        """A write to the journal found no space and is tried again until there is some; or it has got it."""
+        self._blocked = blocked
+        if blocked:  # once it has not: the marks decide about new writes
+            self.observed(*space())
 
 
 def _mib(size_bytes: int) -> str:

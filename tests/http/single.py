@@ -15,6 +15,7 @@ import msgpack
 from kvnode.raft.status import MemberStatus, RaftStatus
 from kvnode.results import Result
 from kvnode.store import KeyValueStore
+from kvnode.watch.hub import Hub
 
 LEADING = RaftStatus(
     node_id="n1",
@@ -44,6 +45,7 @@ class SingleGroup:
 
     def __init__(self) -> None:
         self.store = KeyValueStore()
+        self.watches = Hub(self.store, lambda work: asyncio.get_running_loop().call_soon(work))
         self.present = LEADING
         self.confirms: asyncio.Future[bool] | bool = True
         self.raises: Exception | None = None
@@ -66,7 +68,9 @@ class SingleGroup:
     async def propose(self, command: bytes) -> Result:
         self.proposals += 1
         self._fail()
-        return self.store.apply(msgpack.unpackb(command))
+        result = self.store.apply(msgpack.unpackb(command))
+        self.watches.publish()
+        return result
 
     async def read_barrier(self) -> None:
         self._fail()
@@ -82,6 +86,7 @@ class SingleGroup:
 
     def begin_drain(self) -> None:
         self.becomes(draining=True)
+        self.watches.close("shutting_down")
 
     def _fail(self) -> None:
         if self.raises is not None:
