@@ -7,7 +7,7 @@ because UTF-8 was laid out for that.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from heapq import merge
 from itertools import islice
 from typing import Any, Final, NamedTuple
@@ -53,14 +53,19 @@ def unpacked(packed: bytes) -> Item:
     return Item(packed[value_at:], content_type, create_revision, mod_revision, version)
 
 
-def in_order(items: Iterable[str]) -> Iterator[str]:
-    """All keys in byte order. Never sorts the whole set in one step (SORT_RUN_KEYS says why)."""
+def go_on() -> None:
+    """For work that nobody waits beside: no rest between its steps."""
+
+
+def in_order(items: Iterable[str], rest: Callable[[], None] = go_on) -> Iterator[str]:
+    """All keys in byte order. Never sorts the whole set in one step (SORT_RUN_KEYS says why): rests between them."""
     keys = iter(items)
     runs = []
     # Kept as a dict, for its order alone: the garbage collector does not visit one that holds text only (`table.py`),
     # while lists of a million keys would stop the loop for 80 ms.
     while run := dict.fromkeys(sorted(islice(keys, SORT_RUN_KEYS))):
         runs.append(run)
+        rest()
     return merge(*runs)
 
 

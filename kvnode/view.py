@@ -7,13 +7,13 @@ Each part comes in chunks: msgpack arrays of about 64 KiB, CHUNK_BYTES_MAX at mo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 import msgpack
 
 from kvnode.commands import CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
-from kvnode.items import Item, in_order, read_items, unpacked
+from kvnode.items import Item, go_on, in_order, read_items, unpacked
 from kvnode.outcomes import Outcomes, OutcomesView
 from kvnode.table import TableView
 
@@ -30,20 +30,20 @@ class StoreView(NamedTuple):
     items: TableView[str, bytes]
     outcomes: OutcomesView
 
-    def keys(self) -> Iterator[str]:
-        """All keys in byte order."""
-        return in_order(self.items)
+    def keys(self, rest: Callable[[], None] = go_on) -> Iterator[str]:
+        """All keys in byte order. `rest` is called after each few milliseconds of sorting."""
+        return in_order(self.items, rest)
 
     def item(self, key: str) -> Item:
         """One key's item; KeyError where it did not exist."""
         return unpacked(self.items[key])
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self, rest: Callable[[], None] = go_on) -> Iterator[bytes]:
         """The snapshot's bytes: equal stores give equal bytes. Batches of about 64 KiB, CHUNK_BYTES_MAX at most.
 
         The first chunk is `[format, revision, item count, outcome count]`. Then come the outcomes
         (`OutcomesView.chunks`), and then the items: arrays of `[key, value, content_type, create_revision,
-        mod_revision, version]`.
+        mod_revision, version]`. `rest` is called after each few milliseconds of work at the most.
         """
         # A packer of its own: this runs in a worker thread, and a msgpack.Packer must not be shared between threads.
         packer = msgpack.Packer(use_bin_type=True, autoreset=True)
@@ -54,13 +54,14 @@ class StoreView(NamedTuple):
         # collection after the other, in the middle of which the event loop stands still.
         batch: list[bytes] = []
         batch_bytes = 0
-        for key in self.keys():
+        for key in self.keys(rest):
             item = self.item(key)
             batch.append(pack((key, *item)))
             batch_bytes += len(key) + len(item.value) + 48
             if batch_bytes >= CHUNK_BYTES:
                 yield packer.pack_array_header(len(batch)) + b"".join(batch)
                 batch, batch_bytes = [], 0
+                rest()
         if batch:
             yield packer.pack_array_header(len(batch)) + b"".join(batch)
 

@@ -19,6 +19,7 @@ from kvnode.raft.disk import Directory
 from kvnode.raft.engine import Engine
 from kvnode.raft.identity import claim
 from kvnode.raft.journal import Journal
+from kvnode.raft.pace import Pace
 from kvnode.raft.segments import Segments
 from kvnode.raft.settings import RaftSettings
 from kvnode.raft.snapshot import Snapshots
@@ -62,7 +63,7 @@ class RaftGroup:
         try:
             self._cluster_id = claim(disk, settings.node_id, settings.cluster_id, settings.peers)
             segments = Segments(disk, self._cluster_id)
-            snapshots = Snapshots(disk, self._cluster_id)
+            snapshots = Snapshots(disk, self._cluster_id, Pace().rest)
             # In a worker: the HTTP server answers its probes while a big store is being read.
             store = await loop.run_in_executor(None, snapshots.recover)
             recovered = await loop.run_in_executor(None, segments.recover)

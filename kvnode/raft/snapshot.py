@@ -35,6 +35,7 @@ _VERSION: Final = 2
 _VERSION_WITHOUT_DIGEST: Final = 1
 _MEMBERS_BYTES_MAX: Final = 65_536
 _WRITE_BYTES: Final = 1_048_576
+_SYNC_BYTES: Final = 8 * 1_048_576  # all at once at the end, and the journal's own sync would wait behind it
 PART: Final = ".part"
 KEEP: Final = 2  # the newest, and the one before it for a follower that is still fetching it
 
@@ -61,11 +62,15 @@ class Snapshot:
 
 
 class Snapshots:
-    """The snapshots in one directory. `write` and `load` may run in a worker thread; errors of the disk are OSError."""
+    """The snapshots in one directory. `write` and `load` may run in a worker thread; errors of the disk are OSError.
 
-    def __init__(self, disk: Disk, cluster_id: bytes) -> None:
+    `rest` is called by the thread that writes, between steps of a few milliseconds (`pace.py`).
+    """
+
+    def __init__(self, disk: Disk, cluster_id: bytes, rest: Callable[[], None] = lambda: None) -> None:
         self.disk = disk
         self._cluster_id = cluster_id
+        self._rest = rest
         self.newest: Snapshot | None = None
 
     def recover(self) -> KeyValueStore:
@@ -104,9 +109,9 @@ class Snapshots:
         return Snapshot(name, index, term, members, self.disk.size(name), digest)
 
     def _write(self, part: str, head: bytes, view: StoreView) -> None:
-        buffers, waiting = [head], 0
+        buffers, waiting, unsynced = [head], 0, 0
         crcs, count = 0, 0
-        for chunk in view.chunks():
+        for chunk in view.chunks(self._rest):
             crc = zlib.crc32(chunk)
             crcs = zlib.crc32(crc.to_bytes(4, "little"), crcs)
             count += 1
@@ -114,7 +119,11 @@ class Snapshots:
             waiting += len(chunk)
             if waiting >= _WRITE_BYTES:
                 self.disk.append(part, buffers)
+                unsynced += waiting
                 buffers, waiting = [], 0
+                if unsynced >= _SYNC_BYTES:
+                    self.disk.sync(part)
+                    unsynced = 0
         buffers.append(_CHUNK.pack(0, crcs) + _COUNT.pack(count))
         self.disk.append(part, buffers)
 
