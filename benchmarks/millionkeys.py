@@ -109,12 +109,22 @@ class Run:
         print(f"{what}: {figure} (load average {os.getloadavg()[0]:.1f})", flush=True)
 
     def go(self) -> None:
+        self.loop_alone()
         self.load()
         self.memory()
         self.snapshot_at_rest()
         self.snapshot_under_load()
         self.restarts()
         self.catching_up()
+
+    def loop_alone(self) -> None:
+        """What a snapshot itself does to the loop beside it: one process, nothing else on the machine."""
+        with Tool("looplag", "--keys", str(self.keys)) as tool:
+            tool.wait(LOAD_DEADLINE_S)
+        idle, rested, restless = (f"{float(line) * 1000:.0f} ms" for line in tool.lines)
+        self.note("one process alone: the loop's longest delay, idle", idle)
+        self.note("… beside a snapshot", rested)
+        self.note("… beside a snapshot that never rests (not a node's way: for comparison)", restless)
 
     def load(self) -> None:
         cluster = self.cluster
