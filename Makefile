@@ -18,7 +18,7 @@ BENCH_ARGS ?=
 DEV_ARGS ?=
 CHAOS_ARGS ?=
 
-.PHONY: help setup haproxy dev test lint format fuzz chaos bench-failover bench-million compose-up compose-down compose-test clean
+.PHONY: help setup haproxy dev test lint format fuzz chaos bench bench-failover bench-million compose-up compose-down compose-test clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -63,6 +63,10 @@ fuzz: $(STAMP) ## thousands of simulated schedules; a failure prints the seed th
 
 chaos: $(STAMP) ## real nodes under load, killed, frozen, cut off, out of disk; nothing may be lost
 	$(BIN)/python -m tests.chaos.run $(CHAOS_ARGS)
+
+bench: $(STAMP) ## requests per second beside etcd and beside aiohttp doing nothing; writes docs/THROUGHPUT.md
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check '.[bench]'
+	$(BIN)/python -m benchmarks.throughput $(BENCH_ARGS)
 
 bench-failover: $(STAMP) ## how long writes stop when the leader goes, beside etcd where it is installed; writes docs/FAILOVER.md
 	$(BIN)/python -m benchmarks.failover $(BENCH_ARGS)

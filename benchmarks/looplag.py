@@ -2,8 +2,8 @@
 
 `python -m benchmarks.looplag [--keys 1000000]`: the real store, snapshot files and pace; a loop that wakes every
 millisecond and overwrites a key each time. With three nodes and their clients on two cores, a late answer may as well
-be the machine's scheduler; here it is the snapshot alone. Prints the longest delay of a wake-up in seconds, one line each:
-idle, beside a snapshot, beside one that never rests.
+be the machine's scheduler; here it is the snapshot alone. Prints the longest delay of a wake-up in seconds, one line
+each: idle, beside a snapshot, beside one that never rests.
 """
 
 from __future__ import annotations
