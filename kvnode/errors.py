@@ -149,6 +149,16 @@ class IdempotencyKeyReused(BadRequest):
     code = "idempotency_key_reused"
 
 
+class Compacted(Definite):
+    """What happened from the revision asked for is forgotten; `oldest_revision` is the first that is still known."""
+
+    code = "compacted"
+
+    def __init__(self, message: str, oldest_revision: int | None = None) -> None:
+        super().__init__(message)
+        self.oldest_revision = oldest_revision
+
+
 class Conflict(Definite):
     """An administrative request does not fit the cluster's present state."""
 

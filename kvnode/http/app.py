@@ -17,18 +17,21 @@ from aiohttp.http_exceptions import LineTooLong
 
 from kvnode.errors import (
     BadRequest,
+    Compacted,
     Definite,
     Indefinite,
     KvnodeError,
     MethodNotAllowed,
     PreconditionFailed,
 )
-from kvnode.http import admin, kv, listing, probes
+from kvnode.http import admin, kv, listing, probes, watch
 from kvnode.http.answer import JSON_TYPE, Answer, json_bytes
+from kvnode.http.connection import Connection
 from kvnode.http.group import Group
 from kvnode.http.paths import split_target
 from kvnode.http.probes import LeaderProbe
 from kvnode.http.route import RouteTable
+from kvnode.http.stream import HEARTBEAT_S
 
 __all__ = ["LeaderProbe", "create_server"]
 
@@ -42,6 +45,7 @@ STATUS_OF: Final = {
     "method_not_allowed": 405,
     "request_timeout": 408,
     "conflict": 409,
+    "compacted": 410,
     "precondition_failed": 412,
     "too_large": 413,
     "unsupported_media_type": 415,
@@ -64,7 +68,13 @@ _log = logging.getLogger("kvnode.http")
 
 
 def create_server(
-    group: Group, *, node_id: str, leader_probe: LeaderProbe | None, probe_timeout_s: float, version: str
+    group: Group,
+    *,
+    node_id: str,
+    leader_probe: LeaderProbe | None,
+    probe_timeout_s: float,
+    version: str,
+    heartbeat_s: float = HEARTBEAT_S,
 ) -> web.Server:
     """The server for one node, for `loop.create_server`. To be called with the loop running.
 
@@ -73,6 +83,7 @@ def create_server(
     table = RouteTable(
         probes.routes(group, leader_probe, probe_timeout_s),
         kv.routes(group),
+        watch.routes(group, heartbeat_s),
         listing.routes(group),
         admin.routes(group, node_id, version),
     )
@@ -146,11 +157,13 @@ class App:
 def failure(error: KvnodeError, *, writing: bool) -> Answer:
     """The one translation of an error: status, JSON, and the headers that go with it."""
     status = STATUS_OF[error.code]
-    document = {"error": error.code, "message": error.message}
+    document: dict[str, Any] = {"error": error.code, "message": error.message}
     if writing:
         document["outcome"] = error.outcome
     headers = JSON_TYPE
-    if isinstance(error, MethodNotAllowed):
+    if isinstance(error, Compacted):
+        document["oldest_revision"] = error.oldest_revision
+    elif isinstance(error, MethodNotAllowed):
         headers += f"Allow: {error.allow}\r\n".encode()
     elif isinstance(error, PreconditionFailed) and error.current_revision is not None:
         headers += b'ETag: "%d"\r\n' % error.current_revision
@@ -175,24 +188,4 @@ class Server(web.Server):
         self.app = app
 
     def __call__(self) -> web.RequestHandler:
-        return Connection(self, loop=self._loop, **self._kwargs)
-
-
-class Connection(web.RequestHandler):
-    """One client's connection."""
-
-    __slots__ = ("_app",)
-
-    def __init__(self, server: Server, **settings: Any) -> None:
-        super().__init__(server, **settings)
-        self._app = server.app
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Reached for bytes that are no request alone: `App.handle` lets no failure of a handler through."""
-        return cast(web.StreamResponse, self._app.malformed(exc))
+        return Connection(self, self.app.malformed, loop=self._loop, **self._kwargs)

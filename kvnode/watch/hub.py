@@ -141,13 +141,13 @@ class Hub:
     def sweep(self) -> None:
         """To be called about once a second: logs let go of what the history has let go of.
 
-        Else a audience that nothing happens to any more would keep, for a client that does not read, what nobody needs.
+        Else an audience that nothing happens to any more would keep, for a client that does not read, what nobody needs.
         """
         for audience in list(self._unread):
             if audience.log and audience.log[0].revision < self.history.oldest:
                 self._trim(audience, LOG_CHANGES_MAX, LOG_BYTES_MAX)
             if not audience.log:
-                del self._unread[audience]
+                self._unread.pop(audience, None)
 
     # --- inside -------------------------------------------------------------------------------------
 

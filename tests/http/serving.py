@@ -96,13 +96,14 @@ class Served:
 
 
 @asynccontextmanager
-async def serve(group: SingleGroup, *, leader_probe: bool = True) -> AsyncIterator[Served]:
+async def serve(group: SingleGroup, *, leader_probe: bool = True, heartbeat_s: float = 10.0) -> AsyncIterator[Served]:
     server = create_server(
         group,
         node_id="n1",
         leader_probe=LeaderProbe(group, 0.2) if leader_probe else None,
         probe_timeout_s=0.2,
         version="1.2.3",
+        heartbeat_s=heartbeat_s,
     )
     listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     try:

@@ -1,0 +1,71 @@
+"""Changes as text: JSON objects with the fields of a listing, and Server-Sent Events (HTML Standard, 9.2).
+
+    id: 7                                     the revision; with several changes in one, on the last of them alone
+    event: put                                put, delete or expire
+    data: {"key":"a","value":"MQ==",…}
+
+An id says that everything up to its revision has been told. So a client that comes back with the last one that it got
+(`Last-Event-ID`) loses nothing; and since the changes of one revision stand together, one that keeps those without
+an id until the id comes, and drops them when it does not, is told nothing twice either.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import Any
+
+from kvnode.changes import CHANGE_PUT, KIND_NAMES, Change
+from kvnode.http.answer import json_bytes
+from kvnode.items import unpacked
+from kvnode.watch.audience import Piece
+from kvnode.watch.watcher import Ending
+
+SENTENCES = {
+    "slow": "The client did not read as fast as the keys change: go on from this revision.",
+    "shutting_down": "This node is shutting down: go on from this revision on another one.",
+    "no_leader": "This node has not heard from a leader for a while: go on from this revision on another one.",
+    "compacted": "This node does not know any more what happened from the revision asked for up to the oldest: try "
+    "another node, or list the keys and watch from the revision after the listing's.",
+}
+
+
+def fields(change: Change) -> dict[str, Any]:
+    """One change as a JSON object; a key that went away has no value."""
+    kind, key, revision, packed = change
+    if kind != CHANGE_PUT:
+        return {"key": key, "mod_revision": revision}
+    item = unpacked(packed)
+    return {
+        "key": key,
+        "value": b64encode(item.value).decode(),
+        "content_type": item.content_type,
+        "create_revision": item.create_revision,
+        "mod_revision": item.mod_revision,
+        "version": item.version,
+    }
+
+
+def event(kind: str, document: Any, revision: int | None) -> bytes:
+    """One event; without a revision it leaves the client's last id as it is."""
+    identity = b"" if revision is None else b"id: %d\n" % revision
+    return b"%bevent: %b\ndata: %b\n" % (identity, kind.encode(), json_bytes(document))
+
+
+def text_of(piece: Piece) -> bytes:
+    """The events of one revision; made once, whoever else is told of them."""
+    if not piece.text:
+        last = len(piece.block) - 1
+        piece.text = b"".join(
+            event(KIND_NAMES[change[0]], fields(change), piece.revision if number == last else None)
+            for number, change in enumerate(piece.block)
+        )
+    return piece.text
+
+
+def end_of(ending: Ending, revision: int) -> bytes:
+    """What a stream ends with. `compacted` has no id: another node may still go on from the one before it."""
+    sentence = SENTENCES[ending.reason]
+    if ending.reason == "compacted":
+        return event("compacted", {"oldest_revision": ending.oldest, "message": sentence}, None)
+    document = {"reason": ending.reason, "message": sentence, "from_revision": revision + 1}
+    return event("end", document, revision)
