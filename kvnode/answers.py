@@ -17,7 +17,7 @@ _BY_CODE: Final = {
         errors.BadRequest, errors.TooLarge, errors.UnsupportedMediaType, errors.NotFound, errors.Unavailable,
         errors.NoLeader, errors.NotLeader, errors.Unverified, errors.Overloaded, errors.ShuttingDown,
         errors.Starting, errors.DiskFull, errors.KeyNotFound, errors.IdempotencyKeyReused, errors.Conflict,
-        errors.OutcomeUnknown,
+        errors.Compacted, errors.OutcomeUnknown,
     )
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from base64 import b64decode
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self, cast
 from urllib.parse import quote, urlencode
@@ -22,6 +22,7 @@ from yarl import URL
 
 from kvnode import errors
 from kvnode.answers import Answer, etag_revision, parsed, refusal, shaped
+from kvnode.watching import Event, watch
 
 Consistency = Literal["linearizable", "stale"]
 
@@ -156,6 +157,19 @@ class Client:
         query |= {"cursor": cursor} if cursor is not None else {}
         body = parsed(await self._call("GET", f"/v1/kv?{urlencode(query, quote_via=quote, safe='')}"))
         return shaped(lambda: Page(tuple(map(_listed, body["items"])), body.get("cursor"), body["revision"]))
+
+    def watch(
+        self, prefix: str = "", *, key: str | None = None, from_revision: int | None = None
+    ) -> AsyncIterator[Event]:
+        """Every change to one key, or to all that begin with `prefix`, from `from_revision` on (None: from now).
+
+        Goes on across leader changes and lost nodes without a gap or a repetition, for as long as it is iterated; a
+        node that streams nothing within `timeout_s` is given up with all others. Raises Compacted (list, and watch on
+        from the listing's revision + 1), BadRequest, Unavailable.
+        """
+        assert self._session is not None, "use `async with Client(...)`"
+        query = {"prefix": prefix} if key is None else {"key": key}
+        return watch(self._session, self._urls, query, from_revision, self._timeout_s)
 
     # --- the cluster ------------------------------------------------------------------------------
 

@@ -72,10 +72,12 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.logs",
     },
     "kvnode.answers": {"kvnode.errors"},
-    "kvnode.client": {"kvnode", "kvnode.answers", "kvnode.errors", "kvnode.values"},
+    "kvnode.watching": {"kvnode.answers", "kvnode.errors"},
+    "kvnode.client": {"kvnode", "kvnode.answers", "kvnode.watching", "kvnode.errors", "kvnode.values"},
     "kvnode.cli": {
         "kvnode",
         "kvnode.client",
+        "kvnode.watching",
         "kvnode.server",
         "kvnode.raft.verify",
         "kvnode.config",
@@ -89,7 +91,7 @@ ARROWS: dict[str, set[str]] = {
 # Library -> the rooms that may know it.
 LIBRARIES: dict[str, set[str]] = {
     "pysyncobj": {"kvnode.raft"},
-    "aiohttp": {"kvnode.http", "kvnode.server", "kvnode.client"},
+    "aiohttp": {"kvnode.http", "kvnode.server", "kvnode.client", "kvnode.watching"},
     "sortedcontainers": {"kvnode.store"},
     "click": {"kvnode.cli"},
     "rich": {"kvnode.cli"},

@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "get": ("kvnode.cli.keys", "get", "Print a key's value."),
     "delete": ("kvnode.cli.keys", "delete", "Remove a key."),
     "list": ("kvnode.cli.keys", "list_keys", "List keys."),
+    "watch": ("kvnode.cli.watch", "watch", "Print changes as they happen."),
     "status": ("kvnode.cli.cluster", "status", "Show every member of the cluster."),
     "leader": ("kvnode.cli.cluster", "leader", "Print who leads."),
     "transfer": ("kvnode.cli.cluster", "transfer", "Hand leadership to another member."),

@@ -177,12 +177,13 @@ def _print_table(items: list[Listed]) -> None:
     table.add_column("version", justify="right")
     for item in items:
         table.add_row(
-            Text(_shown(item.key)), Text(_shown(_preview(item.value))), str(item.mod_revision), str(item.version)
+            Text(shown(item.key)), Text(shown(preview(item.value))), str(item.mod_revision), str(item.version)
         )
     Console().print(table)
 
 
-def _preview(value: bytes) -> str:
+def preview(value: bytes) -> str:
+    """A value as one cell of a table: the beginning of a text, or how long it is."""
     head = value[: SHOWN_VALUE_CHARS * 4]
     try:
         # A cut may fall into a character: up to three bytes of it.
@@ -192,6 +193,6 @@ def _preview(value: bytes) -> str:
     return text if len(text) <= SHOWN_VALUE_CHARS else text[:SHOWN_VALUE_CHARS] + "…"
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Without control characters: a stored escape sequence must not reach the terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

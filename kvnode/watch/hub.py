@@ -141,7 +141,7 @@ class Hub:
     def sweep(self) -> None:
         """To be called about once a second: logs let go of what the history has let go of.
 
-        Else an audience that nothing happens to any more would keep, for a client that does not read, what nobody needs.
+        Else an audience that nothing happens to any more would keep, for a client that does not read, what is old.
         """
         for audience in list(self._unread):
             if audience.log and audience.log[0].revision < self.history.oldest:

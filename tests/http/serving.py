@@ -78,7 +78,7 @@ class Served:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Wire]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=4 * 1_048_576)
         try:
             yield Wire(reader, writer)
         finally:
