@@ -11,11 +11,14 @@ The map of rooms, from the inside out. Imports run upwards on this page only, an
     outcomes.py    what became of each write that carried an idempotency key, for a bounded window
     view.py        the store at one revision: what a snapshot writes and reads
     store.py       KeyValueStore: the state machine; pure, total, deterministic
+    changes.py     what the store notes of each change
+    watch/         who watches what on one node: the newest history, audiences and their watchers
     config.py      one frozen Config from flags, environment and file
     raft/          the only rooms that know PySyncObj; `raft/group.py` is their face, `raft/status.py` their news
-    http/          the API: routes and the one error table (`app.py`), probes, keys, administration
+    http/          the API: routes and the one error table (`app.py`), probes, keys, watches, administration
     server.py      builds, starts, drains and stops one node
     answers.py     what a node's answer means to a client: a value, or one typed error
+    watching.py    the client's side of a watch: one sequence of changes out of many streams
     client.py      the asyncio client: retries only what is definite or idempotent
     cli/           serve, dev and the client commands
 """

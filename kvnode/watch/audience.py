@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvnode.watch.history import Block, block_bytes
+from kvnode.watch.history import Block, changes_bytes
 
 if TYPE_CHECKING:
     from kvnode.watch.watcher import Watcher
@@ -32,7 +32,7 @@ class Piece:
 
     def __init__(self, block: Block) -> None:
         self.block = block
-        self.bytes = block_bytes(block)
+        self.bytes = changes_bytes(block)
         self.revision = block[0][2]
         self.text = b""
 

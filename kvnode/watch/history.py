@@ -1,4 +1,4 @@
-"""The newest changes of the store, revision by revision: what a watch that comes back, or begins in the past, is given.
+"""The newest changes of the store, in order: what a watch that comes back, or begins in the past, is given.
 
 One node's memory and no part of the replicated state: bounded by count and by bytes, the oldest out first. A restart
 begins it anew at the snapshot that the node loads, and fills it from the journal; a snapshot from a peer begins it
@@ -7,8 +7,10 @@ anew as well. So nodes hold different stretches of the same history, and what on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import groupby
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
 from typing import Final
 
 from kvnode.changes import Change
@@ -22,10 +24,13 @@ CHANGE_BYTES: Final = 256  # tuple, numbers, text and dictionary slot of one cha
 Block = tuple[Change, ...]
 """All changes of one revision, in order; or those of them that somebody asked for."""
 
+Segment = tuple[int, int, tuple[Change, ...]]
+"""(newest revision, bytes, changes): a plain tuple for the reason that `changes.py` gives."""
 
-def blocks(changes: list[Change]) -> Iterator[Block]:
+
+def blocks(changes: Sequence[Change]) -> Iterator[Block]:
     """Changes as the store noted them, cut by revision."""
-    if len(changes) == 1:  # nearly always one entry with few commands, each with one change
+    if len(changes) == 1:
         yield (changes[0],)
         return
     for _, same in groupby(changes, _revision):
@@ -36,18 +41,18 @@ def _revision(change: Change) -> int:
     return change[2]
 
 
-def block_bytes(block: Block) -> int:
-    """What a block counts for in every bound."""
-    size = 0
-    for _, key, _, packed in block:
-        size += CHANGE_BYTES + len(key) + len(packed)
+def changes_bytes(changes: Sequence[Change]) -> int:
+    """What changes count for in every bound."""
+    size = CHANGE_BYTES * len(changes)
+    for _, key, _, packed in changes:
+        size += len(key) + len(packed)
     return size
 
 
 class History:
-    """Blocks by revision. Every revision from `oldest` to `newest` is here, or changed no key."""
+    """Every change from revision `oldest` to `newest`, in segments: one for each entry of the log."""
 
-    __slots__ = ("_blocks", "_bytes", "_bytes_max", "_changes", "_changes_max", "newest", "oldest")
+    __slots__ = ("_bytes", "_bytes_max", "_changes", "_changes_max", "_segments", "newest", "oldest")
 
     def __init__(
         self, revision: int = 0, changes_max: int = HISTORY_CHANGES_MAX, bytes_max: int = HISTORY_BYTES_MAX
@@ -58,7 +63,7 @@ class History:
 
     def reset(self, revision: int) -> None:
         """Forgets everything: what comes next is what happens after `revision`."""
-        self._blocks: dict[int, Block] = {}
+        self._segments: deque[Segment] = deque()
         self._changes = 0
         self._bytes = 0
         self.newest = revision
@@ -68,19 +73,27 @@ class History:
         """How many changes are held."""
         return self._changes
 
-    def append(self, block: Block) -> None:
-        """The changes of the next revision. One that is over the bounds by itself is forgotten at once."""
-        revision = block[0][2]
-        self._blocks[revision] = block
-        self.newest = revision
-        self._changes += len(block)
-        self._bytes += block_bytes(block)
+    def append(self, changes: Sequence[Change]) -> None:
+        """What an entry changed. One that is over the bounds by itself is forgotten at once, with what was before."""
+        size = changes_bytes(changes)
+        self.newest = newest = changes[-1][2]
+        self._segments.append((newest, size, tuple(changes)))
+        self._changes += len(changes)
+        self._bytes += size
         while self._changes > self._changes_max or self._bytes > self._bytes_max:
-            forgotten = self._blocks.pop(self.oldest, ())
-            self.oldest += 1
+            newest, size, forgotten = self._segments.popleft()
+            self.oldest = newest + 1
             self._changes -= len(forgotten)
-            self._bytes -= block_bytes(forgotten)
+            self._bytes -= size
 
-    def get(self, revision: int) -> Block:
-        """The changes of one revision; () for one that changed no key, is forgotten, or is still to come."""
-        return self._blocks.get(revision, ())
+    def since(self, revision: int) -> Iterator[Block]:
+        """What was changed from that revision on, block by block. Not to be iterated across an `append`."""
+        first = bisect_left(self._segments, revision, key=_newest)
+        for _, _, changes in islice(self._segments, first, None):
+            for block in blocks(changes):
+                if block[0][2] >= revision:
+                    yield block
+
+
+def _newest(segment: Segment) -> int:
+    return segment[0]

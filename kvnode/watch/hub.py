@@ -8,13 +8,13 @@ watchers as with one. A change that a whole audience is told of is noted once, a
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from kvnode.changes import Change
 from kvnode.errors import Overloaded, ShuttingDown
 from kvnode.watch.audience import Audience, Piece, Selector
-from kvnode.watch.history import Block, History, blocks
+from kvnode.watch.history import History, blocks
 from kvnode.watch.watcher import Ending, Watcher
 
 WATCHERS_MAX: Final = 16_384
@@ -71,10 +71,9 @@ class Hub:
         if not changes:
             return
         self._store.changes = []
-        for block in blocks(changes):
-            self.history.append(block)
-            if self._keys or self._prefixes:
-                self._deliver(block)
+        self.history.append(changes)
+        if self._keys or self._prefixes:
+            self._deliver(changes)
 
     def skipped(self) -> None:
         """A snapshot took the place of the store's contents: what led from one to the other is not known here."""
@@ -151,28 +150,27 @@ class Hub:
 
     # --- inside -------------------------------------------------------------------------------------
 
-    def _deliver(self, block: Block) -> None:
+    def _deliver(self, changes: list[Change]) -> None:
+        keys, prefixes, lengths = self._keys, self._prefixes, self._lengths
         found: dict[Audience, list[Change]] = {}
-        for change in block:
-            for audience in self._audiences_of(change[1]):
+        for change in changes:
+            key = change[1]
+            audience = keys.get(key)
+            if audience is not None:
                 found.setdefault(audience, []).append(change)
-        for audience, changes in found.items():
-            audience.push(Piece(block if len(changes) == len(block) else tuple(changes)))
+            for length in lengths:
+                # Shorter keys are their own beginning here: told to nobody whose prefix is longer.
+                audience = prefixes.get(key[:length])
+                if audience is not None and length <= len(key):
+                    found.setdefault(audience, []).append(change)
+        for audience, wanted in found.items():
+            for block in blocks(wanted):
+                audience.push(Piece(block))
             self._dirty[audience] = self._unread[audience] = None
             if audience.changes > LOG_CHANGES_MAX or audience.bytes > LOG_BYTES_MAX:
                 self._trim(audience, LOG_CHANGES_MAX // 2, LOG_BYTES_MAX // 2)
         if found:
             self._schedule()
-
-    def _audiences_of(self, key: str) -> Iterator[Audience]:
-        audience = self._keys.get(key)
-        if audience is not None:
-            yield audience
-        for length in self._lengths:
-            if length <= len(key):
-                audience = self._prefixes.get(key[:length])
-                if audience is not None:
-                    yield audience
 
     def _trim(self, audience: Audience, changes_max: int, bytes_max: int) -> None:
         """Shortens a log; by half, so that looking for those who had not read it costs little for each change."""

@@ -61,24 +61,28 @@ class Watcher:
 
     def _from_history(self, bytes_max: int) -> list[Piece]:
         hub, history = self._hub, self._hub.history
-        revision = first = self.next_revision
+        first = self.next_revision
         if first < history.oldest:
             hub.end(self, "compacted")
             return []
         found: list[Piece] = []
         size = 0
         stop = min(history.newest + 1, first + SLICE_REVISIONS)
-        of, get = self.selector.of, history.get
-        while revision < stop and size < bytes_max:
-            block = of(get(revision))
-            revision += 1
-            if block:
-                piece = Piece(block)
+        of = self.selector.of
+        for block in history.since(first):
+            if block[0][2] >= stop:
+                break
+            wanted = of(block)
+            if wanted:
+                piece = Piece(wanted)
                 found.append(piece)
                 size += piece.bytes
-        hub.searched += revision - first
-        self.next_revision = revision
-        if revision > history.newest:
+                if size >= bytes_max:
+                    stop = piece.revision + 1
+                    break
+        self.next_revision = max(first, stop)
+        hub.searched += self.next_revision - first
+        if stop > history.newest:
             hub.caught_up(self)
         else:
             hub.call(self)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kvnode.errors import Overloaded, ShuttingDown
 from kvnode.store import KeyValueStore
 from kvnode.watch import hub
-from kvnode.watch.history import History, block_bytes
+from kvnode.watch.history import History, changes_bytes
 from tests.watch.node import Node, Reader, key, prefix
 
 names = st.sampled_from(["a", "a/", "a/b", "a/c", "b", "é", "\0", "a/b/c"])
@@ -104,7 +104,7 @@ def test_history_is_bounded_by_bytes_and_lets_go_of_whole_revisions() -> None:
     assert (len(node.hub.history), node.hub.history.oldest, node.store.revision) == (0, 102, 101)
     node.put("k")
     assert Reader(node, prefix(""), 102).keys == ["k"]
-    assert node.hub.history._bytes == block_bytes(node.hub.history.get(102))
+    assert node.hub.history._bytes == changes_bytes(next(node.hub.history.since(102)))
 
 
 def test_a_snapshot_that_jumps_ahead_tells_everybody_of_the_gap() -> None:
