@@ -73,8 +73,7 @@ async def test_no_gap_and_no_repetition_across_a_killed_leader_and_a_killed_watc
                 following(clients["n2"], "", told["n2"]),
                 following(clients["n3"], "", told["n3"]),
             ):
-                for writer in range(3):
-                    tasks.create_task(write(writer, writing))
+                writers = [tasks.create_task(write(writer, writing)) for writer in range(3)]
                 await written(300)
                 cluster.kill(leader)
                 await written(300)
@@ -85,6 +84,7 @@ async def test_no_gap_and_no_repetition_across_a_killed_leader_and_a_killed_watc
                 await asyncio.to_thread(cluster.restart, watched)
                 await written(100)
                 stopping = True
+                await asyncio.gather(*writers)
                 async with asyncio.timeout(20):
                     while any(not events or events[-1].revision < max(applied) for events in told.values()):  # noqa: ASYNC110
                         await asyncio.sleep(0.02)
