@@ -9,6 +9,8 @@ The map of rooms, from the inside out. Imports run upwards on this page only, an
     results.py     what the state machine answers
     items.py       one key's value, packed
     outcomes.py    what became of each write that carried an idempotency key, for a bounded window
+    leases.py      leases: a time to live that keys share
+    transactions.py  compare, then one of two branches, in one revision
     view.py        the store at one revision: what a snapshot writes and reads
     store.py       KeyValueStore: the state machine; pure, total, deterministic
     changes.py     what the store notes of each change

@@ -16,8 +16,9 @@ _BY_CODE: Final = {
     for kind in (
         errors.BadRequest, errors.TooLarge, errors.UnsupportedMediaType, errors.NotFound, errors.Unavailable,
         errors.NoLeader, errors.NotLeader, errors.Unverified, errors.Overloaded, errors.ShuttingDown,
-        errors.Starting, errors.DiskFull, errors.KeyNotFound, errors.IdempotencyKeyReused, errors.Conflict,
-        errors.Compacted, errors.OutcomeUnknown,
+        errors.Starting, errors.DiskFull, errors.KeyNotFound, errors.LeaseNotFound, errors.TooManyLeases,
+        errors.IdempotencyKeyReused, errors.Conflict, errors.Compacted,
+        errors.OutcomeUnknown,
     )
 }  # fmt: skip
 

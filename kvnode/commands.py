@@ -17,12 +17,24 @@ CONTENT_TYPE_BYTES_MAX: Final = 256
 IDEMPOTENCY_KEY_CHARS_MAX: Final = 64
 COMMAND_BYTES_MAX: Final = VALUE_BYTES_MAX + KEY_BYTES_MAX + CONTENT_TYPE_BYTES_MAX + IDEMPOTENCY_KEY_CHARS_MAX + 256
 
+TTL_S_MAX: Final = 366 * 86_400
+LEASE_ID_MAX: Final = 2**53 - 1  # JSON numbers are exact up to there
+EXPIRED_MAX: Final = 4_096  # leases in one expiry
+
 PUT: Final = 1
 DELETE: Final = 2
+DELETE_PREFIX: Final = 3
+TXN: Final = 4  # `transactions.py`
+GRANT: Final = 5
+RENEW: Final = 6
+REVOKE: Final = 7
+EXPIRE: Final = 8
 # Fields up to the idempotency key, which is left out where there is none: older journals have no such field, and
 # a write without a key does not carry an empty one.
-PUT_FIELDS: Final = 5
-DELETE_FIELDS: Final = 3
+FIELDS: Final = {PUT: 5, DELETE: 3, DELETE_PREFIX: 2, TXN: 4, GRANT: 2, RENEW: 2, REVOKE: 2, EXPIRE: 2}
+PUT_FIELDS: Final = FIELDS[PUT]
+DELETE_FIELDS: Final = FIELDS[DELETE]
+FREEING: Final = frozenset((DELETE, DELETE_PREFIX, REVOKE, EXPIRE))  # what makes the store smaller
 
 # What a conditional write expects of the key's present `mod_revision`.
 # None: nothing. A tuple: one of these revisions (an empty tuple never matches).
@@ -38,6 +50,7 @@ class Put:
     """Set `key` to `value`. Key 1 to 1,024 bytes of UTF-8, value 0 to 1 MiB, content type up to 256 bytes.
 
     With an idempotency key (1 to 64 printable ASCII characters) it is carried out once, however often it is sent.
+    `lease` is the id of the lease that the key leaves with, `ttl_s` asks for a lease of its own; 0: neither.
     """
 
     key: str
@@ -45,8 +58,13 @@ class Put:
     content_type: str = ""
     expect: Expect = None
     idempotency_key: str | None = None
+    lease: int = 0
+    ttl_s: int = 0
 
     def encode(self) -> bytes:
+        if self.lease or self.ttl_s:
+            start = (PUT, self.key, self.value, self.content_type, self.expect)
+            return _pack((*start, self.idempotency_key, self.lease, self.ttl_s))
         if self.idempotency_key is None:
             return _pack((PUT, self.key, self.value, self.content_type, self.expect))
         return _pack((PUT, self.key, self.value, self.content_type, self.expect, self.idempotency_key))
@@ -66,34 +84,138 @@ class Delete:
         return _pack((DELETE, self.key, self.expect, self.idempotency_key))
 
 
+@dataclass(frozen=True, slots=True)
+class DeletePrefix:
+    """Remove all keys that start with `prefix` (1 to 1,024 bytes), in one revision."""
+
+    prefix: str
+    idempotency_key: str | None = None
+
+    def encode(self) -> bytes:
+        return _with_key((DELETE_PREFIX, self.prefix), self.idempotency_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A new lease of `ttl_s` seconds, 1 to TTL_S_MAX."""
+
+    ttl_s: int
+    idempotency_key: str | None = None
+
+    def encode(self) -> bytes:
+        return _with_key((GRANT, self.ttl_s), self.idempotency_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """The lease's time begins again.
+
+    A write like any other, although it changes no key: its place in the log decides between it and an expiry, and
+    the next leader knows of it. (etcd renews in the leader's memory alone, and needs checkpoints to make up for it.)
+    A keepalive costs its share of a group commit.
+    """
+
+    lease: int
+    idempotency_key: str | None = None
+
+    def encode(self) -> bytes:
+        return _with_key((RENEW, self.lease), self.idempotency_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """The lease ends, and its keys with it, in one revision."""
+
+    lease: int
+    idempotency_key: str | None = None
+
+    def encode(self) -> bytes:
+        return _with_key((REVOKE, self.lease), self.idempotency_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """The time of these leases is over: (id, renewals that the leader knew of). One that was renewed since stays."""
+
+    leases: tuple[tuple[int, int], ...]
+
+    def encode(self) -> bytes:
+        return bytes(_pack((EXPIRE, self.leases)))
+
+
+def _with_key(fields: tuple[int | str, ...], idempotency_key: str | None) -> bytes:
+    return bytes(_pack(fields if idempotency_key is None else (*fields, idempotency_key)))
+
+
 # --- what a decoded command must look like ---------------------------------------------------------
 
 
 def command_fault(command: Any) -> str | None:
-    """What is wrong with a decoded command, whatever the store holds; None where it can be carried out. Total."""
+    """What is wrong with a decoded command, whatever the store holds; None where it can be carried out. Total.
+
+    Of a transaction this checks its outside alone: `transactions.transaction_fault` is for the rest.
+    """
     if type(command) is not list or not command:
         return "unknown command"
     kind = command[0]
     if kind == PUT:
-        if not PUT_FIELDS <= len(command) <= PUT_FIELDS + 1:
-            return "a put has five fields, and a sixth for an idempotency key"
+        if not PUT_FIELDS <= len(command) <= PUT_FIELDS + 3 or len(command) == PUT_FIELDS + 2:
+            return "a put has five fields, a sixth for an idempotency key, two more for a lease"
         value, expect, extra = command[2], command[4], command[PUT_FIELDS:]
         if type(value) is not bytes or len(value) > VALUE_BYTES_MAX:
             return f"a value is 0 to {VALUE_BYTES_MAX} bytes"
-        fault = _text_fault("content type", command[3], 0, CONTENT_TYPE_BYTES_MAX)
+        fault = text_fault("content type", command[3], 0, CONTENT_TYPE_BYTES_MAX)
+        if fault is None and len(extra) == 3:
+            fault = lease_fault(extra[1], extra[2])
         if fault is not None:
             return fault
-    elif kind == DELETE:
-        if not DELETE_FIELDS <= len(command) <= DELETE_FIELDS + 1:
-            return "a delete has three fields, and a fourth for an idempotency key"
-        expect, extra = command[2], command[DELETE_FIELDS:]
-    else:
+    elif type(kind) is not int or kind not in FIELDS:
         return "unknown command"
+    else:
+        fields = FIELDS[kind]
+        if not fields <= len(command) <= fields + 1:
+            return "a command has its fields, and one more for an idempotency key"
+        expect, extra = command[2] if kind == DELETE else None, command[fields:]
     if expect is not None and (type(expect) is not list or not all(type(r) is int and r >= EXISTS for r in expect)):
         return "an expectation is a list of revisions"
     if extra and not _is_idempotency_key(extra[0]):
         return f"an idempotency key is 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII characters"
-    return _text_fault("key", command[1], 1, KEY_BYTES_MAX)
+    if kind <= DELETE:
+        return text_fault("key", command[1], 1, KEY_BYTES_MAX)
+    return _argument_fault(kind, command[1])
+
+
+def _argument_fault(kind: int, argument: Any) -> str | None:
+    if kind == DELETE_PREFIX:
+        return text_fault("prefix", argument, 1, KEY_BYTES_MAX)
+    if kind == GRANT:
+        return lease_fault(0, argument) if argument else "a lease has a ttl"
+    if kind in (RENEW, REVOKE):
+        return lease_fault(argument, 0) if argument else "a lease has an id"
+    if kind == EXPIRE:
+        pairs = argument if type(argument) is list and len(argument) <= EXPIRED_MAX else [None]
+        if not all(type(p) is list and len(p) == 2 and type(p[0]) is type(p[1]) is int and min(p) >= 0 for p in pairs):
+            return "an expiry is a list of leases and how often each was renewed"
+    return None
+
+
+def value_fault(value: Any, content_type: Any) -> str | None:
+    if type(value) is not bytes or len(value) > VALUE_BYTES_MAX:
+        return f"a value is 0 to {VALUE_BYTES_MAX} bytes"
+    return text_fault("content type", content_type, 0, CONTENT_TYPE_BYTES_MAX)
+
+
+def lease_fault(lease: Any, ttl_s: Any) -> str | None:
+    if type(lease) is not int or type(ttl_s) is not int or not 0 <= lease <= LEASE_ID_MAX or (lease and ttl_s):
+        return "a key has a lease or a ttl, and a lease is a number above 0"
+    return None if 0 <= ttl_s <= TTL_S_MAX else f"a ttl is 1 to {TTL_S_MAX} seconds"
+
+
+def expectation_holds(expect: list[int], mod_revision: int) -> bool:
+    """Whether the key is as a conditional write expects it (`Expect`); its mod_revision is 0 without it."""
+    if mod_revision == 0:
+        return ABSENT in expect
+    return mod_revision in expect or EXISTS in expect
 
 
 def _is_idempotency_key(text: Any) -> bool:
@@ -103,7 +225,7 @@ def _is_idempotency_key(text: Any) -> bool:
     return 1 <= len(text) <= IDEMPOTENCY_KEY_CHARS_MAX and text.isascii() and text.isprintable()
 
 
-def _text_fault(what: str, text: Any, bytes_min: int, bytes_max: int) -> str | None:
+def text_fault(what: str, text: Any, bytes_min: int, bytes_max: int) -> str | None:
     """What is wrong with a text field, or None. ASCII, nearly every key, is checked without encoding it."""
     if type(text) is str:
         if text.isascii():

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgpack
 
-from kvnode.commands import DELETE
+from kvnode.commands import FREEING
 
 ORIGIN_BYTES: Final = 8
 
@@ -44,13 +44,13 @@ def encode_entry(groups: Sequence[bytes]) -> bytes:
 
 def frees_space(command: bytes) -> bool:
     """An encoded command that a node with a full disk still takes: it makes the store smaller."""
-    return command[1] == DELETE  # behind the array header of a short array, the kind is one byte
+    return command[1] in FREEING  # behind the array header of a short array, the kind is one byte
 
 
 def group_frees_space(group: bytes) -> bool:
     """The same of a whole encoded group."""
     groups = decode_entry(b"\x91" + group)
-    return bool(groups) and all(type(c) is list and c and c[0] == DELETE for c in groups[0][2])
+    return bool(groups) and all(type(c) is list and c and type(c[0]) is int and c[0] in FREEING for c in groups[0][2])
 
 
 def decode_entry(payload: bytes | memoryview) -> list[Any]:

@@ -130,6 +130,18 @@ class KeyNotFound(Definite):
     code = "key_not_found"
 
 
+class LeaseNotFound(Definite):
+    """The lease does not exist, or not any more."""
+
+    code = "lease_not_found"
+
+
+class TooManyLeases(Definite):
+    """There are as many leases as there may be."""
+
+    code = "too_many_leases"
+
+
 class PreconditionFailed(Definite):
     """The key is not in the state that the request asked for.
 

@@ -10,23 +10,32 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from heapq import merge
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 # A sort holds the interpreter lock from start to end: runs of this many keys take a few milliseconds each,
 # so that a snapshot thread never stops the event loop for longer than that.
 SORT_RUN_KEYS: Final = 8_192
 # A packed item: create_revision, mod_revision, version and the content type's length, then content type and value.
+# Where the length has its highest bit set, the id of a lease stands between.
 MARKS: Final = struct.Struct("<QQQH")
+LEASED: Final = 0x8000
+_LEASE_ID: Final = struct.Struct("<Q")
+
+K = TypeVar("K", str, int)
 
 
 class Item(NamedTuple):
-    """One key's present value. Revisions are the store's, `version` counts the puts since it was created."""
+    """One key's present value. Revisions are the store's, `version` counts the puts since it was created.
+
+    `lease` is the id of the lease that it leaves with, 0 without one.
+    """
 
     value: bytes
     content_type: str
     create_revision: int
     mod_revision: int
     version: int
+    lease: int = 0
 
 
 def prefix_end(prefix: str) -> str | None:
@@ -41,24 +50,41 @@ def prefix_end(prefix: str) -> str | None:
     return prefix[:last] + following
 
 
-def packed(value: bytes, content_type: str, create_revision: int, mod_revision: int, version: int) -> bytes:
+def packed(
+    value: bytes, content_type: str, create_revision: int, mod_revision: int, version: int, lease: int = 0
+) -> bytes:
     name = content_type.encode()
+    if lease:
+        marks = MARKS.pack(create_revision, mod_revision, version, len(name) | LEASED)
+        return b"%b%b%b%b" % (marks, _LEASE_ID.pack(lease), name, value)
     return b"%b%b%b" % (MARKS.pack(create_revision, mod_revision, version, len(name)), name, value)
 
 
 def unpacked(packed: bytes) -> Item:
     create_revision, mod_revision, version, name_bytes = MARKS.unpack_from(packed)
-    value_at = MARKS.size + name_bytes
-    content_type = packed[MARKS.size : value_at].decode()
-    return Item(packed[value_at:], content_type, create_revision, mod_revision, version)
+    name_at, lease = MARKS.size, 0
+    if name_bytes & LEASED:
+        (lease,) = _LEASE_ID.unpack_from(packed, name_at)
+        name_at += _LEASE_ID.size
+        name_bytes ^= LEASED
+    value_at = name_at + name_bytes
+    content_type = packed[name_at:value_at].decode()
+    return Item(packed[value_at:], content_type, create_revision, mod_revision, version, lease)
+
+
+def lease_of(packed: bytes) -> int:
+    """The lease of a packed item, 0 without one; copies nothing."""
+    if not packed[MARKS.size - 1] & (LEASED >> 8):
+        return 0
+    return int(_LEASE_ID.unpack_from(packed, MARKS.size)[0])
 
 
 def go_on() -> None:
     """For work that nobody waits beside: no rest between its steps."""
 
 
-def in_order(items: Iterable[str], rest: Callable[[], None] = go_on) -> Iterator[str]:
-    """All keys in byte order. Never sorts the whole set in one step (SORT_RUN_KEYS says why): rests between them."""
+def in_order(items: Iterable[K], rest: Callable[[], None] = go_on) -> Iterator[K]:
+    """All keys in order. Never sorts the whole set in one step (SORT_RUN_KEYS says why): rests between them."""
     keys = iter(items)
     runs = []
     # Kept as a dict, for its order alone: the garbage collector does not visit one that holds text only (`table.py`),
@@ -73,9 +99,10 @@ def read_items(chunks: Iterable[list[Any]]) -> Iterator[tuple[str, Item]]:
     for chunk in chunks:
         for fields in chunk:
             try:
-                key, value, content_type, create_revision, mod_revision, version = fields
+                key, value, content_type, create_revision, mod_revision, version, *more = fields
+                (lease,) = more or (0,)
             except (TypeError, ValueError):
-                raise ValueError("an item of the snapshot does not have its six fields") from None
+                raise ValueError("an item of the snapshot does not have its six or seven fields") from None
             if type(key) is not str or type(value) is not bytes or type(content_type) is not str:
                 raise ValueError("an item of the snapshot has a field of the wrong kind")
-            yield key, Item(value, content_type, create_revision, mod_revision, version)
+            yield key, Item(value, content_type, create_revision, mod_revision, version, lease)

@@ -4,8 +4,10 @@ The first outcome counts, whatever it was. A refused compare-and-set is kept lik
 a retry that met a store which has changed meanwhile could succeed, and one request would have had two answers.
 What never reached the state machine (no leader, a full disk, a malformed request) has no outcome and is not here.
 
-Bounded by count, oldest out first in the order of the log. So every node forgets the same key at the same entry,
-with no clock; and since no record exceeds OUTCOME_BYTES_MAX, the count bounds the bytes as well.
+Bounded by count and by bytes, oldest out first in the order of the log. So every node forgets the same key at the same
+entry, with no clock. No record of a plain write exceeds OUTCOME_BYTES_MAX, so that for those the count alone decides; a
+transaction's has a few bytes for each of its operations. What a transaction read is not kept, only at which revisions:
+a retry is given the values again as long as the keys have not changed.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ from kvnode.table import Table, TableView
 # second, a day and a half at one; full, it costs up to 48 MB of memory and 14 MB of snapshot. It is part of the
 # replicated state: nodes that disagreed about it would answer the same retry differently.
 OUTCOMES_MAX: Final = 131_072
+OUTCOMES_BYTES_MAX: Final = 32 * 1_048_576
 FINGERPRINT_BYTES: Final = 16
-RESULT_BYTES_MAX: Final = 24  # msgpack of a kind and two 64-bit numbers
+RESULT_BYTES_MAX: Final = 38  # msgpack of a kind and at most four numbers, three of them of 64 bits
 OUTCOME_BYTES_MAX: Final = IDEMPOTENCY_KEY_CHARS_MAX + FINGERPRINT_BYTES + RESULT_BYTES_MAX
-CHUNK_OUTCOMES: Final = 512  # about 64 KiB at most
+CHUNK_OUTCOMES: Final = 512  # of plain writes, about 64 KiB at most …
+CHUNK_BYTES: Final = 65_536  # … and of transactions not much more either
 SHARDS: Final = 1_024  # of the tables: 128 records each when the window is full
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
@@ -69,12 +73,15 @@ class OutcomesView(NamedTuple):
         """
         pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack  # a packer belongs to one thread
         batch: list[tuple[str, bytes]] = []
+        batch_bytes = 0
         for number in range(self.oldest, self.oldest + len(self.order)):
             key = self.order[number]
-            batch.append((key, self.records[key]))
-            if len(batch) == CHUNK_OUTCOMES:
+            record = self.records[key]
+            batch.append((key, record))
+            batch_bytes += len(record)
+            if len(batch) == CHUNK_OUTCOMES or batch_bytes >= CHUNK_BYTES:
                 yield pack(batch)
-                batch = []
+                batch, batch_bytes = [], 0
         if batch:
             yield pack(batch)
 
@@ -86,10 +93,12 @@ class Outcomes:
     are consecutive. A record is kept packed: it is read on a retry alone, and as bytes it takes half the memory.
     """
 
-    __slots__ = ("_limit", "_oldest", "_order", "_records")
+    __slots__ = ("_bytes", "_bytes_max", "_limit", "_oldest", "_order", "_records")
 
-    def __init__(self, limit: int = OUTCOMES_MAX) -> None:
+    def __init__(self, limit: int = OUTCOMES_MAX, bytes_max: int = OUTCOMES_BYTES_MAX) -> None:
         self._limit = limit
+        self._bytes_max = bytes_max
+        self._bytes = 0
         self._records: Table[str, bytes] = Table(SHARDS)
         self._order: Table[int, str] = Table(SHARDS)
         self._oldest = 0
@@ -113,8 +122,10 @@ class Outcomes:
     def _append(self, key: str, record: bytes) -> None:
         self._records[key] = record
         self._order[self._oldest + len(self._order)] = key
-        if len(self._order) > self._limit:
-            del self._records[self._order.pop(self._oldest)]
+        self._bytes += len(key) + len(record)
+        while len(self._order) > self._limit or self._bytes > self._bytes_max:
+            oldest = self._order.pop(self._oldest)
+            self._bytes -= len(oldest) + len(self._records.pop(oldest))
             self._oldest += 1
 
     def view(self) -> OutcomesView:

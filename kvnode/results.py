@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import msgpack
+
+from kvnode.items import Item
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A put was applied: the store's new revision, the key's version (1 for a new key)."""
+    """A put was applied: the store's new revision, the key's version (1 for a new key), its lease (0: none)."""
 
     revision: int
     version: int
+    lease: int = 0
 
     @property
     def created(self) -> bool:
@@ -53,28 +56,120 @@ class Reused:
     revision: int
 
 
-Result = Written | Deleted | Refused | Invalid | Reused
+@dataclass(frozen=True, slots=True)
+class Got:
+    """What a transaction read of one key: its marks, all 0 where it did not exist, and its item.
+
+    In an outcome that is given again the item is None where the key has changed since (`outcomes.py`).
+    """
+
+    create_revision: int
+    mod_revision: int
+    version: int
+    item: Item | None
+
+
+@dataclass(frozen=True, slots=True)
+class Concluded:
+    """A transaction was carried out: which branch ran, and what became of each of its operations, in order."""
+
+    succeeded: bool
+    revision: int
+    results: tuple[Written | Deleted | Got, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A lease was granted or renewed."""
+
+    lease: int
+    ttl_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """A lease that had `ttl_s` was ended, and `deleted` keys with it; 0 keys leave the revision as it was."""
+
+    lease: int
+    ttl_s: int
+    deleted: int
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseMissing:
+    """The lease is not there, or not any more; nothing was changed."""
+
+    revision: int
+    lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeasesFull:
+    """There are as many leases as there may be; nothing was changed. Not kept: the same request may pass later."""
+
+    revision: int
+
+
+Result = Written | Deleted | Refused | Invalid | Reused | Concluded | Granted | Revoked | LeaseMissing | LeasesFull
 
 # The results that a retry can be given again (`outcomes.py`), by their number in a snapshot.
-_REPEATABLE: Final[dict[int, type[Written] | type[Deleted] | type[Refused]]] = {1: Written, 2: Deleted, 3: Refused}
+_CONCLUDED: Final = 4
+_REPEATABLE: Final[dict[int, type[Any]]] = {
+    1: Written, 2: Deleted, 3: Refused, _CONCLUDED: Concluded, 5: Granted, 6: Revoked, 7: LeaseMissing, 8: Got,
+}  # fmt: skip
+_IN_A_TRANSACTION: Final = (Written, Deleted, Got)
 
 
 def encode_result(result: Result) -> bytes:
-    """A result that is kept for a retry: `[number, field, field]`."""
+    """A result that is kept for a retry: `[number, field, ...]`; a transaction's are `[number, field, ...]` each."""
+    if isinstance(result, Concluded):
+        return _pack((_CONCLUDED, result.succeeded, result.revision, [_fields(each) for each in result.results]))
+    return _pack(_fields(result))
+
+
+def _fields(result: Result | Got) -> tuple[int, ...]:
     if isinstance(result, Written):
-        return _pack((1, result.revision, result.version))
+        return (1, result.revision, result.version, *((result.lease,) if result.lease else ()))
     if isinstance(result, Deleted):
-        return _pack((2, result.deleted, result.revision))
+        return (2, result.deleted, result.revision)
     if isinstance(result, Refused):
-        return _pack((3, result.revision, result.mod_revision))
+        return (3, result.revision, result.mod_revision)
+    if isinstance(result, Granted):
+        return (5, result.lease, result.ttl_s)
+    if isinstance(result, Revoked):
+        return (6, result.lease, result.ttl_s, result.deleted, result.revision)
+    if isinstance(result, LeaseMissing):
+        return (7, result.revision, result.lease)
+    if isinstance(result, Got):
+        return (8, result.create_revision, result.mod_revision, result.version)
     raise TypeError(f"{type(result).__name__} is no outcome that is kept")
 
 
 def decode_result(encoded: bytes) -> Result | None:
     """The inverse; None for bytes that `encode_result` does not write."""
     try:
-        number, first, second = msgpack.unpackb(encoded)
-        kind = _REPEATABLE[number]
+        number, *fields = msgpack.unpackb(encoded)
+        if number != _CONCLUDED:
+            result = _result(number, fields)
+            return None if isinstance(result, Got) else result
+        succeeded, revision, parts = fields
+        results = tuple(_result(*_head(part)) for part in parts)
     except (ValueError, TypeError, KeyError, msgpack.exceptions.UnpackException):
         return None
-    return kind(first, second) if type(first) is type(second) is int and min(first, second) >= 0 else None
+    if type(succeeded) is not bool or type(revision) is not int or revision < 0:
+        return None
+    return Concluded(succeeded, revision, results) if all(isinstance(r, _IN_A_TRANSACTION) for r in results) else None
+
+
+def _head(part: list[Any]) -> tuple[int, list[Any]]:
+    number, *fields = part
+    return number, fields
+
+
+def _result(number: int, fields: list[Any]) -> Any:
+    """Raises ValueError, TypeError or KeyError for what is none."""
+    if any(type(field) is not int or field < 0 for field in fields) or number == _CONCLUDED:
+        raise ValueError
+    kind = _REPEATABLE[number]
+    return kind(*fields, None) if kind is Got else kind(*fields)

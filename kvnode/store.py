@@ -6,7 +6,7 @@ depends on a hash order: Python salts `hash(str)` per process, and every walk th
 
 Two structures hold one truth. `_items` is a `Table`, so that a snapshot takes it in O(1) and walks it in another
 thread while `apply` goes on; each item is kept packed, which takes half the memory and is nothing to the garbage
-collector (`items.py`). `_keys` keeps the keys in order for range reads.
+collector (`items.py`). `_keys` keeps the keys in order for range reads. Each item says which lease it has.
 """
 
 from __future__ import annotations
@@ -19,24 +19,46 @@ from typing import Any
 from sortedcontainers import SortedList
 
 from kvnode.changes import CHANGE_DELETE, CHANGE_PUT, Change
-from kvnode.commands import ABSENT, DELETE_FIELDS, EXISTS, PUT, PUT_FIELDS, command_fault
-from kvnode.items import MARKS, Item, in_order, packed, unpacked
+from kvnode.commands import (
+    DELETE,
+    DELETE_PREFIX,
+    FIELDS,
+    PUT,
+    PUT_FIELDS,
+    TXN,
+    command_fault,
+    expectation_holds,
+)  # fmt: skip
+from kvnode.items import LEASED, MARKS, Item, in_order, lease_of, packed, prefix_end, unpacked
+from kvnode.leases import LEASES_MAX, Leases, change_lease
 from kvnode.outcomes import Outcome, Outcomes, fingerprint
-from kvnode.results import Deleted, Invalid, Refused, Result, Reused, Written
+from kvnode.results import (
+    Concluded,
+    Deleted,
+    Invalid,
+    LeaseMissing,
+    LeasesFull,
+    Refused,
+    Result,
+    Reused,
+    Written,
+)  # fmt: skip
 from kvnode.table import Table
+from kvnode.transactions import read_again, transact, transaction_fault
 from kvnode.view import StoreView, read_contents
 
 
 class KeyValueStore:
     """The state machine. `apply` is its only way to change, apart from `restore` and `adopt`."""
 
-    __slots__ = ("_items", "_keys", "_outcomes", "changes", "revision")
+    __slots__ = ("_items", "_keys", "_outcomes", "changes", "leases", "revision")
 
     def __init__(self) -> None:
         self.revision = 0
         # Where `apply` notes what it changed (`changes.py`), if somebody wants to know and takes it away.
         self.changes: list[Change] | None = None
         self._outcomes = Outcomes()
+        self.leases = Leases()  # for reading, elsewhere
         self._items: Table[str, bytes] = Table()
         self._keys: SortedList[str] = SortedList()
 
@@ -61,9 +83,19 @@ class KeyValueStore:
         keys = self._keys.irange(start, end, (True, False))
         return [(key, unpacked(items[key])) for key in islice(keys, max(0, limit))]
 
+    def count(self, start: str, end: str | None) -> int:
+        """How many keys there are with start <= key < end. O(log n)."""
+        keys = self._keys
+        return max(0, (len(keys) if end is None else int(keys.bisect_left(end))) - int(keys.bisect_left(start)))
+
+    @property
+    def mark(self) -> int:
+        """A number that nodes with the same state agree about: revision, keys, and what became of leases."""
+        return (self.revision << 32) + len(self._items) + (self.leases.last_id << 16) + (len(self.leases) << 40)
+
     def view(self) -> StoreView:
         """The store as it stands now, immutable. O(1): later changes copy what they touch, a little at a time."""
-        return StoreView(self.revision, self._items.view(), self._outcomes.view())
+        return StoreView(self.revision, self._items.view(), self._outcomes.view(), self.leases.view())
 
     # --- changing --------------------------------------------------------------------------------
 
@@ -75,10 +107,15 @@ class KeyValueStore:
         fault = command_fault(command)
         if fault is not None:
             return Invalid(self.revision, fault)
-        fields = PUT_FIELDS if command[0] == PUT else DELETE_FIELDS
+        kind = command[0]
+        if kind == PUT and len(command) == PUT_FIELDS:
+            return self._put(command)
+        if kind == TXN and (fault := transaction_fault(command)) is not None:
+            return Invalid(self.revision, fault)
+        fields = FIELDS[kind]
         if len(command) == fields:
             return self._carry_out(command)
-        *request, idempotency_key = command
+        idempotency_key, request = command[fields], command[:fields] + command[fields + 1 :]
         return self._carry_out(request) if idempotency_key is None else self._carry_out_once(request, idempotency_key)
 
     def _carry_out_once(self, request: list[Any], idempotency_key: str) -> Result:
@@ -87,19 +124,39 @@ class KeyValueStore:
         first = self._outcomes.get(idempotency_key)
         if first is None:
             result = self._carry_out(request)
-            self._outcomes.remember(idempotency_key, Outcome(mark, result))
+            if type(result) is not LeasesFull:
+                self._outcomes.remember(idempotency_key, Outcome(mark, result))
             return result
-        return first.result if first.fingerprint == mark else Reused(self.revision)
+        if first.fingerprint != mark:
+            return Reused(self.revision)
+        return read_again(self, request, first.result) if type(first.result) is Concluded else first.result
 
     def _carry_out(self, request: list[Any]) -> Result:
-        return self._put(request) if request[0] == PUT else self._delete(request)
+        kind = request[0]
+        if kind == PUT:
+            return self._put(request)
+        if kind == DELETE:
+            return self._delete(request)
+        if kind == TXN:
+            return transact(self, request)
+        if kind == DELETE_PREFIX:
+            return self.delete_all(self.with_prefix(request[1]))
+        return change_lease(self, kind, request[1])
 
     def _put(self, request: list[Any]) -> Result:
+        if len(request) > PUT_FIELDS:
+            return self._put_leased(request)
         _, key, value, content_type, expect = request
-        create_revision, mod_revision, version = self._marks(key)
-        if expect is not None and not _holds(expect, mod_revision):
+        before = self._items.get(key)
+        if before is None:
+            create_revision = mod_revision = version = leased = 0
+        else:
+            create_revision, mod_revision, version, leased = MARKS.unpack_from(before)
+        if expect is not None and not expectation_holds(expect, mod_revision):
             return Refused(self.revision, mod_revision)
         self.revision = revision = self.revision + 1
+        if leased & LEASED:
+            return self.write(key, value, content_type, revision)
         version += 1
         self._items[key] = item = packed(value, content_type, create_revision or revision, revision, version)
         if version == 1:
@@ -108,41 +165,123 @@ class KeyValueStore:
             self.changes.append((CHANGE_PUT, key, revision, item))
         return Written(revision, version)
 
+    def _put_leased(self, request: list[Any]) -> Result:
+        _, key, value, content_type, expect, lease, ttl_s = request
+        mod_revision = self._mod_revision(key)
+        if expect is not None and not expectation_holds(expect, mod_revision):
+            return Refused(self.revision, mod_revision)
+        if (refusal := self.cannot_lease([[lease, ttl_s]])) is not None:
+            return refusal
+        self.revision += 1
+        return self.write(key, value, content_type, self.revision, lease, ttl_s)
+
     def _delete(self, request: list[Any]) -> Result:
         _, key, expect = request
-        _, mod_revision, version = self._marks(key)
-        if expect is not None and not _holds(expect, mod_revision):
-            return Refused(self.revision, mod_revision)
-        if version == 0:
-            return Deleted(0, self.revision)
-        self.revision += 1
-        del self._items[key]
-        self._keys.remove(key)
-        if self.changes is not None:
-            self.changes.append((CHANGE_DELETE, key, self.revision, b""))
-        return Deleted(1, self.revision)
+        if expect is not None:
+            mod_revision = self._mod_revision(key)
+            if not expectation_holds(expect, mod_revision):
+                return Refused(self.revision, mod_revision)
+        return self.delete_all([key] if key in self._items else [])
 
-    def _marks(self, key: str) -> tuple[int, int, int]:
-        """(create_revision, mod_revision, version) of a key, all 0 where it does not exist. Never copies the value."""
+    def delete_all(self, keys: list[str], kind: int = CHANGE_DELETE) -> Deleted:
+        if keys:
+            self.revision += 1
+            self.remove(keys, self.revision, kind)
+        return Deleted(len(keys), self.revision)
+
+    # --- leases ----------------------------------------------------------------------------------
+
+    def cannot_lease(self, wanted: list[list[Any]]) -> LeaseMissing | LeasesFull | None:
+        """Why puts with these pairs of (lease, ttl) cannot be; nothing is changed before all of them can."""
+        for lease, _ in wanted:
+            if lease and lease not in self.leases:
+                return LeaseMissing(self.revision, lease)
+        granting = sum(1 for _, ttl_s in wanted if ttl_s)
+        return LeasesFull(self.revision) if granting and len(self.leases) + granting > LEASES_MAX else None
+
+    # --- keys, for this file and `transactions.py` alone ----------------------------------------------
+
+    def write(
+        self, key: str, value: bytes, content_type: str, revision: int, lease: int = 0, ttl_s: int = 0
+    ) -> Written:
+        before = self._items.get(key)
+        if before is None:
+            create_revision, version, had_lease = revision, 1, 0
+            self._keys.add(key)
+        else:
+            create_revision, _, version, name_bytes = MARKS.unpack_from(before)
+            version, had_lease = version + 1, lease_of(before) if name_bytes & LEASED else 0
+        if ttl_s:
+            lease = self.leases.grant(ttl_s, private=True)
+        if lease != had_lease:
+            if lease:
+                self.leases.attach(lease, key)
+            if had_lease:
+                self.leases.detach(had_lease, key)
+        self._items[key] = item = packed(value, content_type, create_revision, revision, version, lease)
+        if self.changes is not None:
+            self.changes.append((CHANGE_PUT, key, revision, item))
+        return Written(revision, version, lease)
+
+    def remove(self, keys: list[str], revision: int, kind: int) -> None:
+        """Removes keys that are there."""
+        items = self._items
+        for key in keys:
+            lease = lease_of(items.pop(key))
+            if lease:
+                self.leases.detach(lease, key)
+            if self.changes is not None:
+                self.changes.append((kind, key, revision, b""))
+        if len(keys) == 1:
+            self._keys.remove(keys[0])
+        elif keys:
+            self._forget_order(keys)
+
+    def _forget_order(self, keys: list[str]) -> None:
+        """A run of neighbours goes in one cut, which is what a deleted prefix is; others one by one."""
+        order = self._keys
+        first, last = order.bisect_left(keys[0]), order.bisect_left(keys[-1])
+        if last - first == len(keys) - 1:
+            del order[first : last + 1]
+        else:
+            for key in keys:
+                order.remove(key)
+
+    def with_prefix(self, prefix: str) -> list[str]:
+        return list(self._keys.irange(prefix, prefix_end(prefix), (True, False)))
+
+    def _mod_revision(self, key: str) -> int:
+        """0 where the key does not exist. Never copies the value."""
         found = self._items.get(key)
-        if found is None:
-            return 0, 0, 0
-        create_revision, mod_revision, version, _ = MARKS.unpack_from(found)
-        return create_revision, mod_revision, version
+        return 0 if found is None else int(MARKS.unpack_from(found)[1])
 
     # --- snapshots -------------------------------------------------------------------------------
 
-    def restore(self, revision: int, items: Iterable[tuple[str, Item]], outcomes: Outcomes | None = None) -> None:
-        """Replaces everything. O(n log n), fastest where `items` come in order, as those of a snapshot do."""
+    def restore(
+        self,
+        revision: int,
+        items: Iterable[tuple[str, Item]],
+        outcomes: Outcomes | None = None,
+        leases: Leases | None = None,
+    ) -> None:
+        """Replaces everything. O(n log n), fastest where `items` come in order, as those of a snapshot do.
+
+        ValueError where an item names a lease that is not there.
+        """
         table: Table[str, bytes] = Table()
         keys: list[str] = []
+        attached: list[tuple[int, str]] = []
         for key, item in items:
             table[key] = packed(*item)
             if len(keys) + 1 == len(table) and (not keys or key > keys[-1]):
                 keys.append(key)
+            if item.lease:
+                attached.append((item.lease, key))
         self._items = table
         self._keys = SortedList(keys if len(keys) == len(table) else in_order(table))
         self._outcomes = Outcomes() if outcomes is None else outcomes
+        self.leases = Leases() if leases is None else leases
+        self.leases.reattach(attached)
         self.revision = revision
 
     def adopt(self, other: KeyValueStore) -> None:
@@ -169,16 +308,9 @@ class KeyValueStore:
         contents = read_contents(chunks)
         store = cls()
         try:
-            store.restore(contents.revision, contents.items, contents.outcomes)
+            store.restore(contents.revision, contents.items, contents.outcomes, contents.leases)
         except struct.error:
             raise ValueError("an item of the snapshot has a number out of bounds") from None
         if len(store) != contents.item_count:
             raise ValueError(f"the snapshot promises {contents.item_count} items and holds {len(store)}")
         return store
-
-
-def _holds(expect: list[int], mod_revision: int) -> bool:
-    """Whether the key is as a conditional write expects it (`commands.Expect`); its mod_revision is 0 without it."""
-    if mod_revision == 0:
-        return ABSENT in expect
-    return mod_revision in expect or EXISTS in expect

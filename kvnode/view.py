@@ -1,6 +1,7 @@
 """The store as it was at one revision: what a snapshot writes, and what is read back from its bytes.
 
-    snapshot = [format, revision, item count, outcome count] | outcomes ... | items ...
+    snapshot = [format, revision, item count, outcome count, lease count, last lease id]
+             | outcomes ... | leases ... | items ...
 
 Each part comes in chunks: msgpack arrays of about 64 KiB, CHUNK_BYTES_MAX at most.
 """
@@ -14,10 +15,12 @@ import msgpack
 
 from kvnode.commands import CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
 from kvnode.items import Item, go_on, in_order, read_items, unpacked
+from kvnode.leases import Leases, LeasesView
 from kvnode.outcomes import Outcomes, OutcomesView
 from kvnode.table import TableView
 
-SNAPSHOT_FORMAT: Final = 2
+SNAPSHOT_FORMAT: Final = 3
+SNAPSHOT_FORMAT_WITHOUT_LEASES: Final = 2  # still read
 SNAPSHOT_FORMAT_WITHOUT_OUTCOMES: Final = 1  # still read
 CHUNK_BYTES: Final = 65_536
 CHUNK_BYTES_MAX: Final = CHUNK_BYTES + VALUE_BYTES_MAX + KEY_BYTES_MAX + CONTENT_TYPE_BYTES_MAX + 64
@@ -29,6 +32,7 @@ class StoreView(NamedTuple):
     revision: int
     items: TableView[str, bytes]
     outcomes: OutcomesView
+    leases: LeasesView
 
     def keys(self, rest: Callable[[], None] = go_on) -> Iterator[str]:
         """All keys in byte order. `rest` is called after each few milliseconds of sorting."""
@@ -41,22 +45,25 @@ class StoreView(NamedTuple):
     def chunks(self, rest: Callable[[], None] = go_on) -> Iterator[bytes]:
         """The snapshot's bytes: equal stores give equal bytes. Batches of about 64 KiB, CHUNK_BYTES_MAX at most.
 
-        The first chunk is `[format, revision, item count, outcome count]`. Then come the outcomes
-        (`OutcomesView.chunks`), and then the items: arrays of `[key, value, content_type, create_revision,
-        mod_revision, version]`. `rest` is called after each few milliseconds of work at the most.
+        The module says in what order. The items are arrays of `[key, value, content_type, create_revision,
+        mod_revision, version]`, with a seventh field for the lease of those that have one.
+        `rest` is called after each few milliseconds of work at the most.
         """
         # A packer of its own: this runs in a worker thread, and a msgpack.Packer must not be shared between threads.
         packer = msgpack.Packer(use_bin_type=True, autoreset=True)
         pack = packer.pack
-        yield pack((SNAPSHOT_FORMAT, self.revision, len(self.items), len(self.outcomes.order)))
-        yield from self.outcomes.chunks()
+        outcomes, leases = self.outcomes, self.leases
+        counts = (len(self.items), len(outcomes.order), len(leases.granted))
+        yield pack((SNAPSHOT_FORMAT, self.revision, *counts, leases.last_id))
+        yield from outcomes.chunks()
+        yield from leases.chunks(rest)
         # Packed one by one: a batch of tuples would be young containers by the hundred, and so set off one garbage
         # collection after the other, in the middle of which the event loop stands still.
         batch: list[bytes] = []
         batch_bytes = 0
         for key in self.keys(rest):
             item = self.item(key)
-            batch.append(pack((key, *item)))
+            batch.append(pack((key, *(item if item.lease else item[:-1]))))
             batch_bytes += len(key) + len(item.value) + 48
             if batch_bytes >= CHUNK_BYTES:
                 yield packer.pack_array_header(len(batch)) + b"".join(batch)
@@ -72,6 +79,7 @@ class Contents(NamedTuple):
     revision: int
     item_count: int
     outcomes: Outcomes
+    leases: Leases
     items: Iterator[tuple[str, Item]]
 
 
@@ -80,13 +88,18 @@ def read_contents(chunks: Iterable[bytes]) -> Contents:
     source = map(_unpack, chunks)
     header = next(source, [])
     if header[:1] == [SNAPSHOT_FORMAT_WITHOUT_OUTCOMES]:
-        header = [SNAPSHOT_FORMAT, *header[1:], 0]
-    if len(header) != 4 or header[0] != SNAPSHOT_FORMAT:
+        header = [SNAPSHOT_FORMAT_WITHOUT_LEASES, *header[1:], 0]
+    if header[:1] == [SNAPSHOT_FORMAT_WITHOUT_LEASES]:
+        header = [SNAPSHOT_FORMAT, *header[1:], 0, 0]
+    if len(header) != 6 or header[0] != SNAPSHOT_FORMAT:
         raise ValueError("the snapshot is not in a format that this version reads")
-    _, revision, item_count, outcome_count = header
-    if any(type(number) is not int or number < 0 for number in (revision, item_count, outcome_count)):
+    if any(type(number) is not int or number < 0 for number in header):
         raise ValueError("the snapshot has no revision, or does not say what it holds")
-    return Contents(revision, item_count, Outcomes.load(source, outcome_count), read_items(source))
+    _, revision, item_count, outcome_count, lease_count, last_lease_id = header
+    outcomes = Outcomes.load(source, outcome_count)
+    leases = Leases()
+    leases.load(source, lease_count, last_lease_id)
+    return Contents(revision, item_count, outcomes, leases, read_items(source))
 
 
 def _unpack(chunk: bytes) -> list[Any]:

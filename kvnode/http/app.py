@@ -24,7 +24,7 @@ from kvnode.errors import (
     MethodNotAllowed,
     PreconditionFailed,
 )
-from kvnode.http import admin, kv, listing, probes, watch
+from kvnode.http import admin, batch, kv, leases, listing, probes, txn, watch
 from kvnode.http.answer import JSON_TYPE, Answer, json_bytes
 from kvnode.http.connection import Connection
 from kvnode.http.group import Group
@@ -42,6 +42,7 @@ STATUS_OF: Final = {
     "not_found": 404,
     "unknown_endpoint": 404,
     "key_not_found": 404,
+    "lease_not_found": 404,
     "method_not_allowed": 405,
     "request_timeout": 408,
     "conflict": 409,
@@ -49,6 +50,7 @@ STATUS_OF: Final = {
     "precondition_failed": 412,
     "too_large": 413,
     "unsupported_media_type": 415,
+    "too_many_leases": 429,
     "internal": 500,
     "unavailable": 503,
     "no_leader": 503,
@@ -85,6 +87,9 @@ def create_server(
         kv.routes(group),
         watch.routes(group, heartbeat_s),
         listing.routes(group),
+        txn.routes(group),
+        batch.routes(group),
+        leases.routes(group),
         admin.routes(group, node_id, version),
     )
     return Server(App(table, Stamp(group, node_id)))

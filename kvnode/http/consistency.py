@@ -21,3 +21,9 @@ async def consistency(group: Group, parameters: Query) -> bytes:
         # What is in memory now is not an old state of the store but a part of one.
         raise Starting("This node is still loading its data; send the request again, here or elsewhere.")
     return b"Kvnode-Applied-Lag: %d\r\n" % applied_lag(status)
+
+
+def refuse_old_revision(parameters: Query) -> None:
+    """A read of the past is refused rather than answered with the present."""
+    if "revision" in parameters:
+        raise BadRequest("Reads at an old revision are not offered: a read answers with the present one, and says it.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
+from kvnode.errors import KvnodeError
 from kvnode.raft.status import MemberStatus, RaftStatus
 from kvnode.results import Result
 from kvnode.store import KeyValueStore
@@ -29,6 +30,12 @@ class Group(Protocol):
 
     def propose(self, command: bytes) -> Awaitable[Result]:
         """The state machine's own answer, from whichever node leads."""
+
+    def propose_each(self, commands: Sequence[bytes]) -> Awaitable[list[Result | KvnodeError]]:
+        """The outcome of each of these independent writes, in their order."""
+
+    def lease_left_s(self, lease_id: int) -> float | None:
+        """What is left of a lease, None on a node that does not keep its time."""
 
     async def read_barrier(self) -> None:
         """Returns once the local store may be read linearizably."""

@@ -10,9 +10,10 @@ from kvnode.commands import CONTENT_TYPE_BYTES_MAX, VALUE_BYTES_MAX, Delete, Put
 from kvnode.errors import BadRequest, KeyNotFound
 from kvnode.http.answer import JSON_TYPE, Answer, json_string
 from kvnode.http.body import read_body
-from kvnode.http.consistency import consistency
+from kvnode.http.consistency import consistency, refuse_old_revision
 from kvnode.http.etags import check_read, write_expectation
 from kvnode.http.group import Group
+from kvnode.http.leases import leasing, remaining_s
 from kvnode.http.paths import Query, decode_key
 from kvnode.http.route import Methods
 from kvnode.http.writing import idempotency_key, not_written
@@ -38,16 +39,17 @@ class Keys:
 
     async def put(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         key = decode_key(rest)
-        _refuse_unsupported(query)
+        lease, ttl_s = leasing(Query(query)) if query else (0, 0)
         idempotency = idempotency_key(request)
         expect = write_expectation(request, may_create=True)
         content_type = _content_type(request)
         value = await read_body(request, VALUE_BYTES_MAX)
-        result = await self._group.propose(Put(key, value, content_type, expect, idempotency).encode())
+        result = await self._group.propose(Put(key, value, content_type, expect, idempotency, lease, ttl_s).encode())
         if type(result) is Written:
             revision, version = result.revision, result.version
             created = "true" if version == 1 else "false"
-            body = f'{{"key":{json_string(key)},"revision":{revision},"version":{version},"created":{created}}}\n'
+            rest = f',"lease":{result.lease}}}\n' if result.lease else "}\n"
+            body = f'{{"key":{json_string(key)},"revision":{revision},"version":{version},"created":{created}{rest}'
             return Answer(
                 200, b'%bETag: "%d"\r\nKvnode-Revision: %d\r\n' % (JSON_TYPE, revision, revision), body.encode()
             )
@@ -55,7 +57,8 @@ class Keys:
 
     async def delete(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         key = decode_key(rest)
-        _refuse_unsupported(query)
+        if query and leasing(Query(query)) != (0, 0):
+            raise BadRequest("A DELETE takes neither 'ttl' nor 'lease'.")
         idempotency = idempotency_key(request)
         expect = write_expectation(request, may_create=False)
         result = await self._group.propose(Delete(key, expect, idempotency).encode())
@@ -70,7 +73,9 @@ class Keys:
         key = decode_key(rest)
         headers = b""
         if query:
-            headers = await consistency(self._group, Query(query))
+            parameters = Query(query)
+            refuse_old_revision(parameters)
+            headers = await consistency(self._group, parameters)
         else:
             await self._group.read_barrier()
         store = self._group.store
@@ -78,6 +83,9 @@ class Keys:
         if item is None:
             raise KeyNotFound("The key does not exist.")
         headers += b'ETag: "%d"\r\nKvnode-Revision: %d\r\n' % (item.mod_revision, store.revision)
+        if item.lease:
+            left_s = remaining_s(self._group, item.lease)
+            headers += b"Kvnode-Lease: %d\r\nKvnode-TTL: %d\r\n" % (item.lease, left_s)
         if check_read(request, item.mod_revision):
             return Answer(304, headers)
         content_type = item.content_type
@@ -86,15 +94,6 @@ class Keys:
         # Anybody who may write a key chooses its type: a browser must not guess a more dangerous one.
         headers += b"Content-Type: %b\r\nX-Content-Type-Options: nosniff\r\n" % content_type.encode()
         return Answer(200, headers, item.value)
-
-
-def _refuse_unsupported(query: str) -> None:
-    """A write that asks for a promise this node cannot keep is refused rather than carried out without it."""
-    if query:
-        parameters = Query(query)
-        for name in ("ttl", "lease"):
-            if name in parameters:
-                raise BadRequest(f"The query parameter '{name}' is not supported by this version.")
 
 
 def _content_type(request: web.BaseRequest) -> str:

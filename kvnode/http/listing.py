@@ -5,15 +5,19 @@ from __future__ import annotations
 from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
+from kvnode.commands import KEY_BYTES_MAX, DeletePrefix, text_fault
 from kvnode.errors import BadRequest
 from kvnode.http.answer import Answer, json_answer
-from kvnode.http.consistency import consistency
+from kvnode.http.consistency import consistency, refuse_old_revision
 from kvnode.http.group import Group
+from kvnode.http.leases import remaining_s
 from kvnode.http.paths import Query
 from kvnode.http.route import Methods
+from kvnode.http.writing import idempotency_key, not_written
 from kvnode.items import prefix_end
+from kvnode.results import Deleted
 
 PAGE_KEYS_MAX: Final = 1_000
 PAGE_KEYS_DEFAULT: Final = 100
@@ -23,7 +27,7 @@ PAGE_VALUE_BYTES: Final = 2_097_152
 
 def routes(group: Group) -> dict[str, Methods]:
     listing = Listing(group)
-    return {"/v1/kv": {"GET": listing.list, "HEAD": listing.list}}
+    return {"/v1/kv": {"GET": listing.list, "HEAD": listing.list, "DELETE": listing.delete}}
 
 
 class Listing:
@@ -36,12 +40,20 @@ class Listing:
 
     async def list(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         parameters = Query(query)
-        start, end = _bounds(parameters)
+        first, end = _bounds(parameters)
+        start = max(first, _behind_cursor(parameters))
         limit = _limit(parameters)
+        counted = parameters.get("count", "false")
+        if counted != "only":
+            counted = "true" if parameters.flag("count") else "false"
+        refuse_old_revision(parameters)
         keys_only = parameters.flag("keys_only")
         headers = await consistency(self._group, parameters)
         store = self._group.store
         revision = store.revision
+        if counted == "only":
+            counts = {"count": store.count(first, end), "revision": revision}
+            return json_answer(200, counts, headers + b"Kvnode-Revision: %d\r\n" % revision)
         found = store.range(start, end, limit + 1)
         items: list[dict[str, Any]] = []
         value_bytes = 0
@@ -57,26 +69,49 @@ class Listing:
                 "mod_revision": item.mod_revision,
                 "version": item.version,
             }
+            if item.lease:
+                fields |= {"lease": item.lease, "ttl": remaining_s(self._group, item.lease)}
             items.append(fields)
         page: dict[str, Any] = {"items": items}
         if len(items) < len(found):
             page["cursor"] = urlsafe_b64encode(items[-1]["key"].encode()).decode()
+        if counted == "true":
+            page["count"] = store.count(first, end)
         page["revision"] = revision
         return json_answer(200, page, headers + b"Kvnode-Revision: %d\r\n" % revision)
 
+    async def delete(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
+        """All keys with a prefix, in one step."""
+        parameters = Query(query)
+        prefix = parameters.get("prefix", "")
+        if set(parameters) != {"prefix"} or text_fault("prefix", prefix, 1, KEY_BYTES_MAX) is not None:
+            raise BadRequest(f"A DELETE here takes a 'prefix' of 1 to {KEY_BYTES_MAX} bytes, and nothing else.")
+        if hdrs.IF_MATCH in request.headers or hdrs.IF_NONE_MATCH in request.headers:
+            raise BadRequest("The deletion of a prefix takes no condition; a transaction does.")
+        result = await self._group.propose(DeletePrefix(prefix, idempotency_key(request)).encode())
+        if type(result) is not Deleted:
+            raise not_written(result)
+        outcome = {"deleted": result.deleted, "revision": result.revision}
+        return json_answer(200, outcome, b"Kvnode-Revision: %d\r\n" % result.revision)
+
 
 def _bounds(parameters: Query) -> tuple[str, str | None]:
-    """Where a listing starts and ends: the prefix, cut to [start, end) and to what follows the cursor."""
+    """Where a listing starts and ends: the prefix, cut to [start, end)."""
     prefix = parameters.get("prefix", "")
     start = max(prefix, parameters.get("start", ""))
     ends = [end for end in (prefix_end(prefix), parameters.get("end") or None) if end is not None]
-    if "cursor" in parameters:
-        try:
-            last = urlsafe_b64decode(parameters["cursor"].encode("ascii")).decode()
-        except ValueError:
-            raise BadRequest("The cursor is not one that this API gave out; begin the listing again.") from None
-        start = max(start, last + "\0")  # nothing sorts between a key and itself followed by a zero
     return start, min(ends, default=None)
+
+
+def _behind_cursor(parameters: Query) -> str:
+    """Where a page starts: behind the last key of the one before, whatever was written or deleted meanwhile."""
+    if "cursor" not in parameters:
+        return ""
+    try:
+        last = urlsafe_b64decode(parameters["cursor"].encode("ascii")).decode()
+    except ValueError:
+        raise BadRequest("The cursor is not one that this API gave out; begin the listing again.") from None
+    return last + "\0"  # nothing sorts between a key and itself followed by a zero
 
 
 def _limit(parameters: Query) -> int:

@@ -16,7 +16,7 @@ Methods = Mapping[str, Handler]
 
 
 class RouteTable:
-    """Paths as the rooms name them: exact, or ending in `{name}`, which takes the whole rest, slashes included."""
+    """Paths as the rooms name them: exact, or with a `{name}`, which takes all that is there, slashes included."""
 
     def __init__(self, *tables: Mapping[str, Methods]) -> None:
         self.methods: dict[str, Methods] = {}
@@ -25,19 +25,22 @@ class RouteTable:
                 if path in self.methods:
                     raise ValueError(f"the path {path} is routed twice")
                 self.methods[path] = methods
-        self._exact = {path: methods for path, methods in self.methods.items() if not path.endswith("}")}
+        self._exact = {path: methods for path, methods in self.methods.items() if "{" not in path}
         self._open = [
-            (path[: path.index("{")], methods) for path, methods in self.methods.items() if path.endswith("}")
+            (path[: path.index("{")], path[path.index("}") + 1 :], methods)
+            for path, methods in self.methods.items()
+            if "{" in path
         ]
+        self._open.sort(key=lambda pattern: -len(pattern[1]))  # the more particular ones first
 
     def find(self, method: str, path: str) -> tuple[Handler, str]:
         """The handler and the raw rest of the path. NotFound, or MethodNotAllowed with the truthful `Allow`."""
         rest = ""
         methods = self._exact.get(path)
         if methods is None:
-            for prefix, open_methods in self._open:
-                if path.startswith(prefix):
-                    methods, rest = open_methods, path[len(prefix) :]
+            for prefix, suffix, open_methods in self._open:
+                if path.startswith(prefix) and path.endswith(suffix):
+                    methods, rest = open_methods, path[len(prefix) : len(path) - len(suffix)]
                     break
             else:
                 raise _no_such_path(path)

@@ -8,8 +8,8 @@ from aiohttp import web
 from multidict import istr
 
 from kvnode.commands import IDEMPOTENCY_KEY_CHARS_MAX
-from kvnode.errors import BadRequest, IdempotencyKeyReused, PreconditionFailed
-from kvnode.results import Invalid, Refused, Result, Reused
+from kvnode.errors import BadRequest, IdempotencyKeyReused, LeaseNotFound, PreconditionFailed, TooManyLeases
+from kvnode.results import Invalid, LeaseMissing, LeasesFull, Refused, Result, Reused
 
 IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
 
@@ -40,6 +40,10 @@ def not_written(result: Result) -> Exception:
         return IdempotencyKeyReused(
             "This Idempotency-Key was sent before with another request, whose outcome stands; send a new one."
         )
+    if isinstance(result, LeaseMissing):
+        return LeaseNotFound("The lease does not exist, or not any more.")
+    if isinstance(result, LeasesFull):
+        return TooManyLeases("The cluster holds as many leases as it may; let some end, or share one among keys.")
     if isinstance(result, Invalid):
         return BadRequest(f"The cluster refused the write: {result.reason}.")
     raise TypeError(f"the state machine answered a write with {type(result).__name__}")

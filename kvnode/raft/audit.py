@@ -4,7 +4,7 @@ Every node keeps a digest of its history: with each applied entry
 
     digest = digest * MULTIPLIER + checksum of the entry      mod 2^64
 
-and with every EVERY-th entry the store's revision and its number of items are worked in as well. The checksum
+and with every EVERY-th entry the store's `mark` (revision, number of items and of leases) is worked in. The checksum
 is the CRC-32 of index, term and command that the journal has made for its own record, so an entry costs about
 half a microsecond whatever its size: 0.4 % of applying a group of 64 small puts. The multiplier is odd: once
 two digests differ, the same entries never make them equal again, so only the latest ones need comparing, and
@@ -89,7 +89,7 @@ class History:
         return self.index // EVERY * EVERY - (len(self._marks) - 1) * EVERY if self._marks else self.index
 
     def _with_state(self, value: int) -> int:
-        return (value * MULTIPLIER + (self._store.revision << 32) + len(self._store)) & _MASK
+        return (value * MULTIPLIER + self._store.mark) & _MASK
 
 
 @dataclass(slots=True)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Final, Literal
 
 from kvnode.errors import (
     Fatal,
+    KvnodeError,
     NoLeader,
     ShuttingDown,
     Starting,
     StartupError,
     Unverified,
 )
+from kvnode.raft.bulk import Bulk, Share
 from kvnode.raft.core import check_release
 from kvnode.raft.disk import Directory
 from kvnode.raft.engine import Engine
+from kvnode.raft.expiry import EngineLeader, Expiry
 from kvnode.raft.identity import claim
 from kvnode.raft.journal import Journal
 from kvnode.raft.pace import Pace
@@ -47,6 +51,7 @@ class RaftGroup:
         self._draining = False
         self._stopping = False
         self._transfer: Transfer | None = None
+        self._expiry: Expiry | None = None
         self.store = KeyValueStore()
         loop = asyncio.get_running_loop()
         self.watches = Hub(self.store, loop.call_soon)
@@ -93,6 +98,8 @@ class RaftGroup:
                 await engine.stop()
                 raise
             self._engine = engine
+            self._expiry = Expiry(EngineLeader(engine), self.store, engine.clock)
+            self._expiry.run(loop)
         except OSError as error:
             raise StartupError(
                 f"The data directory {settings.data_dir} cannot be used ({error.strerror or error}): "
@@ -108,6 +115,8 @@ class RaftGroup:
         self._stopping = True
         if self._transfer is not None:
             self._transfer.stop()
+        if self._expiry is not None:
+            self._expiry.stop()
         if self._engine is not None:
             await self._engine.stop()
         if self._disk is not None:
@@ -139,6 +148,28 @@ class RaftGroup:
         engine.proposals.submit(command, future, engine.clock() + WRITE_DEADLINE_S)
         engine.schedule()
         return future
+
+    def propose_each(self, commands: Sequence[bytes]) -> asyncio.Future[list[Result | KvnodeError]]:
+        """Replicates independent commands and gives the result or the error of each, in their order.
+
+        Raises Starting or ShuttingDown at once.
+        """
+        engine = self._running()
+        bulk = Bulk(len(commands))
+        deadline = engine.clock() + WRITE_DEADLINE_S
+        for number, command in enumerate(commands):
+            share = Share(bulk, number)
+            try:
+                engine.writes.admit(command)
+                engine.proposals.submit(command, share, deadline)
+            except KvnodeError as error:
+                share.set_exception(error)
+        engine.schedule()
+        return bulk.done
+
+    def lease_left_s(self, lease_id: int) -> float | None:
+        """What is left of a lease, None on a node that does not keep its time."""
+        return self._expiry.left_s(lease_id) if self._expiry is not None else None
 
     async def read_barrier(self) -> None:
         """Afterwards the local store holds every write that was acknowledged before the call, by any node."""

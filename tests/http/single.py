@@ -7,11 +7,13 @@ table. What depends on Raft itself is tested with real processes elsewhere.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import msgpack
 
+from kvnode.errors import KvnodeError
 from kvnode.raft.status import MemberStatus, RaftStatus
 from kvnode.results import Result
 from kvnode.store import KeyValueStore
@@ -52,6 +54,7 @@ class SingleGroup:
         self.verifications = 0
         self.asked = asyncio.Event()  # a verification has begun
         self.proposals = 0
+        self.left_s: float | None = None
 
     def becomes(self, **changes: Any) -> None:
         self.present = replace(self.present, **changes)
@@ -71,6 +74,18 @@ class SingleGroup:
         result = self.store.apply(msgpack.unpackb(command))
         self.watches.publish()
         return result
+
+    async def propose_each(self, commands: Sequence[bytes]) -> list[Result | KvnodeError]:
+        outcomes: list[Result | KvnodeError] = []
+        for command in commands:
+            try:
+                outcomes.append(await self.propose(command))
+            except KvnodeError as error:
+                outcomes.append(error)
+        return outcomes
+
+    def lease_left_s(self, lease_id: int) -> float | None:
+        return self.left_s
 
     async def read_barrier(self) -> None:
         self._fail()

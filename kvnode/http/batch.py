@@ -1,0 +1,70 @@
+"""Bulk writes: POST /v1/batch. Each has an outcome of its own; `txn.py` is all or nothing."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Any, Final
+
+from aiohttp import web
+
+from kvnode.commands import Delete, Put
+from kvnode.errors import BadRequest, KeyNotFound, KvnodeError
+from kvnode.http.answer import Answer, json_answer
+from kvnode.http.document import checked_object, content_type_in, key_in, leasing_in, read_object, value_in
+from kvnode.http.group import Group
+from kvnode.http.route import Methods
+from kvnode.http.txn import KEY_FIELDS, PUT_FIELDS, single, written_fields
+from kvnode.http.writing import idempotency_key, not_written
+from kvnode.results import Deleted, Result, Written
+
+OPERATIONS_MAX: Final = 1_000
+BODY_BYTES_MAX: Final = 8 * 1_048_576  # parsing it holds the event loop for some 50 ms
+
+_BODY: Final = frozenset(("operations",))
+
+
+def routes(group: Group) -> dict[str, Methods]:
+    async def batch(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        idempotency = idempotency_key(request)
+        operations = (await read_object(request, BODY_BYTES_MAX, _BODY)).get("operations")
+        if type(operations) is not list or not 1 <= len(operations) <= OPERATIONS_MAX:
+            raise BadRequest(f'"operations" is a list of 1 to {OPERATIONS_MAX} puts and deletes.')
+        # All of it is read before any of it is proposed: a batch that is wrong somewhere changes nothing.
+        commands = [_command(entry, i, idempotency) for i, entry in enumerate(operations)]
+        results = await group.propose_each([command.encode() for command in commands])
+        return json_answer(200, {"results": [_outcome(*pair) for pair in zip(commands, results, strict=True)]})
+
+    return {"/v1/batch": {"POST": batch}}
+
+
+def _command(entry: Any, number: int, idempotency: str | None) -> Put | Delete:
+    what = f"operations[{number}]"
+    name, content = single(entry, what, ("put", "delete"))
+    what = f"{what}.{name}"
+    key = None if idempotency is None else _key_of(idempotency, number)
+    if name == "delete":
+        return Delete(key_in(checked_object(content, what, KEY_FIELDS), what), None, key)
+    put = checked_object(content, what, PUT_FIELDS)
+    lease, ttl_s = leasing_in(put, what)
+    return Put(key_in(put, what), value_in(put, what), content_type_in(put, what), None, key, lease, ttl_s)
+
+
+def _key_of(idempotency: str, number: int) -> str:
+    """Each write of a batch is remembered for itself: under a key that no client would send."""
+    return blake2b(f"{number}/{idempotency}".encode(), digest_size=24).hexdigest()
+
+
+def _outcome(command: Put | Delete, result: Result | KvnodeError) -> dict[str, Any]:
+    if type(result) is Written:
+        return written_fields(command.key, result)
+    if type(result) is Deleted and result.deleted:
+        return {"key": command.key, "deleted": result.deleted, "revision": result.revision}
+    if isinstance(result, KvnodeError):
+        error: Exception = result
+    elif type(result) is Deleted:
+        error = KeyNotFound("The key does not exist.")
+    else:
+        error = not_written(result)
+    if not isinstance(error, KvnodeError):
+        raise error
+    return {"key": command.key, "error": error.code, "message": error.message, "outcome": error.outcome}

@@ -1,0 +1,111 @@
+"""Leases: /v1/leases. A lease's time is kept by the leader; a node that does not lead shows the ttl as granted."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from aiohttp import web
+
+from kvnode.commands import LEASE_ID_MAX, TTL_S_MAX, Grant, Renew, Revoke
+from kvnode.errors import BadRequest, LeaseNotFound
+from kvnode.http.answer import Answer, json_answer
+from kvnode.http.consistency import consistency
+from kvnode.http.document import read_object, ttl_in, whole_parameter
+from kvnode.http.group import Group
+from kvnode.http.paths import Query
+from kvnode.http.route import Methods
+from kvnode.http.writing import idempotency_key, not_written
+from kvnode.results import Granted, Revoked
+
+BODY_BYTES_MAX: Final = 65_536
+PAGE_LEASES: Final = 1_000
+KEYS_SHOWN: Final = 1_000
+
+_TTL: Final = frozenset(("ttl",))
+
+
+def routes(group: Group) -> dict[str, Methods]:
+    leases = Leases(group)
+    return {
+        "/v1/leases": {"GET": leases.list, "HEAD": leases.list, "POST": leases.grant},
+        "/v1/leases/{id}": {"GET": leases.get, "HEAD": leases.get, "DELETE": leases.revoke},
+        "/v1/leases/{id}/keepalive": {"POST": leases.keepalive},
+    }
+
+
+class Leases:
+    """The handlers."""
+
+    __slots__ = ("_group",)
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+
+    async def grant(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
+        idempotency = idempotency_key(request)
+        document = await read_object(request, BODY_BYTES_MAX, _TTL)
+        return await self._timed(Grant(ttl_in(document, "The body"), idempotency))
+
+    async def keepalive(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
+        return await self._timed(Renew(_id(rest), idempotency_key(request)))
+
+    async def _timed(self, command: Grant | Renew) -> Answer:
+        """A grant or a renewal: the whole ttl is before the lease again."""
+        result = await self._group.propose(command.encode())
+        if type(result) is not Granted:
+            raise not_written(result)
+        return json_answer(200, {"id": result.lease, "ttl": result.ttl_s, "remaining": result.ttl_s})
+
+    async def revoke(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
+        result = await self._group.propose(Revoke(_id(rest), idempotency_key(request)).encode())
+        if type(result) is not Revoked:
+            raise not_written(result)
+        outcome = {"id": result.lease, "ttl": result.ttl_s, "remaining": 0}
+        headers = b"Kvnode-Revision: %d\r\n" % result.revision
+        return json_answer(200, outcome | {"deleted": result.deleted, "revision": result.revision}, headers)
+
+    async def get(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
+        lease_id = _id(rest)
+        headers = await consistency(self._group, Query(query))
+        fields = self._fields(lease_id)
+        if fields is None:
+            raise LeaseNotFound("The lease does not exist, or not any more.")
+        leases = self._group.store.leases
+        fields |= {"keys": leases.keys(lease_id, KEYS_SHOWN), "key_count": leases.key_count(lease_id)}
+        return json_answer(200, fields, headers)
+
+    async def list(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
+        """In the order of their ids, PAGE_LEASES to a page; "cursor" is where the next one begins."""
+        parameters = Query(query)
+        after = whole_parameter(parameters["cursor"], LEASE_ID_MAX, "cursor") if "cursor" in parameters else 0
+        headers = await consistency(self._group, parameters)
+        ids = self._group.store.leases.ids(after, PAGE_LEASES + 1)
+        page: dict[str, Any] = {"leases": [self._fields(lease_id) for lease_id in ids[:PAGE_LEASES]]}
+        if len(ids) > PAGE_LEASES:
+            page["cursor"] = str(ids[PAGE_LEASES - 1])
+        return json_answer(200, page, headers)
+
+    def _fields(self, lease_id: int) -> dict[str, Any] | None:
+        lease = self._group.store.leases.get(lease_id)
+        if lease is None:
+            return None
+        return {"id": lease_id, "ttl": lease.ttl_s, "remaining": remaining_s(self._group, lease_id)}
+
+
+def remaining_s(group: Group, lease_id: int) -> int:
+    """Whole seconds, rounded up: on the leader what is left, elsewhere the ttl as granted."""
+    left_s = group.lease_left_s(lease_id)
+    lease = group.store.leases.get(lease_id)
+    return -int(-left_s // 1) if left_s is not None else lease.ttl_s if lease is not None else 0
+
+
+def leasing(query: Query) -> tuple[int, int]:
+    """(lease, ttl in seconds) that a PUT's query asks for, 0 for what it does not."""
+    if "lease" in query and "ttl" in query:
+        raise BadRequest("A key has a 'lease' or a 'ttl'; send one of them.")
+    lease = whole_parameter(query["lease"], LEASE_ID_MAX, "query parameter 'lease'") if "lease" in query else 0
+    return lease, whole_parameter(query["ttl"], TTL_S_MAX, "query parameter 'ttl'") if "ttl" in query else 0
+
+
+def _id(text: str) -> int:
+    return whole_parameter(text, LEASE_ID_MAX, "id of a lease")

@@ -1,0 +1,156 @@
+"""Transactions: POST /v1/txn.
+
+    {"compare": [{"key": "a", "version": 3}, {"key": "b", "op": "!=", "text": "done"}],
+     "success": [{"put": {"key": "a", "text": "hello"}}, {"get": {"key": "b"}}],
+     "failure": [{"delete": {"key": "c"}}, {"delete_prefix": {"prefix": "tmp/"}}]}
+
+A comparison names one of version, create_revision, mod_revision, exists, value (base64), text; "op" is "=" unless it
+says != < > <= >=. A put takes "value" or "text", "content_type", and "ttl" or "lease".
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import Any, Final
+
+from aiohttp import web
+
+from kvnode.commands import DELETE, DELETE_PREFIX, PUT
+from kvnode.errors import BadRequest, TooLarge
+from kvnode.http.answer import Answer, json_answer
+from kvnode.http.document import checked_object, content_type_in, key_in, leasing_in, read_object, value_in
+from kvnode.http.group import Group
+from kvnode.http.route import Methods
+from kvnode.http.writing import idempotency_key, not_written
+from kvnode.results import Concluded, Deleted, Got, Written
+from kvnode.transactions import (
+    CREATE_REVISION,
+    EXISTS,
+    GET,
+    MOD_REVISION,
+    OPERATIONS_MAX,
+    OPERATORS,
+    TRANSACTION_BYTES_MAX,
+    VALUE,
+    VERSION,
+    Compare,
+    Operation,
+    Txn,
+    clash,
+)
+
+BODY_BYTES_MAX: Final = 2 * TRANSACTION_BYTES_MAX
+
+_BODY: Final = frozenset(("compare", "success", "failure"))
+_TARGETS: Final = {
+    "version": VERSION, "create_revision": CREATE_REVISION, "mod_revision": MOD_REVISION,
+    "exists": EXISTS, "value": VALUE, "text": VALUE,
+}  # fmt: skip
+_COMPARE: Final = frozenset(("key", "op", *_TARGETS))
+_REVISION_MAX: Final = 2**63 - 1
+_KINDS: Final = {"put": PUT, "get": GET, "delete": DELETE, "delete_prefix": DELETE_PREFIX}
+_NAMES: Final = {kind: name for name, kind in _KINDS.items()}
+PUT_FIELDS: Final = frozenset(("key", "value", "text", "content_type", "ttl", "lease"))
+KEY_FIELDS: Final = frozenset(("key",))
+_PREFIX: Final = frozenset(("prefix",))
+
+
+def routes(group: Group) -> dict[str, Methods]:
+    async def txn(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        key = idempotency_key(request)
+        document = await read_object(request, BODY_BYTES_MAX, _BODY)
+        compare = tuple(_compare(each, f"compare[{i}]") for i, each in enumerate(_list(document, "compare")))
+        branches = [_branch(document, name) for name in ("success", "failure")]
+        command = Txn(compare, branches[0], branches[1], key).encode()
+        if len(command) > TRANSACTION_BYTES_MAX:
+            raise TooLarge(f"The transaction holds more than {TRANSACTION_BYTES_MAX} bytes; split it.")
+        result = await group.propose(command)
+        if type(result) is not Concluded:
+            raise not_written(result)
+        ran = branches[0] if result.succeeded else branches[1]
+        outcome = {
+            "succeeded": result.succeeded,
+            "revision": result.revision,
+            "results": [_outcome(*pair) for pair in zip(ran, result.results, strict=True)],
+        }
+        return json_answer(200, outcome, b"Kvnode-Revision: %d\r\n" % result.revision)
+
+    return {"/v1/txn": {"POST": txn}}
+
+
+def _list(document: dict[str, Any], name: str) -> list[Any]:
+    entries = document.get(name, [])
+    if type(entries) is not list or len(entries) > OPERATIONS_MAX:
+        raise BadRequest(f'"{name}" is a list of at most {OPERATIONS_MAX}.')
+    return entries
+
+
+def _compare(entry: Any, what: str) -> Compare:
+    document = checked_object(entry, what, _COMPARE)
+    key, sign = key_in(document, what), document.get("op", "=")
+    if type(sign) is not str or sign not in OPERATORS:
+        raise BadRequest(f'{what} has an "op" that is none of {" ".join(OPERATORS)}')
+    named = [name for name in _TARGETS if name in document]
+    if len(named) != 1:
+        raise BadRequest(f"{what} compares with exactly one of {', '.join(_TARGETS)}.")
+    target, operand = _TARGETS[named[0]], document[named[0]]
+    if target == VALUE:
+        return key, target, sign, value_in(document, what)
+    if target == EXISTS:
+        if type(operand) is not bool or sign not in ("=", "!="):
+            raise BadRequest(f'{what} has "exists" with true or false, and the op = or !=.')
+    elif type(operand) is not int or not 0 <= operand <= _REVISION_MAX:
+        raise BadRequest(f'{what} has a "{named[0]}" that is not a whole number from 0 on.')
+    return key, target, sign, operand
+
+
+def _branch(document: dict[str, Any], name: str) -> tuple[Operation, ...]:
+    branch = tuple(_operation(each, f"{name}[{i}]") for i, each in enumerate(_list(document, name)))
+    if clash(branch):
+        raise BadRequest(f'"{name}" writes a key twice; in one transaction a key is put once, or deleted.')
+    return branch
+
+
+def single(entry: Any, what: str, kinds: tuple[str, ...]) -> tuple[str, Any]:
+    """The name and the content of an operation, which is an object with one field."""
+    document = checked_object(entry, what, frozenset(kinds))
+    if len(document) != 1:
+        raise BadRequest(f"{what} is one operation: {', '.join(kinds)}.")
+    return next(iter(document.items()))
+
+
+def _operation(entry: Any, what: str) -> Operation:
+    name, content = single(entry, what, tuple(_KINDS))
+    what = f"{what}.{name}"
+    if name == "put":
+        put = checked_object(content, what, PUT_FIELDS)
+        return PUT, key_in(put, what), value_in(put, what), content_type_in(put, what), *leasing_in(put, what)
+    if name == "delete_prefix":
+        return DELETE_PREFIX, key_in(checked_object(content, what, _PREFIX), what, "prefix")
+    return _KINDS[name], key_in(checked_object(content, what, KEY_FIELDS), what)
+
+
+def _outcome(operation: Operation, result: Written | Deleted | Got) -> dict[str, Any]:
+    if isinstance(result, Written):
+        fields = written_fields(operation[1], result)
+    elif isinstance(result, Deleted):
+        fields = {"deleted": result.deleted}
+    elif result.version == 0:
+        fields = {"key": operation[1], "exists": False}
+    else:
+        fields = {
+            "key": operation[1],
+            "exists": True,
+            # A repetition under an Idempotency-Key, and the key has another value by now: this one is not kept.
+            "value": None if result.item is None else b64encode(result.item.value).decode(),
+            "create_revision": result.create_revision,
+            "mod_revision": result.mod_revision,
+            "version": result.version,
+        }
+    return {_NAMES[operation[0]]: fields}
+
+
+def written_fields(key: str, result: Written) -> dict[str, Any]:
+    """What a put answers."""
+    fields = {"key": key, "revision": result.revision, "version": result.version, "created": result.created}
+    return fields | {"lease": result.lease} if result.lease else fields

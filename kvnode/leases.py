@@ -1,0 +1,230 @@
+"""Leases: a time to live that keys share. What is replicated of them; their clock is the leader's (`raft/expiry.py`).
+
+A lease has an id, the ttl that it was granted with, and how often it was renewed. Ids rise by one and are never used
+again. `renewals` is what decides between a renewal and an expiry that cross on their way: an expiry names the count
+that its leader saw, and a renewal that stands before it in the log has raised it, on every node alike.
+
+The keys of a lease are one ordered list for all leases: the id in 16 hexadecimal digits, then the key. It needs no
+container for each lease, which the garbage collector would visit by the million, and gives a lease's keys in order.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, Final, NamedTuple, Protocol
+
+import msgpack
+from sortedcontainers import SortedList
+
+from kvnode.changes import CHANGE_DELETE, CHANGE_EXPIRE
+from kvnode.commands import GRANT, LEASE_ID_MAX, RENEW, REVOKE, TTL_S_MAX
+from kvnode.items import go_on, in_order
+from kvnode.results import Deleted, Granted, LeaseMissing, LeasesFull, Result, Revoked
+from kvnode.table import Table, TableView
+
+LEASES_MAX: Final = 1_048_576
+CHUNK_LEASES: Final = 4_096
+_ID_DIGITS: Final = 16
+_LEASE: Final = struct.Struct("<IQ?")
+
+
+class Lease(NamedTuple):
+    """`ttl_s` as granted. One that a PUT made for its key alone (`private`) ends with its last key."""
+
+    ttl_s: int
+    renewals: int
+    private: bool
+
+
+class LeasesView(NamedTuple):
+    """All leases at one revision, immutable: safe to walk in any thread."""
+
+    granted: TableView[int, bytes]
+    last_id: int
+
+    def chunks(self, rest: Callable[[], None] = go_on) -> Iterator[bytes]:
+        """`[id, ttl_s, renewals, private]` arrays in the order of their ids, CHUNK_LEASES to a chunk."""
+        packer = msgpack.Packer(use_bin_type=True, autoreset=True)  # a packer belongs to one thread
+        batch: list[bytes] = []
+        for lease_id in in_order(self.granted, rest):
+            batch.append(packer.pack((lease_id, *_LEASE.unpack(self.granted[lease_id]))))
+            if len(batch) == CHUNK_LEASES:
+                yield packer.pack_array_header(len(batch)) + b"".join(batch)
+                batch = []
+        if batch:
+            yield packer.pack_array_header(len(batch)) + b"".join(batch)
+
+
+class Leases:
+    """Lease id -> lease, and which keys hang on it.
+
+    `touched`, where it is a list, gets the id of every lease that was granted, renewed or ended: its reader takes it.
+    """
+
+    __slots__ = ("_attached", "_granted", "_ids", "last_id", "touched")
+
+    def __init__(self) -> None:
+        self._granted: Table[int, bytes] = Table()
+        self._ids: SortedList[int] = SortedList()
+        self._attached: SortedList[str] = SortedList()
+        self.last_id = 0
+        self.touched: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self._granted)
+
+    def __contains__(self, lease_id: int) -> bool:
+        return lease_id in self._granted
+
+    @property
+    def full(self) -> bool:
+        return len(self._granted) >= LEASES_MAX
+
+    def get(self, lease_id: int) -> Lease | None:
+        found = self._granted.get(lease_id)
+        return None if found is None else Lease(*_LEASE.unpack(found))
+
+    def ids(self, after: int, limit: int) -> list[int]:
+        """Up to `limit` ids greater than `after`, in order. O(log n + limit)."""
+        return list(islice(self._ids.irange(after, None, (False, True)), limit))
+
+    def keys(self, lease_id: int, limit: int | None = None) -> list[str]:
+        """The keys of a lease in byte order, the first `limit` of them."""
+        first, behind = _span(lease_id)
+        return [entry[_ID_DIGITS:] for entry in islice(self._attached.irange(first, behind, (True, False)), limit)]
+
+    def key_count(self, lease_id: int) -> int:
+        """O(log n)."""
+        first, behind = _span(lease_id)
+        return int(self._attached.bisect_left(behind)) - int(self._attached.bisect_left(first))
+
+    def unrenewed(self, expiry: list[list[int]]) -> list[int]:
+        """Those of an expiry's leases that are there and were not renewed since (`commands.Expire`)."""
+        over: dict[int, None] = {}
+        for lease_id, renewals in expiry:
+            lease = self.get(lease_id)
+            if lease is not None and lease.renewals == renewals:
+                over[lease_id] = None
+        return list(over)
+
+    # --- changing, by the store alone --------------------------------------------------------------------
+
+    def grant(self, ttl_s: int, *, private: bool) -> int:
+        """A new lease; its id."""
+        self.last_id += 1
+        self._granted[self.last_id] = _LEASE.pack(ttl_s, 0, private)
+        self._ids.add(self.last_id)
+        self._note(self.last_id)
+        return self.last_id
+
+    def renew(self, lease_id: int) -> Lease | None:
+        """Counts one renewal; None where the lease is gone."""
+        lease = self.get(lease_id)
+        if lease is None:
+            return None
+        lease = lease._replace(renewals=lease.renewals + 1)
+        self._granted[lease_id] = _LEASE.pack(*lease)
+        self._note(lease_id)
+        return lease
+
+    def attach(self, lease_id: int, key: str) -> None:
+        self._attached.add(_entry(lease_id, key))
+
+    def detach(self, lease_id: int, key: str) -> None:
+        """The key has left, or has another lease now. Ends a private lease with its last key."""
+        self._attached.remove(_entry(lease_id, key))
+        lease = self.get(lease_id)
+        if lease is not None and lease.private and not self.keys(lease_id, 1):
+            self.end(lease_id)
+
+    def end(self, lease_id: int) -> None:
+        """Forgets a lease; nothing happens where it is gone. Its keys are detached one by one, as they leave."""
+        if lease_id in self._granted:
+            del self._granted[lease_id]
+            self._ids.remove(lease_id)
+            self._note(lease_id)
+
+    def _note(self, lease_id: int) -> None:
+        if self.touched is not None:
+            self.touched.append(lease_id)
+
+    # --- snapshots -----------------------------------------------------------------------------------------
+
+    def view(self) -> LeasesView:
+        """O(1). The keys of each lease are not in it: every item says which lease it has."""
+        return LeasesView(self._granted.view(), self.last_id)
+
+    def load(self, chunks: Iterator[list[Any]], count: int, last_id: int) -> None:
+        """Takes as many unpacked chunks of `LeasesView.chunks` as hold `count` leases. ValueError for bad ones."""
+        loaded, previous = 0, 0
+        # Nothing may be taken from the source beyond the last lease: the items follow.
+        while loaded < count and (chunk := next(chunks, None)) is not None:
+            for fields in chunk:
+                lease_id, record = _checked(fields)
+                if not previous < lease_id <= last_id:
+                    raise ValueError("the leases of the snapshot are not in the order of their ids")
+                self._granted[lease_id] = record
+                previous = lease_id
+            loaded += len(chunk)
+        if loaded != count:
+            raise ValueError(f"the snapshot promises {count} leases and holds {loaded}")
+        self._ids = SortedList(in_order(self._granted))
+        self.last_id = last_id
+
+    def reattach(self, attached: list[tuple[int, str]]) -> None:
+        """The keys of all leases, as the items of a snapshot name them. ValueError where a lease is not there."""
+        if not all(lease_id in self._granted for lease_id, _ in attached):
+            raise ValueError("an item of the snapshot has a lease that the snapshot does not hold")
+        self._attached = SortedList(in_order(_entry(lease_id, key) for lease_id, key in attached))
+
+
+class Holder(Protocol):
+    """What the commands on leases need of the store."""
+
+    revision: int
+    leases: Leases
+
+    def delete_all(self, keys: list[str], kind: int = CHANGE_DELETE) -> Deleted: ...
+
+
+def change_lease(store: Holder, kind: int, argument: Any) -> Result:
+    """Carries out a grant, renewal, revocation or expiry that has no fault."""
+    leases = store.leases
+    if kind == GRANT:
+        if leases.full:
+            return LeasesFull(store.revision)
+        return Granted(leases.grant(argument, private=False), argument)
+    if kind == RENEW:
+        renewed = leases.renew(argument)
+        return LeaseMissing(store.revision, argument) if renewed is None else Granted(argument, renewed.ttl_s)
+    if kind == REVOKE:
+        if (lease := leases.get(argument)) is None:
+            return LeaseMissing(store.revision, argument)
+        deleted = store.delete_all(leases.keys(argument))
+        leases.end(argument)
+        return Revoked(argument, lease.ttl_s, deleted.deleted, store.revision)
+    over = leases.unrenewed(argument)
+    deleted = store.delete_all([key for lease_id in over for key in leases.keys(lease_id)], CHANGE_EXPIRE)
+    for lease_id in over:
+        leases.end(lease_id)
+    return deleted
+
+
+def _entry(lease_id: int, key: str) -> str:
+    return f"{lease_id:016x}{key}"
+
+
+def _span(lease_id: int) -> tuple[str, str]:
+    return f"{lease_id:016x}", f"{lease_id + 1:016x}"
+
+
+def _checked(fields: Any) -> tuple[int, bytes]:
+    try:
+        lease_id, ttl_s, renewals, private = fields
+        if type(lease_id) is int and lease_id <= LEASE_ID_MAX and type(private) is bool and 1 <= ttl_s <= TTL_S_MAX:
+            return lease_id, _LEASE.pack(ttl_s, renewals, private)
+    except (TypeError, ValueError, struct.error):
+        pass
+    raise ValueError("a lease in the snapshot is not an id, a ttl, a count and a mark")

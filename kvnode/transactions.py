@@ -1,0 +1,194 @@
+"""A transaction: compare, then one of two lists of operations, in one command and one revision. After etcd's txn.
+
+    [TXN, [compare, ...], [operation, ...] if all hold, [operation, ...] otherwise, idempotency key?]
+    compare    = [key, target, operator, operand]
+    operation  = [PUT, key, value, content type, lease, ttl] | [DELETE, key] | [DELETE_PREFIX, prefix] | [GET, key]
+
+All comparisons are made before anything changes. The operations of a branch are carried out in order, so a read sees
+what the operations before it did. A key is written once in a branch at most: one revision has one value of a key.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
+
+import msgpack
+
+from kvnode.changes import CHANGE_DELETE
+from kvnode.commands import (
+    DELETE,
+    DELETE_PREFIX,
+    KEY_BYTES_MAX,
+    PUT,
+    TXN,
+    VALUE_BYTES_MAX,
+    lease_fault,
+    text_fault,
+    value_fault,
+)
+from kvnode.items import Item
+from kvnode.results import Concluded, Deleted, Got, LeaseMissing, LeasesFull, Result, Written
+
+OPERATIONS_MAX: Final = 128  # in each of the three lists, as etcd counts
+TRANSACTION_BYTES_MAX: Final = 2 * 1_048_576  # encoded
+
+GET: Final = 9
+
+VALUE: Final = 1
+VERSION: Final = 2
+CREATE_REVISION: Final = 3
+MOD_REVISION: Final = 4
+EXISTS: Final = 5
+
+OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
+    "=": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge,
+}  # fmt: skip
+
+
+class Space(Protocol):
+    """What a transaction needs of the store."""
+
+    revision: int
+
+    def get(self, key: str) -> Item | None: ...
+    def with_prefix(self, prefix: str) -> list[str]: ...
+    def cannot_lease(self, wanted: list[list[Any]]) -> LeaseMissing | LeasesFull | None: ...
+    def write(
+        self, key: str, value: bytes, content_type: str, revision: int, lease: int = 0, ttl_s: int = 0
+    ) -> Written: ...
+    def remove(self, keys: list[str], revision: int, kind: int) -> None: ...
+
+
+Compare = tuple[str, int, str, bytes | int | bool]
+Operation = tuple[Any, ...]
+
+_FIELDS: Final = {PUT: 6, DELETE: 2, DELETE_PREFIX: 2, GET: 2}
+_pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+
+
+@dataclass(frozen=True, slots=True)
+class Txn:
+    """At most OPERATIONS_MAX of each; the encoded whole must not exceed TRANSACTION_BYTES_MAX."""
+
+    compare: tuple[Compare, ...]
+    success: tuple[Operation, ...]
+    failure: tuple[Operation, ...]
+    idempotency_key: str | None = None
+
+    def encode(self) -> bytes:
+        fields = (TXN, self.compare, self.success, self.failure)
+        return bytes(_pack(fields if self.idempotency_key is None else (*fields, self.idempotency_key)))
+
+
+def transaction_fault(command: list[Any]) -> str | None:
+    """What is wrong with the inside of a decoded transaction, or None. Total."""
+    compares, *branches = command[1:4]
+    for part in (compares, *branches):
+        if type(part) is not list or len(part) > OPERATIONS_MAX:
+            return f"a transaction has up to {OPERATIONS_MAX} comparisons, and so many operations in each branch"
+    for compare in compares:
+        if fault := compare_fault(compare):
+            return fault
+    for branch in branches:
+        for operation in branch:
+            if fault := operation_fault(operation):
+                return fault
+        if fault := clash(branch):
+            return fault
+    return None
+
+
+def compare_fault(compare: Any) -> str | None:
+    if type(compare) is not list or len(compare) != 4:
+        return "a comparison has a key, a target, an operator and an operand"
+    key, target, sign, operand = compare
+    if type(sign) is not str or sign not in OPERATORS:
+        return "an operator is one of " + " ".join(OPERATORS)
+    if target == VALUE:
+        fits = type(operand) is bytes and len(operand) <= VALUE_BYTES_MAX
+    elif target == EXISTS:
+        fits = type(operand) is bool and sign in ("=", "!=")
+    else:
+        fits = type(target) is int and VERSION <= target <= MOD_REVISION and type(operand) is int and operand >= 0
+    return text_fault("key", key, 1, KEY_BYTES_MAX) if fits else "a comparison has an operand that fits its target"
+
+
+def operation_fault(operation: Any) -> str | None:
+    if type(operation) is not list or not operation or type(operation[0]) is not int:
+        return "unknown operation"
+    kind = operation[0]
+    if len(operation) != _FIELDS.get(kind):
+        return "unknown operation"
+    if kind == PUT:
+        fault = value_fault(operation[2], operation[3]) or lease_fault(operation[4], operation[5])
+        if fault is not None:
+            return fault
+    return text_fault("prefix" if kind == DELETE_PREFIX else "key", operation[1], 1, KEY_BYTES_MAX)
+
+
+def clash(branch: Sequence[Sequence[Any]]) -> str | None:
+    put = [operation[1] for operation in branch if operation[0] == PUT]
+    deleted = {operation[1] for operation in branch if operation[0] == DELETE}
+    prefixes = tuple(operation[1] for operation in branch if operation[0] == DELETE_PREFIX)
+    if len(set(put)) < len(put) or not deleted.isdisjoint(put) or any(key.startswith(prefixes) for key in put):
+        return "a branch of a transaction writes a key twice"
+    return None
+
+
+def holds(compare: list[Any], item: Item | None) -> bool:
+    """Whether a comparison holds for the key's item. A key that is not there has the numbers 0, and no value:
+    every comparison with its value fails, as in etcd."""
+    _, target, sign, operand = compare
+    if target == EXISTS:
+        present: Any = item is not None
+    elif target == VALUE:
+        if item is None:
+            return False
+        present = item.value
+    elif item is None:
+        present = 0
+    else:
+        present = (item.version, item.create_revision, item.mod_revision)[target - VERSION]
+    return OPERATORS[sign](present, operand)
+
+
+def transact(store: Space, request: list[Any]) -> Result:
+    """Carries out one that has no fault. What could refuse it is asked before anything changes."""
+    _, compares, success, failure = request
+    succeeded = all(holds(compare, store.get(compare[0])) for compare in compares)
+    branch = success if succeeded else failure
+    refusal = store.cannot_lease([operation[4:] for operation in branch if operation[0] == PUT])
+    if refusal is not None:
+        return refusal
+    revision, changed = store.revision + 1, False
+    results: list[Written | Deleted | Got] = []
+    for kind, key, *rest in branch:
+        if kind == GET:
+            item = store.get(key)
+            results.append(Got(0, 0, 0, None) if item is None else Got(*item[2:5], item))
+        elif kind == PUT:
+            value, content_type, lease, ttl_s = rest
+            results.append(store.write(key, value, content_type, revision, lease, ttl_s))
+            changed = True
+        else:
+            keys = store.with_prefix(key) if kind == DELETE_PREFIX else [key] if store.get(key) is not None else []
+            store.remove(keys, revision, CHANGE_DELETE)
+            changed = changed or bool(keys)
+            results.append(Deleted(len(keys), revision if changed else store.revision))
+    if changed:
+        store.revision = revision
+    return Concluded(succeeded, store.revision, tuple(results))
+
+
+def read_again(store: Space, request: list[Any], first: Concluded) -> Concluded:
+    """A transaction's first outcome, with the values that it read as far as they are still there."""
+    results = list(first.results)
+    for number, (result, operation) in enumerate(zip(results, request[2 if first.succeeded else 3], strict=True)):
+        if type(result) is Got and result.version > 0:
+            item = store.get(operation[1])
+            if item is not None and item.mod_revision == result.mod_revision:
+                results[number] = replace(result, item=item)
+    return replace(first, results=tuple(results))
