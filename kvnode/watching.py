@@ -58,9 +58,11 @@ async def watch(
         url = urls[turn % len(urls)]
         failure: errors.KvnodeError = errors.Unavailable(f"{url} ended the watch.")
         try:
+            # That a node begins to stream is not enough: it may have to say at once that it cannot.
             async for newest, events in _stream(session, url, query, revision):
-                heard_at, revision = clock(), newest + 1
-                gone.clear()
+                if revision is None or newest >= revision:
+                    gone.clear()
+                revision = newest + 1
                 for event in events:
                     yield event
                 heard_at = clock()  # however long the caller took
@@ -80,7 +82,7 @@ async def watch(
 async def _stream(
     session: aiohttp.ClientSession, url: str, query: Mapping[str, str], revision: int | None
 ) -> AsyncIterator[tuple[int, list[Event]]]:
-    """(revision, changes) as one node tells them, at first (where it begins, none). Ends with the stream."""
+    """(revision, changes) as one node tells them, and without changes as it says that it is there. Ends with it."""
     wanted = dict(query) | ({} if revision is None else {"from_revision": str(revision)})
     target = URL(f"{url}/v1/watch?{urlencode(wanted, quote_via=quote, safe='')}", encoded=True)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
@@ -88,8 +90,11 @@ async def _stream(
         async with session.get(target, timeout=timeout, allow_redirects=False) as response:
             if response.status != 200:
                 raise refusal(url, Answer(response.status, response.headers, await response.read()), True)
-            yield shaped(lambda: int(response.headers["Kvnode-Revision"])), []
+            newest = shaped(lambda: int(response.headers["Kvnode-Revision"]))
+            if revision is None:
+                yield newest, []
             events: list[Event] = []
+            opened = False
             async for block in _blocks(response.content):
                 kind, identity, data = _read(block)
                 if kind == "compacted":
@@ -97,8 +102,12 @@ async def _stream(
                 if kind in ("put", "delete", "expire"):
                     events.append(shaped(lambda kind=kind, data=data: _event(kind, data)))  # type: ignore[misc]
                 if identity is not None:
-                    yield identity, events
+                    newest = identity
+                    yield newest, events
                     events = []
+                elif not kind and opened:
+                    yield newest, []
+                opened = True
     except (aiohttp.ClientError, TimeoutError, OSError):
         raise errors.Unavailable(f"{url} does not answer, or the connection to it broke.") from None
 
