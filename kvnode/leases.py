@@ -63,12 +63,13 @@ class Leases:
     `touched`, where it is a list, gets the id of every lease that was granted, renewed or ended: its reader takes it.
     """
 
-    __slots__ = ("_attached", "_granted", "_ids", "last_id", "touched")
+    __slots__ = ("_attached", "_emptied", "_granted", "_ids", "last_id", "touched")
 
     def __init__(self) -> None:
         self._granted: Table[int, bytes] = Table()
         self._ids: SortedList[int] = SortedList()
         self._attached: SortedList[str] = SortedList()
+        self._emptied: list[int] = []  # private ones that a command took the last key of
         self.last_id = 0
         self.touched: list[int] | None = None
 
@@ -133,11 +134,18 @@ class Leases:
         self._attached.add(_entry(lease_id, key))
 
     def detach(self, lease_id: int, key: str) -> None:
-        """The key has left, or has another lease now. Ends a private lease with its last key."""
+        """The key has left, or has another lease now."""
         self._attached.remove(_entry(lease_id, key))
         lease = self.get(lease_id)
         if lease is not None and lease.private and not self.keys(lease_id, 1):
-            self.end(lease_id)
+            self._emptied.append(lease_id)
+
+    def settle(self) -> None:
+        """At the end of a command: ends what it left without a key; a transaction may hand a lease on to another."""
+        while self._emptied:
+            lease_id = self._emptied.pop()
+            if not self.keys(lease_id, 1):
+                self.end(lease_id)
 
     def end(self, lease_id: int) -> None:
         """Forgets a lease; nothing happens where it is gone. Its keys are detached one by one, as they leave."""

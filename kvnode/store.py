@@ -156,7 +156,7 @@ class KeyValueStore:
             return Refused(self.revision, mod_revision)
         self.revision = revision = self.revision + 1
         if leased & LEASED:
-            return self.write(key, value, content_type, revision)
+            return self._settled(self.write(key, value, content_type, revision))
         version += 1
         self._items[key] = item = packed(value, content_type, create_revision or revision, revision, version)
         if version == 1:
@@ -173,7 +173,11 @@ class KeyValueStore:
         if (refusal := self.cannot_lease([[lease, ttl_s]])) is not None:
             return refusal
         self.revision += 1
-        return self.write(key, value, content_type, self.revision, lease, ttl_s)
+        return self._settled(self.write(key, value, content_type, self.revision, lease, ttl_s))
+
+    def _settled(self, written: Written) -> Written:
+        self.leases.settle()
+        return written
 
     def _delete(self, request: list[Any]) -> Result:
         _, key, expect = request
@@ -187,6 +191,7 @@ class KeyValueStore:
         if keys:
             self.revision += 1
             self.remove(keys, self.revision, kind)
+            self.leases.settle()
         return Deleted(len(keys), self.revision)
 
     # --- leases ----------------------------------------------------------------------------------
@@ -264,10 +269,7 @@ class KeyValueStore:
         outcomes: Outcomes | None = None,
         leases: Leases | None = None,
     ) -> None:
-        """Replaces everything. O(n log n), fastest where `items` come in order, as those of a snapshot do.
-
-        ValueError where an item names a lease that is not there.
-        """
+        """Replaces everything. O(n log n), fastest for items in order. ValueError for a lease that is not there."""
         table: Table[str, bytes] = Table()
         keys: list[str] = []
         attached: list[tuple[int, str]] = []

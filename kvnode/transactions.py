@@ -30,6 +30,7 @@ from kvnode.commands import (
     value_fault,
 )
 from kvnode.items import Item
+from kvnode.leases import Leases
 from kvnode.results import Concluded, Deleted, Got, LeaseMissing, LeasesFull, Result, Written
 
 OPERATIONS_MAX: Final = 128  # in each of the three lists, as etcd counts
@@ -52,6 +53,7 @@ class Space(Protocol):
     """What a transaction needs of the store."""
 
     revision: int
+    leases: Leases
 
     def get(self, key: str) -> Item | None: ...
     def with_prefix(self, prefix: str) -> list[str]: ...
@@ -180,6 +182,7 @@ def transact(store: Space, request: list[Any]) -> Result:
             results.append(Deleted(len(keys), revision if changed else store.revision))
     if changed:
         store.revision = revision
+        store.leases.settle()
     return Concluded(succeeded, store.revision, tuple(results))
 
 

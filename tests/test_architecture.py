@@ -25,7 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.items": set(),
     "kvnode.outcomes": {"kvnode.commands", "kvnode.results", "kvnode.table"},
     "kvnode.leases": {"kvnode.changes", "kvnode.commands", "kvnode.items", "kvnode.results", "kvnode.table"},
-    "kvnode.transactions": {"kvnode.changes", "kvnode.commands", "kvnode.items", "kvnode.results"},
+    "kvnode.transactions": {"kvnode.changes", "kvnode.commands", "kvnode.items", "kvnode.leases", "kvnode.results"},
     "kvnode.view": {"kvnode.commands", "kvnode.items", "kvnode.leases", "kvnode.outcomes", "kvnode.table"},
     "kvnode.store": {
         "kvnode.changes",
