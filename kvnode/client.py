@@ -28,6 +28,7 @@ Consistency = Literal["linearizable", "stale"]
 
 CONNECT_S: Final = 2.0
 ATTEMPT_S: Final = 6.0  # for one keyed write at one node: a node answers within 5 s, so what takes longer is lost
+MEMBERS: Final = "/admin/api/v1/members"
 # How long after it was first sent a write of unknown outcome is sent again. The cluster remembers a bounded number of
 # writes (README.md); beyond its window a repetition would be a new write, so this stays far inside it.
 RESEND_S: Final = 10.0
@@ -183,6 +184,15 @@ class Client:
         headers = {"Content-Type": "application/json"}
         body = parsed(await self._call("POST", "/admin/api/v1/leader/transfer", headers=headers, data=data))
         return shaped(lambda: (str(body["leader_id"]), int(body["term"])))
+
+    async def members(self) -> dict[str, Any]:
+        """The configuration: the body of `GET /admin/api/v1/members`."""
+        return parsed(await self._call("GET", MEMBERS))
+
+    async def change_members(self, method: str, path: str, **document: Any) -> dict[str, Any]:
+        """POST a member, or to `/ID/promote`, or DELETE `/ID`; the configuration that came of it."""
+        headers, data = {"Content-Type": "application/json"}, json.dumps(document).encode()
+        return parsed(await self._call(method, MEMBERS + path, headers=headers, data=data))
 
     # --- one call, any node -----------------------------------------------------------------------
 

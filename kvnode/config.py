@@ -47,6 +47,8 @@ OPTIONS: Final = (
     Option("http", "HOST:PORT", "127.0.0.1:8001", "Where HTTP listens."),
     Option("raft", "HOST:PORT", "127.0.0.1:7001", "Where Raft listens."),
     Option("peers", "n1=HOST:PORT,…", None, "Every member of the first cluster, this node included [default: alone]."),
+    Option("join", "URL[,URL…]", None, "Nodes of a running cluster to become a member of, instead of --peers."),
+    Option("advertise-raft", "HOST:PORT", None, "With --join: where peers dial this node [default: from --raft]."),
     Option("advertise-http", "URL", None, "How others reach this node's HTTP [default: from --http]."),
     Option("data-dir", "DIR", None, "Journal, snapshots, identity [default: ./kvnode-data/<node-id>]."),
     Option("cluster-secret-file", "FILE", None, "Proves a peer belongs; required once Raft listens off loopback."),
@@ -74,6 +76,7 @@ class Config:
     data_dir: Path
     secret: bytes = field(repr=False)
     cluster_id: str | None
+    join: tuple[str, ...]
     fsync: Literal["always", "interval", "never"]
     leader_probe: bool
     probe_timeout_s: float
@@ -158,6 +161,7 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None
         data_dir=Path(data_dir.text) if data_dir else Path("kvnode-data") / node_id,
         secret=secret,
         cluster_id=given.parse("cluster-id", values.name),
+        join=given.parse("join", values.base_urls) or (),
         fsync=given.parse("fsync", values.choice, ("always", "interval", "never")),
         leader_probe=given.parse("leader-probe", values.switch),
         # A probe that outlives its balancer's patience is no probe: ten seconds is beyond any check interval in use.
@@ -242,6 +246,10 @@ def _check_exposure(given: _Settings, http: HostPort, raft: HostPort, secret: by
 
 
 def _peers(given: _Settings, node_id: str, raft: HostPort) -> tuple[dict[str, HostPort], tuple[str, ...]]:
+    if given.get("join") is not None:
+        return _joining(given, node_id, raft), ()
+    if given.get("advertise-raft") is not None:
+        raise given.refused("advertise-raft", "only a node that joins says this; --peers names each member's address")
     if given.get("peers") is None:
         if values.is_any_address(raft[0]):
             raise given.refused(
@@ -263,6 +271,17 @@ def _peers(given: _Settings, node_id: str, raft: HostPort) -> tuple[dict[str, Ho
     # Right behind a port mapping, wrong nearly everywhere else.
     dialled, listened = values.show_host_port(peers[node_id]), values.show_host_port(raft)
     return peers, (f"Peers dial this node at {dialled}, Raft listens on {listened}: something must forward the port.",)
+
+
+def _joining(given: _Settings, node_id: str, raft: HostPort) -> dict[str, HostPort]:
+    """A node that joins names no peers: it is told who they are."""
+    if given.get("peers") is not None:
+        raise given.refused("join", "a node joins a cluster or is one of a first cluster; give --join or --peers")
+    if given.get("cluster-id") is not None:
+        raise given.refused("join", "the cluster that is joined has an id; leave --cluster-id out")
+    if values.is_any_address(raft[0]) and given.get("advertise-raft") is None:
+        raise given.refused("raft", f"others cannot dial this address; add --advertise-raft HOST:{raft[1]}")
+    return {node_id: given.parse("advertise-raft", values.host_port) or raft}
 
 
 def _advertise_http(given: _Settings, http: HostPort) -> str:

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 import uvloop
@@ -19,6 +20,7 @@ from aiohttp import web
 from kvnode import __version__, errors, logs, values
 from kvnode.config import Config
 from kvnode.http.app import LeaderProbe, create_server
+from kvnode.joining import join
 from kvnode.raft.group import RaftGroup
 from kvnode.raft.settings import RaftSettings
 from kvnode.raft.status import is_leader
@@ -56,7 +58,7 @@ async def serve(config: Config) -> int:
         http = await _listen(config, group)
         try:
             if await _start(group, signals):
-                _announce(config)
+                _announce(config, len(group.members()))
                 await _first(group.fatal, signals.wait(1))
                 _leave_within(STOP_S, 1, f"Not stopped within {STOP_S:g} s: leaving as it stands.")
                 if signals.count:
@@ -86,6 +88,9 @@ def raft_settings(config: Config) -> RaftSettings:
         election_timeout_min_s=config.election_timeout_min_s,
         election_timeout_max_s=config.election_timeout_max_s,
         heartbeat_s=config.heartbeat_s,
+        join=partial(join, config.join, config.node_id, config.peers[config.node_id], config.advertise_http)
+        if config.join
+        else None,
     )
 
 
@@ -132,15 +137,15 @@ async def _start(group: RaftGroup, signals: _Signals) -> bool:
     return True
 
 
-def _announce(config: Config) -> None:
+def _announce(config: Config, members: int) -> None:
     for warning in config.warnings:
         log.warning("%s", warning)
     if config.fsync != "always":
         log.warning("--fsync %s: a power cut can lose writes that were acknowledged.", config.fsync)
-    raft, size = values.show_host_port(config.raft), len(config.peers)
+    raft = values.show_host_port(config.raft)
     log.info(
         "kvnode %s %s ready: http=%s raft=%s members=%d data=%s",
-        *(config.node_id, __version__, f"http://{values.show_host_port(config.http)}", raft, size, config.data_dir),
+        *(config.node_id, __version__, f"http://{values.show_host_port(config.http)}", raft, members, config.data_dir),
     )
 
 

@@ -163,3 +163,8 @@ def base_url(text: str) -> str:
     if is_any_address(host):
         raise Malformed(f"nobody can reach {host}; give --advertise-http http://NAME:PORT with a name others can reach")
     return url
+
+
+def base_urls(text: str) -> tuple[str, ...]:
+    """One URL or several, parted by commas."""
+    return tuple(base_url(url) for url in text.split(","))

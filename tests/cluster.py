@@ -130,15 +130,23 @@ class Cluster:
     def __post_init__(self) -> None:
         ports = free_ports(2 * self.size)
         self.nodes = {
-            name: Node(
-                id=name,
-                http=("127.0.0.1", ports[2 * i]),
-                raft=("127.0.0.1", ports[2 * i + 1]),
-                data_dir=self.folder / name,
-                log=self.folder / f"{name}.log",
-            )
+            name: self._node(name, ports[2 * i], ports[2 * i + 1])
             for i, name in enumerate(f"n{number}" for number in range(1, self.size + 1))
         }
+        self.first = list(self.nodes)  # the members of the first cluster; others join it
+
+    def _node(self, name: str, http: int, raft: int) -> Node:
+        return Node(
+            id=name,
+            http=("127.0.0.1", http),
+            raft=("127.0.0.1", raft),
+            data_dir=self.folder / name,
+            log=self.folder / f"{name}.log",
+        )
+
+    def enlist(self, name: str) -> None:
+        """Addresses and a folder for a node that is to join the cluster."""
+        self.nodes[name] = self._node(name, *free_ports(2))
 
     def __enter__(self) -> Self:
         return self
@@ -180,11 +188,15 @@ class Cluster:
 
     def command(self, name: str) -> list[str]:
         node = self.nodes[name]
-        peers = ",".join(f"{each.id}={each.raft[0]}:{each.raft[1]}" for each in self.nodes.values())
+        first = [self.nodes[each] for each in self.first]
+        peers = ",".join(f"{each.id}={each.raft[0]}:{each.raft[1]}" for each in first)
+        origin = (
+            ("--peers", peers) if name in self.first else ("--join", ",".join(self.url(each) for each in self.first))
+        )
         return [
             *(sys.executable, "-m", "kvnode", "serve", "--node-id", name),
             *("--http", f"{node.http[0]}:{node.http[1]}", "--raft", f"{node.raft[0]}:{node.raft[1]}"),
-            *("--peers", peers, "--data-dir", str(node.data_dir)),
+            *(*origin, "--data-dir", str(node.data_dir)),
             *self.args,
         ]
 

@@ -55,10 +55,11 @@ ARROWS: dict[str, set[str]] = {
     # Reads a data directory as a start does, for the command line: the one part of raft/ that needs no node.
     "kvnode.raft.verify": {"kvnode.raft", "kvnode.errors"},
     # What HTTP asks of a group is a Protocol (http/group.py), so it needs no room of raft/ but the frozen status.
+    "kvnode.raft.recover": {"kvnode.raft", "kvnode.store", "kvnode.entries", "kvnode.errors"},
     "kvnode.http": {
+        "kvnode.values",
         "kvnode.raft.status",
         "kvnode.changes",
-        "kvnode.values",
         "kvnode.watch",
         "kvnode.store",
         "kvnode.items",
@@ -68,8 +69,10 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.results",
         "kvnode.errors",
     },
+    "kvnode.joining": {"kvnode.client", "kvnode.raft", "kvnode.errors", "kvnode.values"},
     "kvnode.server": {
         "kvnode",
+        "kvnode.joining",
         "kvnode.http",
         "kvnode.raft",
         "kvnode.raft.status",
@@ -86,6 +89,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.client",
         "kvnode.watching",
         "kvnode.server",
+        "kvnode.raft.recover",
         "kvnode.raft.verify",
         "kvnode.config",
         "kvnode.errors",

@@ -11,6 +11,7 @@ from kvnode.config import Config
 from kvnode.errors import StartupError
 
 SECRET = "0123456789abcdef"
+SECRET_NAME = "KVNODE_CLUSTER_SECRET"
 THREE = "n1=127.0.0.1:7001,n2=127.0.0.1:7002,n3=127.0.0.1:7003"
 
 
@@ -72,8 +73,9 @@ def test_every_option_can_be_set_in_the_environment(tmp_path: Path) -> None:
         "log-level": "warning",
         "insecure": "true",
     }
-    assert set(given) == {option.name for option in config.OPTIONS}
-    environ = {option.variable: given[option.name] for option in config.OPTIONS}
+    joining = {"join": "http://a:1,http://b:2/", "advertise-raft": "n2:7002"}  # instead of peers and cluster-id
+    assert set(given | joining) == {option.name for option in config.OPTIONS}
+    environ = {option.variable: given[option.name] for option in config.OPTIONS if option.name in given}
     by_variable = config.load({}, environ)
     file = tmp_path / "node.toml"
     file.write_text(
@@ -90,6 +92,7 @@ def test_every_option_can_be_set_in_the_environment(tmp_path: Path) -> None:
         data_dir=Path("/var/lib/kvnode"),
         secret=SECRET.encode(),
         cluster_id="blue",
+        join=(),
         fsync="interval",
         leader_probe=False,
         probe_timeout_s=1.5,
@@ -100,6 +103,29 @@ def test_every_option_can_be_set_in_the_environment(tmp_path: Path) -> None:
         log_level="warning",
         insecure=True,
     )
+
+
+def test_a_node_that_joins_names_no_peers() -> None:
+    c = load(**{"node-id": "n4", "join": "http://a:1,http://b:2/", "raft": "127.0.0.1:7004"})
+    assert (c.join, dict(c.peers)) == (("http://a:1", "http://b:2"), {"n4": ("127.0.0.1", 7004)})
+    behind = config.load(
+        {"join": "http://a:1", "raft": "0.0.0.0:1", "advertise-raft": "n1:7001"}, {SECRET_NAME: SECRET}
+    )
+    assert dict(behind.peers) == {"n1": ("n1", 7001)}
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"join": "http://a:1", "peers": THREE}, "--join or --peers"),
+        ({"join": "http://a:1", "cluster-id": "blue"}, "leave --cluster-id out"),
+        ({"join": "a:1"}, "write a URL"),
+        ({"advertise-raft": "a:1"}, "only a node that joins"),
+        ({"join": "http://a:1", "raft": "0.0.0.0:7001"}, "--advertise-raft HOST:7001"),
+    ],
+)
+def test_a_joining_that_cannot_be_is_refused(flags: dict[str, str], sentence: str) -> None:
+    assert sentence in refusal(flags, {SECRET_NAME: SECRET})
 
 
 def test_an_empty_variable_is_not_set() -> None:

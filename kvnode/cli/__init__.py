@@ -22,6 +22,8 @@ COMMANDS: Final = {
     "status": ("kvnode.cli.cluster", "status", "Show every member of the cluster."),
     "leader": ("kvnode.cli.cluster", "leader", "Print who leads."),
     "transfer": ("kvnode.cli.cluster", "transfer", "Hand leadership to another member."),
+    "member": ("kvnode.cli.members", "member", "List, add, remove or promote members."),
+    "recover": ("kvnode.cli.recover", "recover", "Make a cluster of one when the majority is lost."),
     "verify": ("kvnode.cli.verify", "verify_command", "Check a data directory."),
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from kvnode.errors import KvnodeError
-from kvnode.raft.status import MemberStatus, RaftStatus
+from kvnode.raft.status import Membership, MemberStatus, RaftStatus
 from kvnode.results import Result
 from kvnode.store import KeyValueStore
 from kvnode.watch.hub import Hub
@@ -46,4 +46,14 @@ class Group(Protocol):
     async def transfer(self, to: str | None, timeout_s: float = 5.0) -> tuple[str, int]:
         """The new leader and its term, once confirmed."""
 
+    def membership(self) -> Membership:
+        """The configuration that counts on this node now."""
+
+    async def add_member(
+        self, node_id: str, address: tuple[str, int], http_url: str, learner: bool, moved: bool
+    ) -> Membership:
+        """The configuration that came of it, once committed; the same for the two below."""
+
+    async def remove_member(self, node_id: str, force: bool) -> Membership: ...
+    async def promote_member(self, node_id: str) -> Membership: ...
     def begin_drain(self) -> None: ...

@@ -63,7 +63,7 @@ class Compaction:
         if term is None or (newest is not None and newest.index >= index):
             return
         self._under_way = True
-        members = (replica.node_id, *replica.peer_ids)
+        members = replica.roster.at(index)
         view, digest = self._store.view(), self._history.value
         self._work(lambda: self._snapshots.write(index, term, members, view, digest), self._written)
 
@@ -74,6 +74,7 @@ class Compaction:
             log.warning("A snapshot could not be written (%s); trying again in %g s.", error, AGAIN_S)
             return
         self._snapshots.published(snapshot)
+        self._replica.roster.compacted(snapshot.index)
         journal = self._replica.journal
         first, kept, bounds = snapshot.index, 0, self.bounds
         while first > journal[0][1] and kept < bounds.tail_bytes and snapshot.index - first < bounds.tail_entries:

@@ -21,10 +21,9 @@ from pysyncobj.transport import Transport
 from kvnode.errors import StartupError
 from kvnode.raft.journal import Journal
 
-__all__ = ["FAIL_REASON", "MEMBERSHIP", "REGULAR", "Node", "SyncObj", "SyncObjConf", "Transport", "check_release"]
+__all__ = ["FAIL_REASON", "REGULAR", "Node", "SyncObj", "SyncObjConf", "Transport", "check_release"]
 
 REGULAR: Final = 0
-MEMBERSHIP: Final = 2
 
 _RELEASE: Final = "0.3.17"
 _FILES: Final = (

@@ -27,6 +27,8 @@ class Ballot(Protocol):
     @property
     def is_leader(self) -> bool: ...
     @property
+    def is_voter(self) -> bool: ...
+    @property
     def peer_ids(self) -> Iterable[str]: ...
     @property
     def last(self) -> tuple[int, int]: ...
@@ -59,6 +61,8 @@ class ElectionGate:
     def may_campaign(self) -> bool:
         """True once a majority would vote for this node in the next term; asks them where it has not yet."""
         core = self._core
+        if not core.is_voter:
+            return False  # a learner, one that was removed, or one that has yet to be told that it is a member
         proposed = core.term + 1
         peers = list(core.peer_ids)
         if not peers or self._transfer_term == proposed:

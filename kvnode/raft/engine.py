@@ -17,12 +17,14 @@ from typing import Any, Final
 from kvnode.entries import ORIGIN_BYTES
 from kvnode.errors import Fatal
 from kvnode.raft import wire
+from kvnode.raft.acquaintance import Acquaintance
 from kvnode.raft.audit import Audit
 from kvnode.raft.catchup import Catchup
 from kvnode.raft.compaction import Compaction
 from kvnode.raft.flusher import Flusher
 from kvnode.raft.handshake import Identity
 from kvnode.raft.journal import Journal
+from kvnode.raft.membership import Roster
 from kvnode.raft.proposals import Proposals
 from kvnode.raft.read_index import ReadIndex
 from kvnode.raft.replica import Replica
@@ -57,6 +59,7 @@ class Engine:
         store: KeyValueStore,
         watches: Hub,
         cluster_id: bytes,
+        roster: Roster,
         fail: Callable[[Fatal], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -68,19 +71,20 @@ class Engine:
         self.last_step_at = self.clock()
         self.applied_term = 0
         self.leadership: Waiters[bool] = Waiters()  # resolved whenever who leads may have changed
-        self.on_transfer: Callable[[str, wire.Message], None] = lambda *_: None
+        self.on: dict[int, Callable[[str, wire.Message], None]] = {}  # kinds of message that another room takes
         self._step_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._look_at_disk_at = 0.0
         self._stopped = False
         instance = os.urandom(ORIGIN_BYTES)
         me = Identity(settings.node_id, cluster_id, settings.http_url, instance, settings.secret)
-        peers = {node_id: address for node_id, address in settings.peers.items() if node_id != settings.node_id}
-        self.network = Network(me, peers, self)
+        self.roster = roster
+        self.network = Network(me, roster, self)
+        self._acquaintance = Acquaintance(roster, self.network, snapshots.disk, fail)
+        self.members_changed = self._acquaintance.changed
         self.storage = Storage()
         self.replica = Replica(
-            settings.node_id,
-            peers,
+            roster,
             journal,
             self,
             self.clock,
@@ -96,12 +100,13 @@ class Engine:
         self._catchup = Catchup(snapshots, self, self.network.send, self._work, self.clock)
         self.audit = Audit(self.replica, store, self.network.send, snapshots.newest)
         self._compaction = Compaction(self.replica, snapshots, store, self.audit.history, self._work)
-        self._flusher = Flusher(journal, segments, settings.fsync, self._landed, self._write_failed, self._out_of_space)
+        self._flusher = Flusher(journal, segments, settings.fsync, self._landed, fail, self._out_of_space)
         journal.on_dirty = self.schedule
 
     # --- life ----------------------------------------------------------------------------------------
 
     async def start(self) -> None:
+        self.members_changed()
         await self.network.start(*self.settings.listen)
         if not self.replica.peer_ids:
             self.replica.hasten_election((0.0, 0.0))  # there is nobody whose leadership could be disturbed
@@ -185,14 +190,6 @@ class Engine:
             self._guarded(self.replica.durable)
             self.schedule()
 
-    def _write_failed(self, error: OSError) -> None:
-        self._fail(
-            Fatal(
-                f"The journal could not be written ({error.strerror or error}): what is on disk is not certain any "
-                "more, so the node stops. Mend the disk, then start it again."
-            )
-        )
-
     def _out_of_space(self, blocked: bool) -> None:
         self.storage.waits(blocked, self._snapshots.disk.space)
 
@@ -222,15 +219,10 @@ class Engine:
     def needs_snapshot(self, node_id: str) -> None:
         self._catchup.offer(node_id, self.replica.term)
 
-    def member_added(self, node_id: str) -> None:
-        """Membership is that of the first cluster; changing it while running is not offered yet."""
-
-    def member_dropped(self, node_id: str) -> None:
-        self.network.drop(node_id)
-
     # --- what the network tells (transport.Listener) ---------------------------------------------------
 
     def link_up(self, node_id: str) -> None:
+        self._acquaintance.introduce(node_id)
         self.replica.guard.connected(node_id)
         if self.leader_id is None and self.network.up >= self.replica.majority_of_others:
             self.replica.hasten_election(NO_LEADER_S)  # a cluster that has just started need not sit out a timeout
@@ -248,6 +240,9 @@ class Engine:
             self.replica.hasten_election(LEADER_GONE_S)
             self._leader_unsure()
 
+    def told(self, packed: bytes) -> None:
+        self._guarded(lambda: self._acquaintance.heard(packed))
+
     def received(self, node_id: str, bodies: list[bytes]) -> None:
         if not self._stopped:
             self._guarded(lambda: self._dispatch_all(node_id, bodies))
@@ -264,6 +259,10 @@ class Engine:
             self.replica.guard.receive(node_id, message)
             if self.replica.leader_id != leader_before:
                 self._leader_unsure()
+        elif kind == wire.MEMBERS:
+            self._acquaintance.heard(message[1])
+        elif node_id not in self.roster:
+            return
         elif kind == wire.FORWARD:
             self.writes.forwarded_here(node_id, *message[1:])
         elif kind == wire.REFUSED:
@@ -272,8 +271,8 @@ class Engine:
             self.reads.asked(node_id, message[1])
         elif kind == wire.READ_ANSWER:
             self.reads.answered(*message[1:])
-        elif kind in (wire.TRANSFER, wire.TRANSFER_ANSWER):
-            self.on_transfer(node_id, message)
+        elif kind in self.on:
+            self.on[kind](node_id, message)
         elif kind in (wire.OFFER, wire.WANT, wire.CHUNK):
             self._catchup.receive(node_id, message, self.replica.term)
         elif kind == wire.CHECKPOINT:
@@ -293,7 +292,7 @@ class Engine:
         return replica.leader_id
 
     def is_reachable(self, node_id: str) -> bool:
-        """On the leader: connected, and answering; elsewhere: connected."""
+        """Connected, and on the leader: answering."""
         replica, silence_s = self.replica, self.settings.election_timeout_min_s
         return self.network.is_up(node_id) and (not replica.is_leader or replica.answered_within(node_id, silence_s))
 
@@ -313,7 +312,7 @@ class Engine:
         self.store.adopt(store)
         self._watches.skipped()
         self._work(store.release, lambda *_: None)  # what was here before: freeing a big store takes time
-        self.replica.install_snapshot(snapshot.index, snapshot.term, snapshot.members)
+        self.replica.install_snapshot(snapshot.index, snapshot.term, snapshot.configuration)
         self.audit.restored(snapshot)
         self.proposals.skipped()
         log.info("Installed the snapshot at index %d, revision %d.", snapshot.index, self.store.revision)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final
 
+from kvnode.errors import Fatal
 from kvnode.raft.journal import Flight, Journal
 from kvnode.raft.segments import OutOfSpace, Segments
 from kvnode.raft.settings import Fsync
@@ -32,7 +33,7 @@ class Flusher:
         segments: Segments,
         fsync: Fsync,
         landed: Callable[[], None],
-        failed: Callable[[OSError], None],
+        failed: Callable[[Fatal], None],
         out_of_space: Callable[[bool], None],
     ) -> None:
         self._journal = journal
@@ -127,7 +128,11 @@ class Flusher:
         try:
             work()
         except OSError as error:
-            self._loop.call_soon_threadsafe(self._failed, error)
+            fatal = Fatal(
+                f"The journal could not be written ({error.strerror or error}): what is on disk is not certain any "
+                "more, so the node stops. Mend the disk, then start it again."
+            )
+            self._loop.call_soon_threadsafe(self._failed, fatal)
             return False
         return True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final
 
 from kvnode.errors import (
     Fatal,
@@ -21,13 +21,16 @@ from kvnode.raft.core import check_release
 from kvnode.raft.disk import Directory
 from kvnode.raft.engine import Engine
 from kvnode.raft.expiry import EngineLeader, Expiry
-from kvnode.raft.identity import claim
+from kvnode.raft.identity import Claim, check_peers, claim, is_claimed
 from kvnode.raft.journal import Journal
+from kvnode.raft.members import membership, seen_members, unseen_members
+from kvnode.raft.membership import Roster, first_cluster
 from kvnode.raft.pace import Pace
+from kvnode.raft.reconfiguration import Change, Reconfiguration
 from kvnode.raft.segments import Segments
 from kvnode.raft.settings import RaftSettings
-from kvnode.raft.snapshot import Snapshots
-from kvnode.raft.status import MemberStatus, RaftStatus, Role, leader_refusal
+from kvnode.raft.snapshot import Snapshot, Snapshots
+from kvnode.raft.status import Membership, MemberStatus, RaftStatus, leader_refusal
 from kvnode.raft.transfer import Transfer
 from kvnode.results import Result
 from kvnode.store import KeyValueStore
@@ -52,6 +55,7 @@ class RaftGroup:
         self._stopping = False
         self._transfer: Transfer | None = None
         self._expiry: Expiry | None = None
+        self._reconfiguration: Reconfiguration | None = None
         self.store = KeyValueStore()
         loop = asyncio.get_running_loop()
         self.watches = Hub(self.store, loop.call_soon)
@@ -66,7 +70,8 @@ class RaftGroup:
         settings = self._settings
         self._disk = disk = Directory(settings.data_dir)
         try:
-            self._cluster_id = claim(disk, settings.node_id, settings.cluster_id, settings.peers)
+            claimed = await self._claim(disk)
+            self._cluster_id = claimed.cluster_id
             segments = Segments(disk, self._cluster_id)
             snapshots = Snapshots(disk, self._cluster_id, Pace().rest)
             # In a worker: the HTTP server answers its probes while a big store is being read.
@@ -88,10 +93,12 @@ class RaftGroup:
             journal.reconcile(newest.index if newest else 0, newest.term if newest else 0, where)
             self.store.adopt(store)
             self.watches.restart()
+            roster = self._roster(disk, claimed, journal, newest)
             engine = Engine(
-                settings, segments, journal, snapshots, self.store, self.watches, self._cluster_id, self._failed
+                settings, segments, journal, snapshots, self.store, self.watches, self._cluster_id, roster, self._failed
             )
             self._transfer = Transfer(engine)
+            self._reconfiguration = Reconfiguration(engine, self._transfer)
             try:
                 await engine.start()
             except BaseException:
@@ -110,6 +117,23 @@ class RaftGroup:
                 disk.close()
                 self._disk = None
 
+    async def _claim(self, disk: Directory) -> Claim:
+        settings, invitation = self._settings, None
+        if settings.join is not None and not is_claimed(disk):
+            invitation = await settings.join()
+        return claim(disk, settings.node_id, settings.cluster_id, settings.peers, invitation)
+
+    def _roster(self, disk: Directory, claimed: Claim, journal: Journal, newest: Snapshot | None) -> Roster:
+        """The log's word counts, then the snapshot's, then that of the first start, with --peers for its addresses."""
+        peers = self._settings.peers
+        first = claimed.told or first_cluster({node_id: peers.get(node_id, ("", 0)) for node_id in claimed.members})
+        if newest is not None and newest.configuration.index:
+            first = newest.configuration
+        roster = Roster(self._settings.node_id, journal, first, claimed.told)
+        if roster.current.index == 0:
+            check_peers(disk, claimed, peers)
+        return roster
+
     async def stop(self) -> None:
         """Ends everything; what was acknowledged is on disk. Idempotent."""
         self._stopping = True
@@ -117,6 +141,8 @@ class RaftGroup:
             self._transfer.stop()
         if self._expiry is not None:
             self._expiry.stop()
+        if self._reconfiguration is not None:
+            self._reconfiguration.stop()
         if self._engine is not None:
             await self._engine.stop()
         if self._disk is not None:
@@ -208,6 +234,33 @@ class RaftGroup:
         assert self._transfer is not None
         return await self._transfer.hand_over(to, timeout_s)
 
+    # --- members -----------------------------------------------------------------------------------------
+
+    async def add_member(
+        self, node_id: str, address: tuple[str, int], http_url: str, learner: bool, moved: bool
+    ) -> Membership:
+        """Adds a learner, which becomes a voter once it has caught up unless it is to stay one; or `moved`.
+
+        This and the two below raise Conflict, NotFound, BadRequest, NoLeader, Unavailable or OutcomeUnknown.
+        """
+        return await self._change(Change("add", node_id, address, http_url, learner, moved))
+
+    async def remove_member(self, node_id: str, force: bool) -> Membership:
+        """`force`: also where those that stay would have no majority among them now."""
+        return await self._change(Change("remove", node_id, force=force))
+
+    async def promote_member(self, node_id: str) -> Membership:
+        return await self._change(Change("promote", node_id))
+
+    async def _change(self, change: Change) -> Membership:
+        self._running()
+        assert self._reconfiguration is not None
+        return membership(self._cluster_id, await self._reconfiguration.change(change))
+
+    def membership(self) -> Membership:
+        """The configuration that counts on this node now. Raises Starting."""
+        return membership(self._cluster_id, self._running().roster.current)
+
     # --- what is known -----------------------------------------------------------------------------------
 
     def status(self) -> RaftStatus:
@@ -227,14 +280,14 @@ class RaftGroup:
         return RaftStatus(
             node_id=settings.node_id,
             cluster_id=self._cluster_id.hex(),
-            role=replica.role,
+            role=replica.role if replica.is_voter else "learner",
             leader_id=engine.leader_id,
             term=replica.term,
             commit_index=replica.raftCommitIndex,
             applied_index=replica.raftLastApplied,
             last_index=replica.last[1],
             started=not self._stopping,
-            is_member=True,
+            is_member=engine.roster.is_member and engine.roster.dismissed is None,
             serving=replica.serving,
             draining=self._draining,
             transferring=engine.writes.transferring,
@@ -252,33 +305,10 @@ class RaftGroup:
 
     def members(self) -> tuple[MemberStatus, ...]:
         """Every member as this node sees it, sorted by id."""
-        return tuple(self._member(node_id) for node_id in sorted(self._settings.peers))
-
-    def _member(self, node_id: str) -> MemberStatus:
-        host, port = self._settings.peers[node_id]
-        raft = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        engine = self._engine
-        if engine is None:
-            return MemberStatus(node_id, raft, None, "unknown", None, None, None, False)
-        replica = engine.replica
-        commit_index = self.status().leader_commit_index
-        if node_id == self._settings.node_id:
-            applied = replica.raftLastApplied
-            lag = max(0, commit_index - applied)
-            return MemberStatus(
-                node_id, raft, self._settings.http_url, replica.role, replica.last[1], applied, lag, True
-            )
-        reachable = engine.is_reachable(node_id)
-        role: Role | Literal["unknown"] = "follower" if reachable else "unknown"
-        if node_id == engine.leader_id:
-            role = "leader"
-        http = engine.network.http_urls.get(node_id)
-        if not replica.is_leader:
-            return MemberStatus(node_id, raft, http, role, None, None, None, reachable)
-        progress = replica.replicator.followers.get(node_id)
-        applied = progress.applied if progress is not None else 0
-        lag = max(0, commit_index - applied)
-        return MemberStatus(node_id, raft, http, role, replica.match_index(node_id), applied, lag, reachable)
+        engine, settings = self._engine, self._settings
+        if engine is not None:
+            return seen_members(engine, self.status())
+        return unseen_members(settings.peers)
 
     def _running(self) -> Engine:
         if self._stopping:

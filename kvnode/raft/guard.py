@@ -96,16 +96,14 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
 
     # --- membership and connections ------------------------------------------------------------------
 
-    def addNode(self, node: Node) -> None:
-        self._core.member_added(node.id)
-
-    def dropNode(self, node: Node) -> None:
-        self._onNodeDisconnected(node)
-        self._core.member_dropped(node.id)
+    def forget(self, node_id: str) -> None:
+        """This member is none any more, or its name is another one's now."""
+        self._early.pop(node_id, None)
 
     def connected(self, node_id: str) -> None:
         self._onNodeConnected(Node(node_id))
         self._said = (0, "", 0)
+        self._core.doubt(node_id)
         self._core.replicator.reconnected(node_id, self._core.match_index(node_id))
 
     def disconnected(self, node_id: str) -> None:
@@ -115,10 +113,9 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
 
     def receive(self, node_id: str, message: wire.Message) -> None:
         """One message of the Raft protocol from an authenticated node. Raises Fatal where safety would end."""
-        node = self._core.member(node_id)
-        if node is None:
-            return  # G2: only members have a voice
-        kind = message[0]
+        if node_id not in self._core.roster:
+            return  # G2: only members have a voice; to this node's knowledge, which may be older than its log
+        node, kind = Node(node_id), message[0]
         if kind == wire.APPEND:
             self._append(node, *message[1:])
         elif kind == wire.ACK:
@@ -131,7 +128,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
             self._core.election.answer(node_id, *message[1:])
         elif kind == wire.PRE_VOTED:
             _, term, proposed, granted = message
-            self._core.election.answered(node_id, proposed, granted)
+            self._core.election.answered(node_id, proposed, granted and self._core.member(node_id) is not None)
             self._notice(node, term)
         elif kind == wire.TERM_NOTICE:
             self._notice(node, message[1])
@@ -158,7 +155,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
 
     def _voted(self, node: Node, term: int) -> None:
         """G2: one vote per member and term, however often the frame arrives (R10)."""
-        if term != self._core.term or (term, node.id) in self._votes:
+        if term != self._core.term or (term, node.id) in self._votes or self._core.member(node.id) is None:
             return
         self._votes = {vote for vote in self._votes if vote[0] == term} | {(term, node.id)}
         self._onMessageReceived(node, {"type": "response_vote", "term": term})
@@ -177,9 +174,10 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
         core = self._core
         if term > core.term:
             self._notice(Node(node_id), term)
-        if term != core.term or not core.is_leader:
+        if term != core.term or not core.is_leader or core.follower(node_id) is None:
             return  # G1: an acknowledgement counts in its own term only (R3)
-        core.rounds.echo(node_id, read_round, core.majority_of_others)
+        if core.member(node_id) is not None:
+            core.rounds.echo(node_id, read_round, core.majority_of_others)
         if success and next_index > self._journal[-1][1] + 1:
             return
         if core.replicator.acknowledged(node_id, next_index, success, reset, applied, has_room):

@@ -1,12 +1,17 @@
 """How two nodes make sure of each other before a single Raft message passes.
 
-    dialer    "KVN1" | frame [version, cluster id, from, to, http url, instance, nonce]
+    dialer    "KVN1" | frame [version, cluster id, from, to, http url, instance, nonce, index]
     acceptor  frame [true, http url, instance, nonce, proof]        or  frame [false, reason]
     dialer    frame [proof]
-    acceptor  frame [true]                                          or  frame [false, reason]
+    acceptor  frame [true]       or  frame [false, reason]       or  frame [false, reason, members, proof]
 
 A proof is HMAC-SHA256 under the cluster secret over who is speaking and everything said so far, both nonces
 included: it proves the secret without showing it, cannot be replayed, and binds the names to the connection.
+
+`index` is that of the latest configuration that the dialer knows to be committed. An acceptor that knows a later one,
+or as late a one, in which the dialer is no member refuses it and hands it that one, proved: so a node that was
+removed while it was away learns of it. One that knows more than the acceptor is let in, and tells it.
+
 Frames are at most `FRAME_BYTES_MAX` here, whatever a stranger claims. The stream that follows is the dialer's
 alone: each node sends on the connection that it dialled, so that frames of one node never overtake each other.
 """
@@ -16,21 +21,38 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from collections.abc import Container
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgpack
 
 MAGIC: Final = b"KVN1"
-FRAME_BYTES_MAX: Final = 4_096
+FRAME_BYTES_MAX: Final = 8_192
 DEADLINE_S: Final = 3.0
-_VERSION: Final = 1
+_VERSION: Final = 2
 _NONCE_BYTES: Final = 16
 
 
 class Refused(Exception):
-    """The other side is not one to talk to, or says that about us. The text is one sentence for the log."""
+    """The other side is not one to talk to, or says that about us. The text is one sentence for the log.
+
+    `told` is the packed configuration that the other side refers to, or empty; where it came from there, it is proved.
+    """
+
+    def __init__(self, reason: str, told: bytes = b"") -> None:
+        super().__init__(reason)
+        self.told = told
+
+
+class Circle(Protocol):
+    """Whom a node knows to be members (`membership.Roster`)."""
+
+    def __contains__(self, node_id: object, /) -> bool: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def packed(self) -> bytes: ...
+    def told(self, packed: bytes) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +78,10 @@ class Peer:
 class Dialer:
     """The dialling side: `hello()` first, then `challenged(body)` gives the proof, then `welcomed(body)` the peer."""
 
-    def __init__(self, me: Identity, peer_id: str) -> None:
+    def __init__(self, me: Identity, peer_id: str, circle: Circle) -> None:
         self._me = me
         self._peer_id = peer_id
+        self._index = circle.index
         self._said = b""
         self._peer: Peer | None = None
 
@@ -72,6 +95,7 @@ class Dialer:
             me.http_url,
             me.instance,
             os.urandom(_NONCE_BYTES),
+            self._index,
         ]
         self._said = _pack(fields)
         return MAGIC + _frame(self._said)
@@ -90,6 +114,10 @@ class Dialer:
 
     def welcomed(self, body: bytes) -> Peer:
         answer = _unpack(body)
+        if _is(answer, bool, str, bytes, bytes) and not answer[0]:
+            _, reason, told, proof = answer
+            genuine = hmac.compare_digest(proof, _proof(self._me.secret, b"verdict", self._said + told))
+            raise Refused(reason, told if genuine else b"")
         _raise_if_refused(answer)
         if answer != [True] or self._peer is None:
             raise Refused("it answers in an unknown protocol")
@@ -99,17 +127,18 @@ class Dialer:
 class Acceptor:
     """The accepting side: `greeted(body)` gives the challenge, `proved(body)` the peer. Refused is sent back."""
 
-    def __init__(self, me: Identity, members: Container[str]) -> None:
+    def __init__(self, me: Identity, circle: Circle) -> None:
         self._me = me
-        self._members = members
+        self._circle = circle
         self._said = b""
+        self._index = 0
         self._peer: Peer | None = None
 
     def greeted(self, body: bytes) -> bytes:
         hello = _unpack(body)
-        if not hello or hello[0] != _VERSION or not _is(hello, int, bytes, str, str, str, bytes, bytes):
+        if not hello or hello[0] != _VERSION or not _is(hello, int, bytes, str, str, str, bytes, bytes, int):
             raise Refused("it speaks another version of the protocol: upgrade the older node")
-        _, cluster_id, node_id, to, http_url, instance, _ = hello
+        _, cluster_id, node_id, to, http_url, instance, _, self._index = hello
         me = self._me
         if cluster_id != me.cluster_id:
             raise Refused(
@@ -118,8 +147,8 @@ class Acceptor:
             )
         if to != me.node_id:
             raise Refused(f"it looks for node {to!r}, this is {me.node_id!r}: check the addresses in --peers")
-        if node_id == me.node_id or node_id not in self._members:
-            raise Refused(f"node {node_id!r} is not a member of this cluster")
+        if node_id == me.node_id:
+            raise Refused(f"node {node_id!r} is this one: give each node its own --node-id")
         self._peer = Peer(node_id, http_url, instance)
         mine = [me.http_url, me.instance, os.urandom(_NONCE_BYTES)]
         self._said = body + _pack(mine)
@@ -130,7 +159,17 @@ class Acceptor:
         expected = _proof(self._me.secret, b"dialer", self._said)
         if not _is(answer, bytes) or not hmac.compare_digest(answer[0], expected) or self._peer is None:
             raise Refused("it does not know this cluster's secret: give all nodes the same one")
+        node_id = self._peer.node_id
+        if node_id not in self._circle and self._index <= self._circle.index:
+            raise Refused(f"node {node_id!r} is not a member of this cluster", self._circle.packed)
         return self._peer
+
+    def refusal(self, refused: Refused) -> bytes:
+        """The frame that tells the other side why."""
+        if not refused.told:
+            return refusal(str(refused))
+        proof = _proof(self._me.secret, b"verdict", self._said + refused.told)
+        return _frame(_pack([False, str(refused), refused.told, proof]))
 
 
 WELCOME: Final = b"\x00\x00\x00\x02\x91\xc3"  # the frame [true]

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from kvnode.errors import StartupError
-from kvnode.raft.records import NO_OP, Entry, base_record, entry_record, entry_sum, state_record, truncate_record
+from kvnode.raft.records import (
+    CONFIGURATION,
+    NO_OP,
+    Entry,
+    base_record,
+    entry_record,
+    entry_sum,
+    state_record,
+    truncate_record,
+)
 from kvnode.raft.segments import Recovered
 
 
@@ -34,7 +43,8 @@ class Flight:
 class Journal:
     """PySyncObj's Journal by shape (journal.py in 0.3.17): a list of (command, index, term), never empty once in use.
 
-    `on_dirty` is called when there is something to write and no flight is under way.
+    `on_dirty` is called when there is something to write and no flight is under way. `configurations` are the
+    entries, as (index, command), that say who the members are; `on_configuration` is called when they change.
     """
 
     def __init__(self, recovered: Recovered, on_dirty: Callable[[], None] = lambda: None) -> None:
@@ -50,6 +60,8 @@ class Journal:
         self._drop_before = 0
         self._snapshot_index = 1
         self.on_dirty = on_dirty
+        self.configurations = [(index, command) for command, index, _ in self._entries if command[0] == CONFIGURATION]
+        self.on_configuration: Callable[[], None] = lambda: None
         self.mutation = 0
         self.durable_mutation = 0
         self.durable_index = self._entries[-1][1] if self._entries else 0
@@ -63,6 +75,9 @@ class Journal:
         self._bytes += len(command)
         self._buffers += record
         self._mutated()
+        if command[0] == CONFIGURATION:
+            self.configurations.append((index, command))
+            self.on_configuration()
 
     def clear(self) -> None:
         raise AssertionError("the core never clears this journal: snapshots are installed by rebase()")
@@ -78,6 +93,9 @@ class Journal:
         self._flight_last_index = min(self._flight_last_index, index - 1)
         self._buffers.append(truncate_record(index))
         self._mutated()
+        if self.configurations and self.configurations[-1][0] >= index:
+            self.configurations = [each for each in self.configurations if each[0] < index]
+            self.on_configuration()
 
     def deleteEntriesTo(self, position: int) -> None:
         self._bytes -= sum(len(entry[0]) for entry in self._entries[:position])
@@ -177,6 +195,11 @@ class Journal:
         self._buffers.append(base_record(index, term))
         self._drop_before = index
         self._mutated()
+        self.configurations.clear()  # what the snapshot says takes their place: `Roster.restored`
+
+    def forget_configurations(self, index: int) -> None:
+        """A snapshot at `index` holds what those up to there said."""
+        self.configurations = [each for each in self.configurations if each[0] > index]
 
     def compact(self, first_index: int) -> None:
         """Forgets the entries below `first_index`, which must be in a durable snapshot; those that are still there.

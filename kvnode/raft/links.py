@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Container
 from typing import Any, Final, Protocol, cast
 
 from kvnode.raft import handshake, wire
-from kvnode.raft.handshake import Identity, Peer
+from kvnode.raft.handshake import Circle, Identity, Peer
 
 STRANGERS_MAX: Final = 64  # connections that have not proved themselves yet
 SILENCE_S: Final = 5  # unacknowledged bytes for this long: the connection is dead (TCP_USER_TIMEOUT)
@@ -19,9 +18,8 @@ class Owner(Protocol):
 
     me: Identity
     strangers: int
+    circle: Circle
 
-    @property
-    def members(self) -> Container[str]: ...
     def opened(self, transport: asyncio.Transport) -> None: ...
     def closed(self, transport: asyncio.Transport) -> None: ...
     def dialled_up(self, peer: Peer, transport: asyncio.Transport) -> None: ...
@@ -75,7 +73,7 @@ class Dialled(Link):
         self.node_id = node_id
         self.established: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.closed = asyncio.Event()
-        self._dialer = handshake.Dialer(network.me, node_id)
+        self._dialer = handshake.Dialer(network.me, node_id, network.circle)
         self._proved = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -123,7 +121,7 @@ class Accepted(Link):
 
     def __init__(self, network: Owner) -> None:
         super().__init__(network)
-        self._acceptor = handshake.Acceptor(network.me, network.members)
+        self._acceptor = handshake.Acceptor(network.me, network.circle)
         self._magic = b""
         self._greeted = False
         self._stranger = True
@@ -170,7 +168,7 @@ class Accepted(Link):
         who = host if self.peer is None else f"{self.peer.node_id} at {host}"
         self.network.log_once(who, f"Refused a peer connection from {who}: {refused}.")
         if self.peer is None and len(self._magic) == len(handshake.MAGIC):
-            self.transport.write(handshake.refusal(str(refused)))
+            self.transport.write(self._acceptor.refusal(refused))
             self.transport.close()
         else:
             self.transport.abort()

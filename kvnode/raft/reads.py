@@ -8,7 +8,7 @@ whoever arrives meanwhile shares the next. Never a lease: a clock has no say in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 
 class ReadRounds:
@@ -48,6 +48,12 @@ class ReadRounds:
         """A member acknowledged an append_entries of this term that carried `number`."""
         if self.in_flight and number >= self.number:
             self._echoes.add(node_id)
+            self._settle(majority_of_others)
+
+    def recount(self, voter_ids: Container[str], majority_of_others: int) -> None:
+        """Who counts has changed: those that do not any more take their echoes with them, and fewer may be enough."""
+        if self.in_flight:
+            self._echoes = {node_id for node_id in self._echoes if node_id in voter_ids}
             self._settle(majority_of_others)
 
     def abandon(self) -> None:

@@ -6,7 +6,8 @@ what to do with an applied entry. It is driven by four calls, in any order, from
 `propose()`, `guard.receive()` and `durable()`.
 
 Q1  the core must be ticked by its owner: after every message, proposal and flush, and by a timer.
-Q2  one membership change at a time (R5): the core's own check is dead code.
+Q2  the core's own membership changes are off (R5, and see `membership`): who the others are is set from outside.
+    Its `otherNodes` are the other voters, and its `readonlyNodes`, which it counts nowhere, are the learners.
 Q3  apply goes straight to the state machine: no pickled function ids, no client callbacks in the core (R9).
 Q4  `__connectedToAnyone` is asked exactly when an election timer has fired: the pre-vote gate.
 Q5  `__sendAppendEntries` only notes that something is due; `replication` sends once at the end of a tick (R18).
@@ -18,14 +19,17 @@ Q8  a single node has no acknowledgement to hold back: it is not ticked until it
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from kvnode.raft.core import MEMBERSHIP, REGULAR, Node, SyncObj, SyncObjConf
+from kvnode.raft.core import REGULAR, Node, SyncObjConf
 from kvnode.raft.election import ElectionGate
+from kvnode.raft.electorate import Electorate
 from kvnode.raft.guard import Guard
 from kvnode.raft.journal import Journal
+from kvnode.raft.membership import Configuration, Roster
 from kvnode.raft.reads import ReadRounds
+from kvnode.raft.records import CONFIGURATION
 from kvnode.raft.replication import WINDOW_BYTES, Replicator
 from kvnode.raft.status import Role
 from kvnode.raft.wire import FRAME_BYTES_MAX, Message
@@ -44,8 +48,8 @@ if TYPE_CHECKING:
         def reads_failed(self, read_round: int) -> None: ...
         def role_changed(self, role: Role) -> None: ...
         def needs_snapshot(self, node_id: str) -> None: ...
-        def member_added(self, node_id: str) -> None: ...
-        def member_dropped(self, node_id: str) -> None: ...
+        def members_changed(self) -> None:
+            """`roster` says something new: whom to talk to, or that this node was removed."""
 
 
 APPLY_BYTES = 262_144  # some ten milliseconds of small commands; at least one entry is applied whatever its size
@@ -55,13 +59,12 @@ _REGULAR = bytes((REGULAR,))
 _NEVER = 2**31
 
 
-class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
+class Replica(Electorate):
     """One member of a Raft group. Times in seconds on `clock`, which must be the core's own."""
 
     def __init__(
         self,
-        node_id: str,
-        peer_ids: Iterable[str],
+        roster: Roster,
         journal: Journal,
         owner: Owner,
         clock: Callable[[], float],
@@ -72,6 +75,8 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
         draw: random.Random | None = None,
         has_room: Callable[[], bool] = lambda: True,
     ) -> None:
+        self.roster = roster
+        self.followed = {}
         self.journal = journal
         self.clock = clock
         self.heartbeat_s = heartbeat_s
@@ -94,16 +99,15 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
             leaderFallbackTimeout=election_timeout_max_s,
             connectionTimeout=election_timeout_max_s,
             commandsWaitLeader=False,
-            dynamicMembershipChange=True,
+            dynamicMembershipChange=False,
             journalFile=journal,
             onStateChanged=self._state_changed,
         )
-        super().__init__(
-            Node(node_id), [Node(peer) for peer in peer_ids], conf=conf, nodeClass=Node, transportClass=Guard
-        )
+        super().__init__(Node(roster.node_id), (), conf=conf, nodeClass=Node, transportClass=Guard)
         self.guard = cast(Guard, self._SyncObj__transport)
         # The core applies from 2 on (its own no-op is 1), or from behind the snapshot that the log starts with.
         self._SyncObj__raftLastApplied = journal.getRaftCommitIndex()
+        self.follow(owner.members_changed)
 
     # --- what drives it ---------------------------------------------------------------------------------
 
@@ -118,7 +122,7 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
             self._append_due = True
         if self._append_due:
             self._append_due = False
-            connected = [node.id for node in self._SyncObj__otherNodes & self._SyncObj__connectedNodes]
+            connected = [node.id for node in self.followed.keys() & self._SyncObj__connectedNodes]
             self.replicator.replicate(connected, self.term, self.raftCommitIndex, self.rounds.number)
 
     def propose(self, payload: bytes) -> tuple[int, int]:
@@ -128,6 +132,15 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
         self._checkCommandsToApply()
         _, index, term = self.journal[-1]
         return index, term
+
+    def change_members(self, configuration: Configuration) -> tuple[int, int]:
+        """Appends the next configuration, which counts at once; (index, term). Only while `may_change_members`."""
+        assert self.may_change_members
+        assert configuration.index == self.last[1] + 1
+        assert self.node_id in configuration.voters  # who leads is part of each majority
+        self._applyCommand(configuration.command, None)
+        self._checkCommandsToApply()
+        return self.last[1], self.last[0]
 
     def durable(self) -> None:
         """The journal made progress on disk."""
@@ -159,7 +172,7 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
         self.guard.send(Node(node_id), {"type": "timeout_now", "term": self.term})
         return True
 
-    def install_snapshot(self, index: int, term: int, member_ids: Iterable[str]) -> None:
+    def install_snapshot(self, index: int, term: int, configuration: Configuration) -> None:
         """The state machine now is what a snapshot says: the log starts behind it (Raft §7).
 
         Where the log has the snapshot's last entry, what follows it stays: this node may have acknowledged
@@ -171,13 +184,9 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
             self.journal.rebase(index, term)
         self._SyncObj__raftLastApplied = index
         self._SyncObj__raftCommitIndex = index
-        self._SyncObj__updateClusterConfiguration([Node(i) for i in member_ids if i != self.node_id])
+        self.roster.restored(index, configuration)
 
     # --- what it knows ----------------------------------------------------------------------------------
-
-    @property
-    def node_id(self) -> str:
-        return str(self._SyncObj__selfNode.id)
 
     @property
     def term(self) -> int:
@@ -198,6 +207,11 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
         return self.is_leader and noop is not None and self.raftLastApplied >= noop
 
     @property
+    def may_change_members(self) -> bool:
+        """One change at a time, and none before an entry of the leader's own term is committed (dissertation §4.1)."""
+        return self.serving and self.roster.current.index <= self.raftLastApplied
+
+    @property
     def _waits_for_its_disk(self) -> bool:
         return not self._SyncObj__otherNodes and not self.journal.clean
 
@@ -212,41 +226,9 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
         return None if leader is None else str(leader.id)
 
     @property
-    def peer_ids(self) -> list[str]:
-        return sorted(node.id for node in self._SyncObj__otherNodes)
-
-    @property
-    def majority_of_others(self) -> int:
-        """How many of the others make a majority together with this node."""
-        return (len(self._SyncObj__otherNodes) + 1) // 2
-
-    @property
-    def last(self) -> tuple[int, int]:
-        _, index, term = self.journal[-1]
-        return term, index
-
-    @property
     def committed_floor(self) -> int:
         """No entry up to this index will ever change. After a restart the applied index may lead."""
         return max(int(self.raftCommitIndex), int(self.raftLastApplied))
-
-    def member(self, node_id: str) -> Node | None:
-        node = Node(node_id)
-        return node if node in self._SyncObj__otherNodes else None
-
-    def match_index(self, node_id: str) -> int:
-        return int(self._SyncObj__raftMatchIndex.get(Node(node_id), 0))
-
-    def answered_within(self, node_id: str, age_s: float) -> bool:
-        """Leader only: this follower has acknowledged something not longer ago than that."""
-        answered_at: float | None = self._SyncObj__lastResponseTime.get(Node(node_id))
-        return answered_at is not None and self.clock() - answered_at <= age_s
-
-    def member_added(self, node_id: str) -> None:
-        self._owner.member_added(node_id)
-
-    def member_dropped(self, node_id: str) -> None:
-        self._owner.member_dropped(node_id)
 
     # --- what the core asks ------------------------------------------------------------------------------
 
@@ -254,7 +236,7 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
         if 2 in (old, new):
             self.guard.leadership_changed()
         if new == 2:
-            self.replicator.lead(self.peer_ids)
+            self.replicator.lead(self.follower_ids)
         elif old == 2:
             self.rounds.abandon()
         self._owner.role_changed(_ROLES[new])
@@ -293,12 +275,6 @@ class Replica(SyncObj):  # type: ignore[misc]  # the core is untyped
         if command[0] == REGULAR:
             self._owner.applied(index, term, command[1:])
         else:
-            super()._SyncObj__doApplyCommand(command)
+            if command[0] == CONFIGURATION:
+                self.roster.committed(index)
             self._owner.applied(index, term, b"")
-
-    def _SyncObj__changeCluster(self, request: Any) -> bool:
-        journal = self.journal  # Q2
-        uncommitted = journal[self.raftCommitIndex - journal[0][1] + 1 :]
-        if any(entry[0][0] == MEMBERSHIP for entry in uncommitted):
-            return False
-        return bool(super()._SyncObj__changeCluster(request))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from kvnode.raft.identity import Invitation
 
 Fsync = Literal["always", "interval", "never"]
 HostPort = tuple[str, int]
@@ -16,6 +18,7 @@ class RaftSettings:
     """Handed to `RaftGroup`; times in seconds, addresses as (host, port).
 
     `peers` names every member of the first cluster, this node included, with its Raft address.
+    `join`: instead of `peers`, gets the invitation of the cluster to join; called at the first start alone.
     `cluster_id` None: derived from `peers`, which all members are first started with alike.
 
     Election timeout: drawn anew from [min, max) each time. The minimum is several heartbeats, so that one
@@ -34,3 +37,4 @@ class RaftSettings:
     election_timeout_min_s: float = 0.6
     election_timeout_max_s: float = 1.2
     heartbeat_s: float = 0.1
+    join: Callable[[], Awaitable[Invitation]] | None = None

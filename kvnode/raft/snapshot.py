@@ -2,13 +2,14 @@
 
     file   = head | chunk ... | end
     head   = "KVNS" | version u16 | cluster id 16 bytes | index u64 | term u64 | members u32 bytes
-             | digest known u8 | digest u64 | members | crc u32
+             | digest known u8 | digest u64 | members | crc u32          members: `Configuration.packed`
     chunk  = length u32 | crc u32 | data                 as `StoreView.chunks` cuts them
     end    = 0 u32 | crc u32 of all chunk checksums | chunk count u64
 
 Named `snapshot-<index>-<term>`. While it is written or received its name ends in `.part`; such a file is
 nobody's promise and is removed at start. A published file that does not check out stops the node: to go on
-without it would be to forget what was acknowledged (PySyncObj quirk R11). Version 1 has no digest (`raft/audit.py`).
+without it would be to forget what was acknowledged (PySyncObj quirk R11). Version 1 has no digest (`raft/audit.py`);
+before version 3, members are the names of the first cluster alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import msgpack
 
 from kvnode.errors import StartupError
 from kvnode.raft.disk import Disk
+from kvnode.raft.membership import Configuration, named, unpacked
 from kvnode.store import KeyValueStore
 from kvnode.view import CHUNK_BYTES_MAX, StoreView
 
@@ -31,7 +33,8 @@ _DIGEST: Final = struct.Struct("<?Q")
 _CHUNK: Final = struct.Struct("<II")
 _COUNT: Final = struct.Struct("<Q")
 _MAGIC: Final = b"KVNS"
-_VERSION: Final = 2
+_VERSION: Final = 3
+_VERSION_WITH_NAMES: Final = 2
 _VERSION_WITHOUT_DIGEST: Final = 1
 _MEMBERS_BYTES_MAX: Final = 65_536
 _WRITE_BYTES: Final = 1_048_576
@@ -48,7 +51,7 @@ class Damaged(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One published snapshot: the state after entry `index` of `term`, and who the members were.
+    """One published snapshot: the state after entry `index` of `term`, and the configuration that counted there.
 
     `digest` is that of all that was applied up to `index`; None where it is not known.
     """
@@ -56,9 +59,13 @@ class Snapshot:
     name: str
     index: int
     term: int
-    members: tuple[str, ...]
+    configuration: Configuration
     size_bytes: int
     digest: int | None = None
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        return tuple(sorted(self.configuration.members))
 
 
 class Snapshots:
@@ -92,7 +99,7 @@ class Snapshots:
         return store
 
     def write(
-        self, index: int, term: int, members: tuple[str, ...], view: StoreView, digest: int | None = None
+        self, index: int, term: int, members: Configuration, view: StoreView, digest: int | None = None
     ) -> Snapshot:
         """Writes and publishes the state `view`; on return it is durable. Runs in a worker thread."""
         name = _name(index, term)
@@ -159,10 +166,10 @@ class Snapshots:
 
     def _load(self, name: str, reader: _Reader) -> tuple[Snapshot, KeyValueStore]:
         magic, version, cluster_id, index, term, members_bytes = _HEAD.unpack(head := reader.take(_HEAD.size))
-        if magic != _MAGIC or version not in (_VERSION_WITHOUT_DIGEST, _VERSION) or members_bytes > _MEMBERS_BYTES_MAX:
+        if magic != _MAGIC or not 1 <= version <= _VERSION or members_bytes > _MEMBERS_BYTES_MAX:
             raise Damaged("it does not start like a snapshot of this version")
         known, digest = False, 0
-        if version == _VERSION:
+        if version > _VERSION_WITHOUT_DIGEST:
             known, digest = _DIGEST.unpack(more := reader.take(_DIGEST.size))
             head += more
         packed = reader.take(members_bytes)
@@ -170,8 +177,8 @@ class Snapshots:
             raise Damaged("its head does not check out")
         if cluster_id != self._cluster_id:
             raise Damaged("it belongs to another cluster")
-        members = tuple(msgpack.unpackb(packed))
         try:
+            members = unpacked(packed) if version > _VERSION_WITH_NAMES else named(*msgpack.unpackb(packed))
             store = KeyValueStore.load(reader.chunks())
         except ValueError as error:
             raise Damaged(str(error)) from error
@@ -179,8 +186,8 @@ class Snapshots:
             raise Damaged("something follows its end")
         return Snapshot(name, index, term, members, reader.offset, digest if known else None), store
 
-    def _head(self, index: int, term: int, members: tuple[str, ...], digest: int | None) -> bytes:
-        packed: bytes = msgpack.packb(members)
+    def _head(self, index: int, term: int, members: Configuration, digest: int | None) -> bytes:
+        packed = members.packed
         head = _HEAD.pack(_MAGIC, _VERSION, self._cluster_id, index, term, len(packed))
         head += _DIGEST.pack(digest is not None, digest or 0) + packed
         return head + zlib.crc32(head).to_bytes(4, "little")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["leader", "follower", "candidate"]
+Role = Literal["leader", "follower", "candidate", "learner"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,27 @@ class MemberStatus:
     applied_index: int | None
     lag: int | None
     reachable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRecord:
+    """One member as the log has it. `wanted`: a learner that becomes a voter once it has caught up."""
+
+    id: str
+    raft: str
+    http: str | None
+    role: Literal["voter", "learner"]
+    wanted: bool
+    since: int
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """Who the members are by the configuration at entry `index` of the log; 0 is that of the first cluster."""
+
+    cluster_id: str
+    index: int
+    members: tuple[MemberRecord, ...]
 
 
 @dataclass(frozen=True, slots=True)

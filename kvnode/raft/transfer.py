@@ -27,14 +27,14 @@ class Transfer:
         self._number = 0
         self._asked: dict[int, asyncio.Future[list[Any]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        engine.on_transfer = self._received
+        engine.on |= {wire.TRANSFER: self._received, wire.TRANSFER_ANSWER: self._received}
         self._keep(self._leave_when_unfit())
 
     async def hand_over(self, to: str | None, timeout_s: float) -> tuple[str, int]:
         """See `RaftGroup.transfer`."""
         engine = self._engine
-        if to is not None and to not in engine.settings.peers:
-            raise Conflict(f"Node {to!r} is not a member of this cluster: name one that is, or none.")
+        if to is not None and to not in engine.roster.current.voters:
+            raise Conflict(f"Node {to!r} is not a voting member of this cluster: name one that is, or none.")
         deadline = engine.clock() + timeout_s
         while engine.leader_id is None and (left_s := deadline - engine.clock()) > 0:
             await engine.leadership.wait(left_s)

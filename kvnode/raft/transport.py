@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 from kvnode.errors import StartupError
 from kvnode.raft import handshake, wire
-from kvnode.raft.handshake import Identity, Peer
+from kvnode.raft.handshake import Circle, Identity, Peer
 from kvnode.raft.links import Accepted, Dialled
 
 log = logging.getLogger("kvnode.raft")
@@ -37,16 +37,20 @@ class Listener(Protocol):
     def peer_closed(self, node_id: str) -> None:
         """A connection with this peer, dialled or accepted, was closed by the other side or broke."""
 
+    def told(self, packed: bytes) -> None:
+        """A proved peer that refuses this node says who the members are."""
+
     def received(self, node_id: str, bodies: list[bytes]) -> None:
         """Frames of a proved peer, in order. May raise `wire.BadFrame`, which ends the connection."""
 
 
 class Network:
-    """All connections of one node. `addresses` maps each peer to (host, port)."""
+    """All connections of one node. `addresses` maps each peer to (host, port); `circle` says who may connect."""
 
-    def __init__(self, me: Identity, addresses: Mapping[str, tuple[str, int]], listener: Listener) -> None:
+    def __init__(self, me: Identity, circle: Circle, listener: Listener) -> None:
         self.me = me
-        self.addresses = dict(addresses)
+        self.circle = circle
+        self.addresses: dict[str, tuple[str, int]] = {}
         self.listener = listener
         self.http_urls: dict[str, str] = {}
         self.strangers = 0
@@ -58,6 +62,7 @@ class Network:
         self._heard_from: dict[str, asyncio.Event] = {}
         self._encoded: tuple[wire.Message | None, bytes] = (None, b"")
         self._logged: dict[tuple[str, str], float] = {}
+        self._stopped = False
 
     async def start(self, host: str, port: int) -> None:
         """Listens and begins to dial. Raises StartupError where the port cannot be had."""
@@ -73,6 +78,7 @@ class Network:
             self._dial(node_id)
 
     async def stop(self) -> None:
+        self._stopped = True
         for task in self._dialers.values():
             task.cancel()
         await asyncio.gather(*self._dialers.values(), return_exceptions=True)
@@ -81,12 +87,21 @@ class Network:
         for transport in list(self._open):
             transport.abort()
 
-    def add(self, node_id: str, address: tuple[str, int]) -> None:
-        self.addresses[node_id] = address
-        self._dial(node_id)
+    def meet(self, addresses: Mapping[str, tuple[str, int]]) -> None:
+        """These are the peers from now on: dials those that are new or have moved, and lets go of all others."""
+        if self._stopped:
+            return
+        for node_id, address in list(self.addresses.items()):
+            if addresses.get(node_id) != address:
+                self._drop(node_id)
+        for node_id, address in addresses.items():
+            if node_id not in self.addresses:
+                self.addresses[node_id] = address
+                if self._server is not None:
+                    self._dial(node_id)
 
-    def drop(self, node_id: str) -> None:
-        self.addresses.pop(node_id, None)
+    def _drop(self, node_id: str) -> None:
+        del self.addresses[node_id]
         task = self._dialers.pop(node_id, None)
         if task is not None:
             task.cancel()
@@ -136,6 +151,8 @@ class Network:
                 await link.closed.wait()
             except handshake.Refused as refused:
                 self.log_once(node_id, f"Peer {node_id} at {host}:{port} cannot be talked to: {refused}.")
+                if refused.told:
+                    self.listener.told(refused.told)
             except (OSError, TimeoutError):
                 pass  # not there yet, or gone: the status page and the readiness probe say so
             finally:
@@ -181,11 +198,6 @@ class Network:
             self.listener.received(node_id, bodies)
 
     # --- all connections -----------------------------------------------------------------------------
-
-    @property
-    def members(self) -> Container[str]:
-        """The peers that may connect."""
-        return self.addresses
 
     def opened(self, transport: asyncio.Transport) -> None:
         self._open.add(transport)

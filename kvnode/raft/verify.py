@@ -146,12 +146,13 @@ class _Reader:
             self._damaged(identity.FILE, None, "it is missing", "restore it from a copy")
             return None
         try:
-            report.node_id, cluster_id, report.members = identity.written(self._disk)
+            claimed = identity.written(self._disk)
         except StartupError:
             self._damaged(identity.FILE, None, "it does not say which node of which cluster", "restore it from a copy")
             return None
-        report.cluster_id = cluster_id.hex()
-        return cluster_id
+        report.node_id, report.members = claimed.node_id, claimed.members
+        report.cluster_id = claimed.cluster_id.hex()
+        return claimed.cluster_id
 
     def _journal(self, cluster_id: bytes, names: list[str]) -> Recovered | None:
         report = self._report

@@ -34,6 +34,9 @@ OFFER: Final = 15  # term, snapshot index, snapshot term, bytes
 WANT: Final = 16  # snapshot index, offset
 CHUNK: Final = 17  # snapshot index, offset, data
 CHECKPOINT: Final = 18  # term, index, digest of all that was applied up to there
+MEMBERS: Final = 19  # the latest configuration that is known to be committed, packed
+CHANGE: Final = 20  # request id, what (`reconfiguration.Change`), packed
+CHANGED: Final = 21  # request id, the configuration that came of it, packed, or None, error code, message
 
 _NO: Final = type(None)
 _FIELDS: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
@@ -57,6 +60,9 @@ _FIELDS: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
         WANT: (int, int),
         CHUNK: (int, int, bytes),
         CHECKPOINT: (int, int, int),
+        MEMBERS: (bytes,),
+        CHANGE: (int, bytes),
+        CHANGED: (int, (bytes, _NO), str, str),
     }.items()
 }
 

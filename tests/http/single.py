@@ -14,7 +14,7 @@ from typing import Any
 import msgpack
 
 from kvnode.errors import KvnodeError
-from kvnode.raft.status import MemberStatus, RaftStatus
+from kvnode.raft.status import MemberRecord, Membership, MemberStatus, RaftStatus
 from kvnode.results import Result
 from kvnode.store import KeyValueStore
 from kvnode.watch.hub import Hub
@@ -41,6 +41,8 @@ LEADING = RaftStatus(
     blocking_errors=(),
 )
 
+MEMBERSHIP = Membership("c", 9, (MemberRecord("n1", "127.0.0.1:7001", None, "voter", False, 0),))
+
 
 class SingleGroup:
     """Satisfies kvnode.http.group.Group."""
@@ -55,6 +57,7 @@ class SingleGroup:
         self.asked = asyncio.Event()  # a verification has begun
         self.proposals = 0
         self.left_s: float | None = None
+        self.changes: list[tuple[object, ...]] = []
 
     def becomes(self, **changes: Any) -> None:
         self.present = replace(self.present, **changes)
@@ -67,6 +70,25 @@ class SingleGroup:
             MemberStatus("n1", "127.0.0.1:7001", "http://127.0.0.1:8001", "leader", 7, 7, 0, True),
             MemberStatus("n2", "127.0.0.1:7002", None, "unknown", None, None, None, False),
         )
+
+    def membership(self) -> Membership:
+        return MEMBERSHIP
+
+    async def add_member(
+        self, node_id: str, address: tuple[str, int], http_url: str, learner: bool, moved: bool
+    ) -> Membership:
+        return self._change(("add", node_id, address, http_url, learner, moved))
+
+    async def remove_member(self, node_id: str, force: bool) -> Membership:
+        return self._change(("remove", node_id, force))
+
+    async def promote_member(self, node_id: str) -> Membership:
+        return self._change(("promote", node_id))
+
+    def _change(self, change: tuple[object, ...]) -> Membership:
+        self._fail()
+        self.changes.append(change)
+        return MEMBERSHIP
 
     async def propose(self, command: bytes) -> Result:
         self.proposals += 1

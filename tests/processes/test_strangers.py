@@ -35,8 +35,8 @@ def _closed(connection: socket.socket, timeout_s: float) -> bool:
     return True
 
 
-def _hello(cluster_id: bytes = b"c" * 16, node_id: str = "n2", to: str = "n1", version: int = 1) -> bytes:
-    body = msgpack.packb([version, cluster_id, node_id, to, "http://127.0.0.1:1", b"i" * 8, b"n" * 16])
+def _hello(cluster_id: bytes = b"c" * 16, node_id: str = "n2", to: str = "n1", version: int = 2) -> bytes:
+    body = msgpack.packb([version, cluster_id, node_id, to, "http://127.0.0.1:1", b"i" * 8, b"n" * 16, 0])
     return b"KVN1" + struct.pack(">I", len(body)) + body
 
 

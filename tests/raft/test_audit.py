@@ -15,6 +15,7 @@ from kvnode.entries import decode_entry, encode_entry, encode_group
 from kvnode.raft.audit import EVERY, REMEMBERED, ROUND_S, ROUNDS_MAX, SETTLE_S, Audit, History
 from kvnode.raft.disk import Directory
 from kvnode.raft.journal import Journal
+from kvnode.raft.membership import named
 from kvnode.raft.replication import Progress
 from kvnode.raft.segments import Recovered, Segments
 from kvnode.raft.snapshot import Snapshot, Snapshots
@@ -121,7 +122,7 @@ def test_the_digest_survives_a_restart_from_the_log_and_from_a_snapshot(tmp_path
     segments.recover()
     before = Applier()
     before.write(333)
-    members, view = ("n1", "n2", "n3"), before.store.view()
+    members, view = named("n1", "n2", "n3"), before.store.view()
     snapshots.published(snapshots.write(333, 1, members, view, before.history.value))
     before.write(500)
     flight = before.journal.begin_flight()
@@ -140,9 +141,10 @@ def test_a_snapshot_of_the_first_format_is_read_and_its_digest_is_not_known(tmp_
     disk = Directory(tmp_path / "n1")
     snapshots, applier = Snapshots(disk, CLUSTER_ID), Applier()
     applier.write(100)
-    written = snapshots.write(100, 1, ("n1",), applier.store.view(), applier.history.value)
-    head, members, rest = 42, 4, disk.read(written.name)
-    old = struct.pack("<4sH", b"KVNS", 1) + rest[6:head] + rest[head + 9 : head + 9 + members]
+    written = snapshots.write(100, 1, named("n1"), applier.store.view(), applier.history.value)
+    head, members, rest = 42, len(named("n1").packed), disk.read(written.name)
+    names = b"\x91\xa2n1"
+    old = struct.pack("<4sH", b"KVNS", 1) + rest[6 : head - 4] + struct.pack("<I", len(names)) + names
     name = "snapshot-old"
     disk.append(name, [old + zlib.crc32(old).to_bytes(4, "little") + rest[head + 9 + members + 4 :]])
     snapshot, store = snapshots.load(name)

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from kvnode.raft.handshake import MAGIC, WELCOME, Acceptor, Dialer, Identity, Refused
 
-MEMBERS = ("n1", "n2", "n3")
+
+class Members(tuple[str, ...]):
+    """Whom a node knows, by the configuration at `index`."""
+
+    index = 7
+    packed = b"the configuration"
+
+    def told(self, packed: bytes) -> None: ...
+
+
+MEMBERS = Members(("n1", "n2", "n3"))
 
 
 def identity(node_id: str, cluster_id: bytes = b"c" * 16, secret: bytes = b"shared secret") -> Identity:
@@ -29,7 +39,7 @@ def greet(dialer: Dialer, acceptor: Acceptor) -> bytes:
 
 def test_two_members_learn_who_the_other_is() -> None:
     one, two = identity("n1"), identity("n2")
-    dialer, acceptor = Dialer(one, "n2"), Acceptor(two, MEMBERS)
+    dialer, acceptor = Dialer(one, "n2", MEMBERS), Acceptor(two, MEMBERS)
     proof = dialer.challenged(body(greet(dialer, acceptor)))
     at_acceptor = acceptor.proved(body(proof))
     at_dialer = dialer.welcomed(body(WELCOME))
@@ -38,14 +48,14 @@ def test_two_members_learn_who_the_other_is() -> None:
 
 
 def test_the_dialer_notices_an_acceptor_without_the_secret() -> None:
-    dialer, acceptor = Dialer(identity("n1"), "n2"), Acceptor(identity("n2", secret=b"another"), MEMBERS)
+    dialer, acceptor = Dialer(identity("n1"), "n2", MEMBERS), Acceptor(identity("n2", secret=b"another"), MEMBERS)
     with pytest.raises(Refused, match="secret"):
         dialer.challenged(body(greet(dialer, acceptor)))
 
 
 def test_the_acceptor_notices_a_dialer_without_the_secret() -> None:
     acceptor = Acceptor(identity("n2"), MEMBERS)
-    greet(Dialer(identity("n1"), "n2"), acceptor)
+    greet(Dialer(identity("n1"), "n2", MEMBERS), acceptor)
     for forged in (b"\x91\xc4\x20" + b"\x00" * 32, b"\x91\xc4\x00", b"\x90", b"\xc0"):
         with pytest.raises(Refused):
             acceptor.proved(forged)
@@ -53,7 +63,7 @@ def test_the_acceptor_notices_a_dialer_without_the_secret() -> None:
 
 def test_a_proof_cannot_be_replayed_on_another_connection() -> None:
     one, two = identity("n1"), identity("n2")
-    dialer, acceptor = Dialer(one, "n2"), Acceptor(two, MEMBERS)
+    dialer, acceptor = Dialer(one, "n2", MEMBERS), Acceptor(two, MEMBERS)
     hello = dialer.hello()
     proof = dialer.challenged(body(acceptor.greeted(body(hello[len(MAGIC) :]))))
     second = Acceptor(two, MEMBERS)
@@ -65,7 +75,7 @@ def test_a_proof_cannot_be_replayed_on_another_connection() -> None:
 def test_a_challenge_cannot_be_reflected_as_a_proof() -> None:
     two = identity("n2")
     acceptor = Acceptor(two, MEMBERS)
-    challenge = greet(Dialer(identity("n1"), "n2"), acceptor)
+    challenge = greet(Dialer(identity("n1"), "n2", MEMBERS), acceptor)
     reflected = b"\x91" + body(challenge)[-34:]  # the acceptor's own proof, packed as the dialer's would be
     with pytest.raises(Refused):
         acceptor.proved(reflected)
@@ -74,10 +84,9 @@ def test_a_challenge_cannot_be_reflected_as_a_proof() -> None:
 @pytest.mark.parametrize(
     ("dialer", "sentence"),
     [
-        (Dialer(identity("n1", cluster_id=b"d" * 16), "n2"), "belongs to cluster"),
-        (Dialer(identity("n1"), "n3"), "looks for node"),
-        (Dialer(identity("stranger"), "n2"), "not a member"),
-        (Dialer(identity("n2"), "n2"), "not a member"),
+        (Dialer(identity("n1", cluster_id=b"d" * 16), "n2", MEMBERS), "belongs to cluster"),
+        (Dialer(identity("n1"), "n3", MEMBERS), "looks for node"),
+        (Dialer(identity("n2"), "n2", MEMBERS), "is this one"),
     ],
 )
 def test_who_does_not_belong_is_told_why(dialer: Dialer, sentence: str) -> None:
@@ -90,11 +99,37 @@ def test_garbage_is_refused_at_every_step(garbage: bytes) -> None:
     with pytest.raises(Refused):
         Acceptor(identity("n2"), MEMBERS).greeted(garbage)
     acceptor = Acceptor(identity("n2"), MEMBERS)
-    dialer = Dialer(identity("n1"), "n2")
+    dialer = Dialer(identity("n1"), "n2", MEMBERS)
     challenge = greet(dialer, acceptor)
     with pytest.raises(Refused):
         acceptor.proved(garbage)
     with pytest.raises(Refused):
-        Dialer(identity("n1"), "n2").challenged(garbage)
+        Dialer(identity("n1"), "n2", MEMBERS).challenged(garbage)
     with pytest.raises(Refused):
         dialer.welcomed(body(challenge))
+
+
+def knowing(index: int) -> Members:
+    members = Members(("n1", "n2", "n3"))
+    members.index = index
+    return members
+
+
+@pytest.mark.parametrize("index", [0, 6, 7])
+def test_who_is_no_member_is_refused_and_given_the_proof(index: int) -> None:
+    dialer, acceptor = Dialer(identity("removed"), "n2", knowing(index)), Acceptor(identity("n2"), MEMBERS)
+    proof = dialer.challenged(body(greet(dialer, acceptor)))
+    with pytest.raises(Refused, match="not a member") as refused:
+        acceptor.proved(body(proof))
+    frame = acceptor.refusal(refused.value)
+    with pytest.raises(Refused, match="not a member") as told:
+        dialer.welcomed(body(frame))
+    assert told.value.told == b"the configuration"
+    with pytest.raises(Refused) as forged:
+        dialer.welcomed(body(frame).replace(b"the configuration", b"The configuration"))
+    assert forged.value.told == b""
+
+
+def test_who_knows_a_later_configuration_is_let_in_to_tell_it() -> None:
+    dialer, acceptor = Dialer(identity("n9"), "n2", knowing(8)), Acceptor(identity("n2"), MEMBERS)
+    assert acceptor.proved(body(dialer.challenged(body(greet(dialer, acceptor))))).node_id == "n9"

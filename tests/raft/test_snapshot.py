@@ -14,6 +14,7 @@ from kvnode.commands import PUT
 from kvnode.errors import StartupError
 from kvnode.raft.catchup import CHUNK_BYTES, Catchup
 from kvnode.raft.disk import Directory
+from kvnode.raft.membership import named
 from kvnode.raft.snapshot import KEEP, Damaged, Snapshot, Snapshots
 from kvnode.raft.wire import CHUNK, OFFER, WANT, Message
 from kvnode.store import KeyValueStore
@@ -43,7 +44,7 @@ def open_snapshots(tmp_path: Path) -> Any:
 
 def test_a_snapshot_gives_back_the_store_and_its_place_in_the_log(open_snapshots: Callable[..., Snapshots]) -> None:
     snapshots, store = open_snapshots(), filled(5_000)
-    written = snapshots.write(77, 3, ("n1", "n2", "n3"), store.view())
+    written = snapshots.write(77, 3, named("n1", "n2", "n3"), store.view())
     snapshots.published(written)
     found, loaded = snapshots.load(written.name)
     assert found == written
@@ -53,13 +54,13 @@ def test_a_snapshot_gives_back_the_store_and_its_place_in_the_log(open_snapshots
 
 def test_equal_stores_give_equal_files(open_snapshots: Callable[..., Snapshots]) -> None:
     first, second = open_snapshots("n1"), open_snapshots("n2")
-    names = [each.write(9, 1, ("n1", "n2"), filled(500).view()).name for each in (first, second)]
+    names = [each.write(9, 1, named("n1", "n2"), filled(500).view()).name for each in (first, second)]
     assert first.disk.read(names[0]) == second.disk.read(names[1])
 
 
 def test_no_altered_cut_or_extended_file_is_taken(open_snapshots: Callable[..., Snapshots]) -> None:
     snapshots = open_snapshots()
-    name = snapshots.write(9, 1, ("n1",), filled(300).view()).name
+    name = snapshots.write(9, 1, named("n1"), filled(300).view()).name
     whole = snapshots.disk.read(name)
     draw = random.Random(1)
     altered = []
@@ -77,7 +78,7 @@ def test_no_altered_cut_or_extended_file_is_taken(open_snapshots: Callable[..., 
 
 def test_a_damaged_newest_snapshot_stops_the_start_with_a_sentence(open_snapshots: Callable[..., Snapshots]) -> None:
     snapshots = open_snapshots()
-    name = snapshots.write(9, 1, ("n1",), filled(300).view()).name
+    name = snapshots.write(9, 1, named("n1"), filled(300).view()).name
     snapshots.disk.truncate(name, 500)
     with pytest.raises(StartupError, match=f"{name} is damaged"):
         snapshots.recover()
@@ -89,7 +90,7 @@ def test_leftovers_are_removed_and_another_clusters_file_is_refused(open_snapsho
     assert len(snapshots.recover()) == 0
     assert snapshots.newest is None
     assert not [name for name in snapshots.disk.names() if name.endswith(".part")]
-    name = snapshots.write(9, 1, ("n1",), filled(3).view()).name
+    name = snapshots.write(9, 1, named("n1"), filled(3).view()).name
     with pytest.raises(Damaged, match="another cluster"):
         Snapshots(snapshots.disk, b"d" * 16).load(name)
 
@@ -97,7 +98,7 @@ def test_leftovers_are_removed_and_another_clusters_file_is_refused(open_snapsho
 def test_only_the_newest_few_are_kept(open_snapshots: Callable[..., Snapshots]) -> None:
     snapshots = open_snapshots()
     for index in range(10, 16):
-        snapshots.published(snapshots.write(index, 1, ("n1",), filled(3).view()))
+        snapshots.published(snapshots.write(index, 1, named("n1"), filled(3).view()))
     names = [name for name in snapshots.disk.names() if name.startswith("snapshot-")]
     assert len(names) == KEEP
     assert snapshots.find(15) in names
@@ -141,7 +142,7 @@ class Transfer:
 
     def publish(self, index: int) -> None:
         snapshots = self.leader.snapshots
-        snapshots.published(snapshots.write(index, 2, ("leader", "follower"), self.store.view()))
+        snapshots.published(snapshots.write(index, 2, named("leader", "follower"), self.store.view()))
 
     def offer(self) -> None:
         self.now[0] += 2.0

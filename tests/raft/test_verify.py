@@ -15,6 +15,7 @@ from kvnode.errors import StartupError
 from kvnode.raft.disk import Directory
 from kvnode.raft.group import RaftGroup
 from kvnode.raft.identity import claim
+from kvnode.raft.membership import named
 from kvnode.raft.records import base_record, entry_record, state_record, truncate_record
 from kvnode.raft.segments import Segments
 from kvnode.raft.settings import RaftSettings
@@ -44,15 +45,15 @@ def filled(count: int) -> KeyValueStore:
 def data_dir(tmp_path: Path) -> Path:
     """Three segments with entries 1 to 30, some of them truncated and written again, and two snapshots."""
     disk = Directory(tmp_path / "n1")
-    cluster_id = claim(disk, "n1", None, PEERS)
+    cluster_id = claim(disk, "n1", None, PEERS).cluster_id
     segments = Segments(disk, cluster_id, segment_bytes=1)
     segments.recover()
     segments.append([STATE, *entries(1, 10, 1)], 10, STATE, sync=True)
     segments.append([*entries(11, 22, 1), truncate_record(15), *entries(15, 20, 2)], 20, STATE, sync=True)
     segments.append(entries(21, 30, 3), 30, STATE, sync=True)
     snapshots = Snapshots(disk, cluster_id)
-    snapshots.write(8, 1, tuple(PEERS), filled(8).view(), 12345)
-    snapshots.write(15, 2, tuple(PEERS), filled(15).view())
+    snapshots.write(8, 1, named(*PEERS), filled(8).view(), 12345)
+    snapshots.write(15, 2, named(*PEERS), filled(15).view())
     disk.close()
     return tmp_path / "n1"
 
@@ -248,7 +249,7 @@ async def test_a_start_does_not_need_an_older_snapshot_and_verify_says_so(data_d
 
 async def test_files_of_another_cluster_are_damage(data_dir: Path, tmp_path: Path) -> None:
     other = Directory(tmp_path / "other")
-    cluster_id = claim(other, "n1", "another", PEERS)
+    cluster_id = claim(other, "n1", "another", PEERS).cluster_id
     segments = Segments(other, cluster_id)
     segments.recover()
     segments.append(entries(1, 3, 1), 3, STATE, sync=True)
@@ -264,7 +265,7 @@ async def test_a_snapshot_that_is_ahead_of_the_log_is_whole(data_dir: Path) -> N
     """A crash between publishing an installed snapshot and starting the log anew behind it."""
     disk = Directory(data_dir)
     snapshots = Snapshots(disk, bytes.fromhex(verify(data_dir).cluster_id or ""))
-    snapshots.write(99, 3, tuple(PEERS), filled(3).view())
+    snapshots.write(99, 3, named(*PEERS), filled(3).view())
     disk.close()
     assert verify(data_dir).damage == []
     assert await start_refuses(data_dir) is None
@@ -272,11 +273,11 @@ async def test_a_snapshot_that_is_ahead_of_the_log_is_whole(data_dir: Path) -> N
 
 def test_a_log_that_starts_anew_is_described_by_what_is_left_of_it(tmp_path: Path) -> None:
     disk = Directory(tmp_path / "n1")
-    cluster_id = claim(disk, "n1", None, PEERS)
+    cluster_id = claim(disk, "n1", None, PEERS).cluster_id
     segments = Segments(disk, cluster_id)
     segments.recover()
     segments.append([*entries(1, 3, 1), base_record(90, 4), *entries(91, 92, 4)], 92, STATE, sync=True)
-    Snapshots(disk, cluster_id).write(90, 4, ("n1",), filled(1).view())
+    Snapshots(disk, cluster_id).write(90, 4, named("n1"), filled(1).view())
     report = verify(tmp_path / "n1")  # while somebody holds the lock
     assert report.damage == []
     assert (report.first_index, report.last_index, report.segments[0].bases) == (90, 92, 1)
@@ -292,7 +293,7 @@ def test_what_is_no_data_directory_is_no_report(tmp_path: Path) -> None:
 
 def test_a_directory_that_is_written_compacted_and_read_at_once_is_whole(tmp_path: Path) -> None:
     disk = Directory(tmp_path / "n1")
-    cluster_id = claim(disk, "n1", None, PEERS)
+    cluster_id = claim(disk, "n1", None, PEERS).cluster_id
     segments, snapshots = Segments(disk, cluster_id, segment_bytes=2_000), Snapshots(disk, cluster_id)
     segments.recover()
     segments.append(entries(1, 1, 1), 1, STATE, sync=False)
@@ -303,7 +304,7 @@ def test_a_directory_that_is_written_compacted_and_read_at_once_is_whole(tmp_pat
         for index in itertools.count(2):
             segments.append(entries(index, index, 1), index, STATE, sync=False)
             if index % 100 == 0:
-                snapshots.published(snapshots.write(index, 1, ("n1",), view))
+                snapshots.published(snapshots.write(index, 1, named("n1"), view))
                 segments.drop_before(index - 10)
             if stop.is_set():
                 return

@@ -13,6 +13,7 @@ from kvnode.entries import encode_group
 from kvnode.raft import wire
 from kvnode.raft.disk import Directory
 from kvnode.raft.journal import Journal
+from kvnode.raft.membership import Roster, named
 from kvnode.raft.proposals import Proposals
 from kvnode.raft.replica import Replica
 from kvnode.raft.segments import Segments
@@ -31,7 +32,8 @@ class Desk:
         self.segments = Segments(Directory(folder), bytes(16))
         self.journal = Journal(self.segments.recover())
         self.journal.reconcile(0, 0, str(folder))
-        self.replica = Replica("n1", ["n2", "n3"], self.journal, self, time.monotonic, draw=random.Random(0))
+        roster = Roster("n1", self.journal, named("n1", "n2", "n3"))
+        self.replica = Replica(roster, self.journal, self, time.monotonic, draw=random.Random(0))
         self.writes = Writes(
             self.replica,
             Proposals(b"origin-1", KeyValueStore().apply, time.monotonic),
@@ -48,8 +50,7 @@ class Desk:
     def read_confirmed(self, read_round: int, index: int) -> None: ...
     def reads_failed(self, read_round: int) -> None: ...
     def needs_snapshot(self, node_id: str) -> None: ...
-    def member_added(self, node_id: str) -> None: ...
-    def member_dropped(self, node_id: str) -> None: ...
+    def members_changed(self) -> None: ...
     def role_changed(self, role: Role) -> None:
         if hasattr(self, "writes"):
             self.writes.role_changed()

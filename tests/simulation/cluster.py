@@ -9,12 +9,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from kvnode.errors import StartupError
 from kvnode.raft import catchup, replication, wire
 from kvnode.raft import replica as replicas
 from kvnode.raft.compaction import Bounds
-from kvnode.raft.core import Node as CoreNode
+from kvnode.raft.membership import Configuration, Member
 from kvnode.raft.replica import Replica
 from tests.simulation.clock import Clock, patched, simulated
 from tests.simulation.network import Network, links_between
@@ -49,6 +50,7 @@ class Cluster:
         self.election_timeout_min_s, self.election_timeout_max_s = (FOREVER_S, 2 * FOREVER_S) if patient else (0.6, 1.2)
         self.segment_bytes = segment_bytes
         self.nodes: dict[str, Node] = {}
+        self.standing: set[tuple[str, str]] = set()  # the links on which both sides have agreed to talk
         for node_id in ids:
             rate = 1.0 + self.draw.uniform(-drift, drift)
             self.nodes[node_id] = Node(node_id, [peer for peer in ids if peer != node_id], self, rate)
@@ -175,17 +177,55 @@ class Cluster:
         link = source, target
         self.network.broken.discard(link)
         self.network.muted.discard(link)
-        if (
-            self.nodes.get(source)
-            and self.nodes[source].replica
-            and self.nodes.get(target)
-            and self.nodes[target].replica
-        ):
-            self.nodes[source].running.guard.connected(target)
+        self.standing.discard(link)
+        self._dial(source, target)
+
+    def _dial(self, source: str, target: str) -> None:
+        """As the handshake has it: who is no member is refused and told, who knows more than the other is let in."""
+        dialer, acceptor = self.nodes.get(source), self.nodes.get(target)
+        link = source, target
+        if dialer is None or acceptor is None or dialer.replica is None or acceptor.replica is None:
+            return
+        if link in self.network.broken | self.standing or target not in dialer.replica.roster:
+            return
+        mine, other = dialer.replica.roster, acceptor.replica.roster
+        if source not in other and mine.index <= other.index:
+            dialer.running.roster.told(other.packed)
+            dialer.look_around()
+            return
+        self.standing.add(link)
+        if mine.index:
+            dialer.send(target, (wire.MEMBERS, mine.packed))
+        dialer.running.guard.connected(target)
+
+    def meet(self, node_id: str) -> None:
+        """Connections follow the roster of this node."""
+        for other in list(self.nodes):
+            if other == node_id or self.nodes[node_id].replica is None:
+                continue
+            if other not in self[node_id].roster:
+                for link in ((node_id, other), (other, node_id)):
+                    self._let_go(*link)
+            else:
+                self._dial(node_id, other)
+            self._dial(other, node_id)
+
+    def _let_go(self, source: str, target: str) -> None:
+        if (source, target) in self.standing:
+            self.standing.discard((source, target))
+            self.network.flying[source, target].clear()
+            if self.nodes[source].replica is not None:
+                self.nodes[source].running.guard.disconnected(target)
+
+    def dismissed(self, node_id: str) -> None:
+        """The node has learned that it was removed, and stops."""
+        self.nodes[node_id].crash(power=False)
+        self._gone(node_id)
 
     def cut(self, source: str, target: str) -> None:
         """One direction of a link breaks: its frames are lost, and the sender knows."""
         self.network.break_link((source, target))
+        self.standing.discard((source, target))
         if self.nodes[source].replica is not None:
             self.nodes[source].running.guard.disconnected(target)
 
@@ -224,6 +264,7 @@ class Cluster:
         for peer in peers:
             if peer in self.nodes:
                 self.connect(node_id, peer)
+                self.connect(peer, node_id)
 
     def crash(self, node_id: str, power: bool = True) -> None:
         """The process is gone with all its connections; with the power goes what its disk had not finished, too."""
@@ -240,6 +281,7 @@ class Cluster:
             if other != node_id:
                 for source, target in ((node_id, other), (other, node_id)):
                     self.network.flying[source, target].clear()
+                    self.standing.discard((source, target))
                 if self.nodes[other].replica is not None:
                     self.nodes[other].running.guard.disconnected(node_id)
 
@@ -308,8 +350,40 @@ class Cluster:
     def read(self, node_id: str) -> Read:
         return self.nodes[node_id].request_read()
 
-    def add_member(self, leader_id: str, node_id: str) -> None:
-        self[leader_id].addNodeToCluster(CoreNode(node_id))
+    def add_member(self, leader_id: str, node_id: str, voter: bool = True) -> bool:
+        """The leader appends a configuration that has this node as well; False where it may not change it now."""
+        following = self._index_behind(leader_id)
+        member = Member(node_id, ("", 0), voter=voter, since=following)
+        return self._change(leader_id, self[leader_id].roster.current.having(member, following))
+
+    def promote_member(self, leader_id: str, node_id: str) -> bool:
+        current = self[leader_id].roster.current
+        member = replace(current.members[node_id], voter=True)
+        return self._change(leader_id, current.having(member, self._index_behind(leader_id)))
+
+    def remove_member(self, leader_id: str, node_id: str) -> bool:
+        return self._change(leader_id, self[leader_id].roster.current.lacking(node_id, self._index_behind(leader_id)))
+
+    def _index_behind(self, leader_id: str) -> int:
+        return self[leader_id].last[1] + 1
+
+    def _change(self, leader_id: str, configuration: Configuration) -> bool:
+        if not self[leader_id].may_change_members:
+            return False
+        self.nodes[leader_id].run(lambda replica: replica.change_members(configuration))
+        return True
+
+    def join_in(self, node_id: str, since: set[int]) -> bool:
+        """A node with an empty disk is told who the members are, and starts; False until it is one by such an entry."""
+        newest = max((self[other].roster.newest for other in self.up), key=lambda one: one.index, default=None)
+        if newest is None or node_id not in newest.members or newest.members[node_id].since not in since:
+            return False
+        self.nodes[node_id] = Node(node_id, (), self, told=newest)
+        for other in self.nodes:
+            for link in ((node_id, other), (other, node_id)):
+                if other != node_id and link not in self.network.broken:
+                    self.connect(*link)
+        return True
 
     @property
     def up(self) -> list[str]:

@@ -1,7 +1,7 @@
 """Many random schedules: `python -m tests.simulation.fuzz --schedules 5000 --seed 0`; `make fuzz` calls it.
 
 One line when all is well. Otherwise the first failing seed with its schedule and what was found, and the exit
-status 1; `--schedules 1 --seed SEED` repeats exactly that run (with the same `--disk-faults`).
+status 1; `--schedules 1 --seed SEED` repeats exactly that run (with the same `--disk-faults` and `--members`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ def main(arguments: list[str] | None = None) -> int:
         default="some",
         help="the schedules in which disks fail, fill up and rot as well: every second one by default",
     )
+    parser.add_argument(
+        "--members",
+        choices=("some", "all", "none"),
+        default="some",
+        help="the schedules in which nodes join, are promoted and are removed: every second one by default",
+    )
     options = parser.parse_args(arguments)
+    members = {"some": None, "all": True, "none": False}[options.members]
     disk_faults = {"some": None, "all": True, "none": False}[options.disk_faults]
     logging.getLogger("kvnode").setLevel(logging.ERROR)  # of full disks and the like, which are meant to happen
     began = time.perf_counter()
@@ -33,9 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     first: Outcome | None = None
     findings: Counter[str] = Counter()
     for seed in range(options.seed, options.seed + options.schedules):
-        outcome = run_schedule(seed, disk_faults)
+        outcome = run_schedule(seed, disk_faults, members)
         totals.update(steps=len(outcome.steps), writes=outcome.writes, reads=outcome.reads, terms=outcome.terms)
-        totals.update(accidents=outcome.accidents)
+        totals.update(accidents=outcome.accidents, changes=outcome.changes)
         if outcome.finding is not None:
             first = first or outcome
             findings[outcome.finding.split(" ")[0]] += 1
@@ -46,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"{options.schedules} schedules from seed {options.seed} in {time.perf_counter() - began:.0f} s: "
         f"{sum(findings.values())} findings; {totals['steps']} steps, {totals['terms']} leaderships, "
         f"{totals['writes']} acknowledged writes, {totals['reads']} confirmed reads, "
-        f"{totals['accidents']} accidents of disks"
+        f"{totals['accidents']} accidents of disks, {totals['changes']} changes of members"
     )
     return 1 if findings else 0
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from kvnode.commands import PUT
 from kvnode.raft.identity import claim
 from kvnode.raft.journal import Journal
+from kvnode.raft.membership import first_cluster
 from kvnode.raft.records import Entry
 from kvnode.raft.segments import OutOfSpace, Segments
 from kvnode.raft.snapshot import PART, Snapshots
@@ -18,7 +19,7 @@ from kvnode.store import KeyValueStore
 from tests.simulation.disk import MemoryDisk
 
 PEERS = {"n1": ("127.0.0.1", 7001), "n2": ("127.0.0.1", 7002)}
-MEMBERS = tuple(PEERS)
+MEMBERS = first_cluster(PEERS)
 
 
 class Broken(AssertionError):
@@ -48,7 +49,7 @@ class Member:
     # --- as RaftGroup starts and stops ----------------------------------------------------------------------
 
     def start(self) -> None:
-        self.cluster_id = claim(self.disk, "n1", None, PEERS)
+        self.cluster_id = claim(self.disk, "n1", None, PEERS).cluster_id
         self.segments = Segments(self.disk, self.cluster_id, self.segment_bytes)
         self.snapshots = Snapshots(self.disk, self.cluster_id)
         self.store = self.snapshots.recover()

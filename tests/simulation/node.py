@@ -14,6 +14,7 @@ from kvnode.raft.audit import History
 from kvnode.raft.catchup import Catchup
 from kvnode.raft.compaction import Bounds, Compaction
 from kvnode.raft.journal import Flight, Journal
+from kvnode.raft.membership import Configuration, Roster, named
 from kvnode.raft.replica import Replica
 from kvnode.raft.segments import OutOfSpace, Segments
 from kvnode.raft.snapshot import Snapshot, Snapshots
@@ -49,7 +50,14 @@ class Node:
     be read from it, also after it went through a snapshot.
     """
 
-    def __init__(self, node_id: str, peer_ids: Iterable[str], cluster: Cluster, rate: float = 1.0) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        peer_ids: Iterable[str],
+        cluster: Cluster,
+        rate: float = 1.0,
+        told: Configuration | None = None,
+    ) -> None:
         self.node_id = node_id
         self.cluster = cluster
         self.rate = rate
@@ -61,7 +69,10 @@ class Node:
         # is in `journal` and `snapshots`: those who counted on that were right to, a minority being lost.
         self.lost = False
         self.quick = True  # disk and workers are done at once; otherwise by `end_flight` and `work_on`
-        self._initial_peers = list(peer_ids)
+        self._first = told or named(node_id, *peer_ids)
+        self._told = told
+        self.dismissed = False  # it was removed, knows it, and has stopped
+        self.meets = False  # its roster has changed: who is connected is to be looked at
         self._flight: Flight | None = None
         self._frames: dict[str, int] = {}
         self.replica: Replica | None = None
@@ -82,15 +93,15 @@ class Node:
             self.journal.reconcile(newest.index, newest.term, self.disk.where(""))
         else:
             self.journal.reconcile(0, 0, self.disk.where(""))
-        members = newest.members if newest is not None else (self.node_id, *self._initial_peers)
+        first = newest.configuration if newest is not None and newest.configuration.index else self._first
+        roster = Roster(self.node_id, self.journal, first, self._told)
         self.reads.clear()
         self._flight = None
         self._written = False
         self._jobs: list[_Job] = []
         cluster.clock.rate = self.rate
         self.replica = Replica(
-            self.node_id,
-            [peer for peer in members if peer != self.node_id],
+            roster,
             self.journal,
             self,
             cluster.clock.read,
@@ -180,6 +191,16 @@ class Node:
                     self._work_on(0)
                 while replica.has_more_to_apply:
                     replica.tick()
+        self.look_around()
+
+    def look_around(self) -> None:
+        """As the running node does when its roster has changed: it stops, or connections follow."""
+        if self.replica is not None and self.replica.roster.dismissed is not None:
+            self.dismissed = True
+            self.cluster.dismissed(self.node_id)
+        elif self.meets:
+            self.meets = False
+            self.cluster.meet(self.node_id)
 
     def tick(self) -> None:
         self.run(lambda replica: None)
@@ -197,6 +218,8 @@ class Node:
         kind = message[0]
         if kind <= wire.TIMEOUT_NOW:
             self.running.guard.receive(source, message)
+        elif kind == wire.MEMBERS:
+            self.running.roster.told(message[1])
         elif kind == wire.OFFER and message[1] == self.running.term:
             self.catchup.offered(source, *message[2:])
         elif kind == wire.WANT:
@@ -274,7 +297,7 @@ class Node:
 
     def snapshot_arrived(self, snapshot: Snapshot, store: KeyValueStore) -> None:
         self._adopt(store, snapshot)
-        self.running.install_snapshot(snapshot.index, snapshot.term, snapshot.members)
+        self.running.install_snapshot(snapshot.index, snapshot.term, snapshot.configuration)
         self.history.restored(snapshot.index, snapshot.digest)
 
     def _work(self, work: Callable[[], Any], then: Callable[[Any, Exception | None], None]) -> None:
@@ -358,12 +381,24 @@ class Node:
         self.store.apply([PUT, f"{index:08}", payload, "", None])
         self.payloads.append(payload)
         self.history.applied(index)
-        oracle, needed = self.cluster.oracle, self.running.majority_of_others + 1
-        holders = needed
+        oracle, holders, needed = self.cluster.oracle, 0, 0
         if index not in oracle.chosen:
-            holders = sum(node.holds_durably(index, term) for node in self.cluster.nodes.values())
+            holders, needed = self._majority(index, term)
         oracle.applied(self.node_id, index, term, payload, node_term=self.running.term, holders=holders, needed=needed)
         oracle.digested(self.node_id, index, self.history.value)
+
+    def _majority(self, index: int, term: int) -> tuple[int, int]:
+        """(how many voters hold the entry, how many must), by the present configuration.
+
+        Or by the one before: what was agreed on by that may be applied behind the entry that ended it.
+        """
+        roster, nodes = self.running.roster, self.cluster.nodes
+        for configuration in (roster.current, roster.at(roster.current.index - 1)):
+            voters = configuration.voters
+            holders = sum(node_id in nodes and nodes[node_id].holds_durably(index, term) for node_id in voters)
+            if holders > len(voters) // 2:
+                break
+        return holders, len(voters) // 2 + 1
 
     def read_confirmed(self, read_round: int, index: int) -> None:
         for number in [number for number in self.reads if number <= read_round]:
@@ -381,8 +416,5 @@ class Node:
     def needs_snapshot(self, node_id: str) -> None:
         self.catchup.offer(node_id, self.running.term)
 
-    def member_added(self, node_id: str) -> None:
-        self.cluster.connect(self.node_id, node_id)
-
-    def member_dropped(self, node_id: str) -> None:
-        pass
+    def members_changed(self) -> None:
+        self.meets = True

@@ -34,11 +34,16 @@ class Outcome:
     writes: int = 0
     reads: int = 0
     terms: int = 0
+    changes: int = 0  # configurations that a leader has appended
     accidents: int = 0  # nodes that their disks have ended, and bits that have turned
 
 
-def run_schedule(seed: int, disk_faults: bool | None = None) -> Outcome:
-    """Everything that follows from `seed`. `disk_faults`: whether disks fail too; by default in every second one."""
+def run_schedule(seed: int, disk_faults: bool | None = None, members: bool | None = None) -> Outcome:
+    """Everything that follows from `seed`.
+
+    `disk_faults`: whether disks fail too; by default in every second one. `members`: whether they change; by default
+    in every second pair, so that both go with both.
+    """
     draw = random.Random(seed)
     outcome = Outcome(seed)
     ids = draw.choice(("ABC", "ABC", "ABCDE"))
@@ -53,7 +58,13 @@ def run_schedule(seed: int, disk_faults: bool | None = None) -> Outcome:
         drift=draw.choice((0.0, 0.0, 0.1)),
         bounds=draw.choice((Bounds(), Bounds(), Bounds(entries=25, tail_entries=8), Bounds(bytes=120, tail_bytes=30))),
     ) as cluster:
-        schedule = Schedule(cluster, draw, outcome.steps, seed % 2 == 1 if disk_faults is None else disk_faults)
+        schedule = Schedule(
+            cluster,
+            draw,
+            outcome.steps,
+            disk_faults=seed % 2 == 1 if disk_faults is None else disk_faults,
+            members=seed % 4 >= 2 if members is None else members,
+        )
         try:
             schedule.disturb(draw.randrange(*STEPS))
             schedule.heal()
@@ -64,18 +75,28 @@ def run_schedule(seed: int, disk_faults: bool | None = None) -> Outcome:
         outcome.reads = len(cluster.oracle.confirmed)
         outcome.terms = len(cluster.oracle.leaders)
         outcome.accidents = schedule.accidents
+        outcome.changes = schedule.changes
     return outcome
 
 
 class Schedule:
     """The steps of one run. Each is noted in words before it is taken."""
 
-    def __init__(self, cluster: Cluster, draw: random.Random, steps: list[str], disk_faults: bool = False) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        draw: random.Random,
+        steps: list[str],
+        disk_faults: bool = False,
+        members: bool = False,
+    ) -> None:
         self.cluster = cluster
         self.draw = draw
         self.steps = steps
-        self.ids = list(cluster.nodes)
         self.accidents = 0
+        self.changes = 0
+        self._invited: dict[str, set[int]] = {}  # added by one of these entries, and not started yet
+        self._names = iter("FGHIJKLMNOPQRSTUVWXYZ")
         self._written = 0
         self._kept: list[tuple[tuple[str, str], bytes]] = []
         daily: dict[Callable[[], None], float] = {
@@ -115,10 +136,17 @@ class Schedule:
                 self._stop: 1,
                 self._note: 4,
             }
-        healing = {self._join, self._heal_links, self._restart, self._flight, self._make_room}
+        if members:
+            faults |= {self._add: 4, self._start_invited: 8, self._promote: 5, self._remove: 4}
+            faults.pop(self._rot, None)  # what may be lost with one disk is another question while majorities change
+        healing = {self._start_invited, self._join, self._heal_links, self._restart, self._flight, self._make_room}
         self._weights = daily | {
             fault: weight * (1 if fault in healing else draw.choice((0, 0.5, 1, 3))) for fault, weight in faults.items()
         }
+
+    @property
+    def ids(self) -> list[str]:
+        return list(self.cluster.nodes)
 
     def disturb(self, steps: int) -> None:
         """`steps` steps, drawn one by one."""
@@ -134,7 +162,7 @@ class Schedule:
         for node_id, node in cluster.nodes.items():
             self.accidents += node.disk.strikes
             node.disk.mend()
-            if node.lost:
+            if node.lost or node.dismissed:
                 continue
             node.quick = True
             if node.replica is None:
@@ -145,9 +173,18 @@ class Schedule:
         self._say(f"{leader} leads")
         last = cluster.propose(leader, "last")
         for _ in range(AGREE_WITHIN_HEARTBEATS):
+            self._start_invited()
             cluster.run(HEARTBEAT_S)
-            if all(cluster.nodes[node_id].applied_index >= last.index for node_id in cluster.up):
+            level = all(cluster.nodes[node_id].applied_index >= last.index for node_id in cluster.up)
+            if level and not cluster[leader].roster.current.members.keys() & self._invited.keys():
                 break
+        members = cluster[leader].roster.current.members
+        if strangers := sorted(set(cluster.up) - set(members)):
+            raise Violation(f"{' '.join(strangers)} were removed, and were not told")
+        if missing := sorted(
+            node_id for node_id in members if node_id not in cluster.up and not self._is_lost(node_id)
+        ):
+            raise Violation(f"{' '.join(missing)} are members, and do not run")
         cluster.must_agree(*cluster.up)
         if not last.acknowledged:
             raise Violation("the last write was never acknowledged")
@@ -314,6 +351,8 @@ class Schedule:
             leader = self.draw.choice(leaders)
             replica = self.cluster[leader]
             level = [peer for peer in replica.peer_ids if replica.match_index(peer) == replica.last[1]]
+            if not replica.peer_ids:
+                return
             target = self.draw.choice(level or replica.peer_ids)
             self._say(f"{leader} hands over to {target}")
             self.cluster[leader].transfer_to(target)
@@ -352,6 +391,60 @@ class Schedule:
                 node.begin_flight()
             if node.jobs:
                 node.work_on(self.draw.randrange(node.jobs))
+
+    # --- members ----------------------------------------------------------------------------------------
+
+    def _add(self) -> None:
+        """A leader adds a learner: a node that never was, or once more one that was removed, with an empty disk."""
+        cluster = self.cluster
+        leader = self._may_change()
+        if leader is None or len(cluster[leader].roster.current.members) >= 7:
+            return
+        members = cluster[leader].roster.current.members
+        dismissed = [name for name, node in cluster.nodes.items() if node.dismissed and name not in members]
+        name = self.draw.choice(dismissed) if dismissed and self.draw.random() < 0.3 else next(self._names, None)
+        since = cluster[leader].last[1] + 1
+        if name is not None and cluster.add_member(leader, name, voter=False):
+            self._say(f"{leader} adds {name}")
+            self.changes += 1
+            self._invited.setdefault(name, set()).add(since)
+
+    def _start_invited(self) -> None:
+        """Those that somebody knows to be members start, and the others have to wait."""
+        for name, since in list(self._invited.items()):
+            if self.cluster.join_in(name, since):
+                self._say(f"{name} joins in")
+                del self._invited[name]
+
+    def _promote(self) -> None:
+        """Mostly one that has caught up; but safety must not rest on that."""
+        leader = self._may_change()
+        if leader is None:
+            return
+        replica = self.cluster[leader]
+        learners = sorted(replica.roster.current.learners - self._invited.keys())
+        ready = [name for name in learners if replica.match_index(name) >= replica.raftCommitIndex]
+        if self.draw.random() < 0.2:
+            ready = learners
+        if ready and self.cluster.promote_member(leader, name := self.draw.choice(ready)):
+            self._say(f"{leader} promotes {name}")
+            self.changes += 1
+
+    def _remove(self) -> None:
+        leader = self._may_change()
+        if leader is None:
+            return
+        others = sorted(self.cluster[leader].roster.current.members.keys() - {leader})
+        if others and self.cluster.remove_member(leader, name := self.draw.choice(others)):
+            self._say(f"{leader} removes {name}")
+            self.changes += 1
+
+    def _may_change(self) -> str | None:
+        leaders = [leader for leader in self.cluster.leaders if self.cluster[leader].may_change_members]
+        return self.draw.choice(leaders) if leaders else None
+
+    def _is_lost(self, node_id: str) -> bool:
+        return node_id in self.cluster.nodes and self.cluster.nodes[node_id].lost
 
     # --- disks ------------------------------------------------------------------------------------------
 
@@ -411,7 +504,11 @@ class Schedule:
 
     def _down(self) -> list[str]:
         """Those that can be started."""
-        return [node_id for node_id, node in self.cluster.nodes.items() if node.replica is None and not node.lost]
+        return [
+            node_id
+            for node_id, node in self.cluster.nodes.items()
+            if node.replica is None and not (node.lost or node.dismissed)
+        ]
 
     def _pair(self) -> tuple[str, str]:
         a, b = self.draw.sample(self.ids, 2)

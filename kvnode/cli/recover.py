@@ -1,0 +1,51 @@
+"""`kvnode recover`: a cluster of one out of what one node holds, when the majority will not come back."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from kvnode.cli.calls import output_option, print_json
+from kvnode.errors import StartupError
+
+
+@click.command()
+@click.option("--data-dir", required=True, metavar="DIR", help="The directory of a node that is stopped.")
+@click.option("--force-new-cluster", is_flag=True, help="Yes: the majority of the old cluster is lost for good.")
+@output_option
+def recover(data_dir: str, force_new_cluster: bool, output: str) -> None:
+    """Make a cluster of one node of what this node holds, with a new cluster id. The node must be stopped.
+
+    For when a majority of the members is lost and will not come back: writes that only those held are lost. The old
+    directory is kept beside the new one. Other members that still exist must be started with an empty --data-dir and
+    --join afterwards; as they are, they belong to the old cluster and are refused.
+    """
+    if not force_new_cluster:
+        print(
+            "kvnode: This gives up all that the other members hold and this one does not; while a majority can still "
+            "be brought back, bring it back. If it is lost for good, say --force-new-cluster.",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+    from kvnode.raft.recover import recover as recover_directory  # the Raft core, which no other command needs
+
+    try:
+        done = recover_directory(Path(data_dir))
+    except StartupError as e:
+        print(f"kvnode: {e.message}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as e:
+        print(f"kvnode: {data_dir} could not be recovered ({e.strerror}); it is as it was.", file=sys.stderr)
+        raise SystemExit(1) from None
+    if output == "json":
+        print_json({**asdict(done), "cluster_id": done.cluster_id.hex(), "kept": str(done.kept)})
+        return
+    print(f"node        {done.node_id}, the only member of cluster {done.cluster_id.hex()}")
+    print(f"state       entry {done.index}, revision {done.revision}, {done.keys} keys")
+    print(f"before      {done.kept}")
+    if done.former:
+        names = " ".join(done.former)
+        print(f"left behind {names}: start each with an empty --data-dir and --join, never with its old one")

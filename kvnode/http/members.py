@@ -1,0 +1,102 @@
+"""Who the members are, and adding, removing and promoting one: on any node, done by the leader."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any, Final
+
+from aiohttp import web
+
+from kvnode import values
+from kvnode.errors import BadRequest, NotFound
+from kvnode.http.answer import NO_STORE, Answer, json_answer
+from kvnode.http.body import read_body
+from kvnode.http.group import Group
+from kvnode.http.paths import Query, decode
+from kvnode.http.route import Methods
+from kvnode.raft.status import Membership
+from kvnode.values import HostPort, Malformed
+
+PATH: Final = "/admin/api/v1/members"
+REQUEST_BYTES_MAX: Final = 65_536
+_FIELDS: Final = {"id", "raft", "http", "learner", "moved", "force"}
+
+
+def routes(group: Group) -> dict[str, Methods]:
+    def members(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        return _answer(group.membership())
+
+    async def add(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        document = await _document(request)
+        node_id, address = _node_id(document.get("id")), _address(document.get("raft"))
+        url, learner, moved = _url(document.get("http")), _flag(document, "learner"), _flag(document, "moved")
+        return _answer(await group.add_member(node_id, address, url, learner, moved))
+
+    async def remove(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        """The member is named in the path, in the query as `id`, or in the body."""
+        document, parameters = await _document(request), Query(query)
+        node_id = decode(rest, "member") if rest else parameters.get("id") or document.get("id")
+        force = parameters.flag("force") or _flag(document, "force")
+        return _answer(await group.remove_member(_node_id(node_id), force))
+
+    async def promote(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        raw, slash, verb = rest.partition("/")
+        if not slash or verb != "promote":
+            raise NotFound("There is no such endpoint in the admin API.", "unknown_endpoint")
+        return _answer(await group.promote_member(_node_id(decode(raw, "member"))))
+
+    return {
+        PATH: {"GET": members, "HEAD": members, "POST": add, "DELETE": remove},
+        PATH + "/{member}": {"DELETE": remove, "POST": promote},
+    }
+
+
+def _answer(membership: Membership) -> Answer:
+    return json_answer(200, asdict(membership), NO_STORE)
+
+
+async def _document(request: web.BaseRequest) -> dict[str, Any]:
+    body = await read_body(request, REQUEST_BYTES_MAX)
+    if not body.strip():
+        return {}
+    try:
+        document: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadRequest("The body is not JSON.") from None
+    if not isinstance(document, dict) or not set(document) <= _FIELDS:
+        raise BadRequest(f"The body is a JSON object with {', '.join(sorted(_FIELDS))} at most.")
+    return document
+
+
+def _node_id(value: object) -> str:
+    try:
+        return values.name(value if isinstance(value, str) else "")
+    except Malformed as problem:
+        raise BadRequest(f'"id" is the name of a node: {problem}.') from None
+
+
+def _address(value: object) -> HostPort:
+    try:
+        address = values.host_port(value if isinstance(value, str) else "")
+    except Malformed as problem:
+        raise BadRequest(f'"raft" is the address where the node listens for its peers: {problem}.') from None
+    if values.is_any_address(address[0]):
+        raise BadRequest('"raft" is an address that the other members can dial, which this one is not.')
+    return address
+
+
+def _url(value: object) -> str:
+    if value is None:
+        return ""
+    try:
+        return values.base_url(value if isinstance(value, str) else "")
+    except Malformed as problem:
+        raise BadRequest(f'"http" is the URL of the node: {problem}.') from None
+
+
+def _flag(document: dict[str, Any], name: str) -> bool:
+    value = document.get(name, False)
+    if not isinstance(value, bool):
+        raise BadRequest(f'"{name}" is true or false.')
+    return value

@@ -1,0 +1,113 @@
+"""Who counts: the half of the replica that keeps PySyncObj's sets of nodes as the roster has them (quirk Q2).
+
+The core's own membership changes are off (R5, and see `membership`). Its `otherNodes` are the other voters, over
+whom alone it counts votes, commits and whom its leader hears; its `readonlyNodes`, which it counts nowhere, are the
+learners. Both are set anew from the configuration that counts, at the moment that one is appended or truncated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from kvnode.raft.core import Node, SyncObj
+from kvnode.raft.journal import Journal
+from kvnode.raft.membership import Roster
+from kvnode.raft.reads import ReadRounds
+from kvnode.raft.replication import Replicator
+
+if TYPE_CHECKING:
+    from kvnode.raft.guard import Guard
+
+
+class Electorate(SyncObj):  # type: ignore[misc]  # the core is untyped
+    """`Replica` builds on it and calls `follow` once the core stands."""
+
+    roster: Roster
+    followed: dict[Node, int]  # voters and learners but for this node, with their `since`
+    journal: Journal
+    guard: Guard
+    replicator: Replicator
+    rounds: ReadRounds
+    clock: Callable[[], float]
+
+    def follow(self, changed: Callable[[], None]) -> None:
+        """From now on the core's members are the roster's; `changed` is called after each change."""
+        self._changed: Callable[[], None] = lambda: None
+        self._members_changed()
+        self._changed = changed
+        self.roster.on_change = self._members_changed
+
+    def _members_changed(self) -> None:
+        """Q2: the roster's current configuration is the core's, from this moment on."""
+        current = self.roster.current
+        followed = {Node(m.node_id): m.since for m in current.members.values() if m.node_id != self.node_id}
+        for node, since in self.followed.items():
+            if followed.get(node) != since:
+                for table in (
+                    self._SyncObj__raftNextIndex, self._SyncObj__raftMatchIndex, self._SyncObj__lastResponseTime,
+                ):  # fmt: skip
+                    table.pop(node, None)
+                self.guard.forget(node.id)
+                self.replicator.followers.pop(node.id, None)
+        for node, since in followed.items():
+            if self.followed.get(node) != since:
+                self._SyncObj__raftNextIndex[node] = self.last[1] + 1
+                self._SyncObj__raftMatchIndex[node] = 0
+                self._SyncObj__lastResponseTime[node] = self.clock() if current.members[node.id].voter else 0.0
+        self.followed = followed
+        self._SyncObj__otherNodes = {node for node in followed if node.id in current.voters}
+        self._SyncObj__readonlyNodes = followed.keys() - self._SyncObj__otherNodes
+        self.rounds.recount(current.voters, self.majority_of_others)
+        self._changed()
+
+    @property
+    def node_id(self) -> str:
+        return str(self._SyncObj__selfNode.id)
+
+    @property
+    def last(self) -> tuple[int, int]:
+        _, index, term = self.journal[-1]
+        return term, index
+
+    @property
+    def is_voter(self) -> bool:
+        return self.node_id in self.roster.current.voters
+
+    @property
+    def peer_ids(self) -> list[str]:
+        """The other voters."""
+        return sorted(node.id for node in self._SyncObj__otherNodes)
+
+    @property
+    def majority_of_others(self) -> int:
+        """How many of the others make a majority together with this node."""
+        return (len(self._SyncObj__otherNodes) + 1) // 2
+
+    @property
+    def follower_ids(self) -> Iterable[str]:
+        """The other voters and the learners."""
+        return [node.id for node in self.followed]
+
+    def member(self, node_id: str) -> Node | None:
+        """Another voter."""
+        node = Node(node_id)
+        return node if node in self._SyncObj__otherNodes else None
+
+    def follower(self, node_id: str) -> Node | None:
+        """Another voter, or a learner."""
+        node = Node(node_id)
+        return node if node in self.followed else None
+
+    def match_index(self, node_id: str) -> int:
+        return int(self._SyncObj__raftMatchIndex.get(Node(node_id), 0))
+
+    def answered_within(self, node_id: str, age_s: float) -> bool:
+        """Leader only: this follower has acknowledged something not longer ago than that."""
+        answered_at: float | None = self._SyncObj__lastResponseTime.get(Node(node_id))
+        return answered_at is not None and self.clock() - answered_at <= age_s
+
+    def doubt(self, node_id: str) -> None:
+        """A learner was away: whether it still holds what it acknowledged matters once it is to vote, so ask again."""
+        if node_id in self.roster.current.learners:
+            self._SyncObj__raftMatchIndex[Node(node_id)] = 0

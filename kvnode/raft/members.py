@@ -1,0 +1,56 @@
+"""The members as others are shown them: by the configuration, and as one node sees them at this moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from kvnode.raft.engine import Engine
+from kvnode.raft.membership import Configuration, Member, first_cluster
+from kvnode.raft.status import MemberRecord, Membership, MemberStatus, RaftStatus, Role
+
+
+def membership(cluster_id: bytes, configuration: Configuration) -> Membership:
+    """Sorted by id."""
+    records = tuple(
+        MemberRecord(
+            m.node_id, m.shown_address, m.http_url or None, "voter" if m.voter else "learner", m.wanted, m.since
+        )
+        for _, m in sorted(configuration.members.items())
+    )
+    return Membership(cluster_id.hex(), configuration.index, records)
+
+
+def seen_members(engine: Engine, status: RaftStatus) -> tuple[MemberStatus, ...]:
+    """Every member as this node sees it, sorted by id."""
+    return tuple(_member(engine, status, member) for _, member in sorted(engine.roster.current.members.items()))
+
+
+def unseen_members(peers: Mapping[str, tuple[str, int]]) -> tuple[MemberStatus, ...]:
+    """While the journal is being loaded, all that is known is what --peers says."""
+    return tuple(
+        MemberStatus(member.node_id, member.shown_address, None, "unknown", None, None, None, False)
+        for _, member in sorted(first_cluster(peers).members.items())
+    )
+
+
+def _member(engine: Engine, status: RaftStatus, member: Member) -> MemberStatus:
+    node_id, raft, replica = member.node_id, member.shown_address, engine.replica
+    if node_id == status.node_id:
+        applied = replica.raftLastApplied
+        lag = max(0, status.leader_commit_index - applied)
+        http = engine.settings.http_url
+        return MemberStatus(node_id, raft, http, status.role, replica.last[1], applied, lag, True)
+    reachable = engine.is_reachable(node_id)
+    role: Role | Literal["unknown"] = "unknown"
+    if reachable:
+        role = "follower" if member.voter else "learner"
+    if node_id == engine.leader_id:
+        role = "leader"
+    known = engine.network.http_urls.get(node_id) or member.http_url or None
+    if not replica.is_leader:
+        return MemberStatus(node_id, raft, known, role, None, None, None, reachable)
+    progress = replica.replicator.followers.get(node_id)
+    applied = progress.applied if progress is not None else 0
+    lag = max(0, status.leader_commit_index - applied)
+    return MemberStatus(node_id, raft, known, role, replica.match_index(node_id), applied, lag, reachable)
