@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LOOK_S: Final = 0.05
 STALL_S: Final = 0.5  # so long without a look: the process stood still, and so does the clock
 TICK_S: Final = 0.1
-SLICE: Final = 4_096  # leases that are filed in one look: some milliseconds
+SLICE: Final = 2_048  # leases that are filed in one look: some milliseconds, and a million in 25 s
 AGAIN_TICKS: Final = 20  # an expiry that came to nothing is proposed again
 KEYS_AT_ONCE: Final = 4_096  # keys that leave with one entry, but for a lease that has more
 
