@@ -21,7 +21,7 @@ def with_another_past(data_dir: Path) -> None:
     data_dir.mkdir()
     shutil.copy(aside / identity.FILE, data_dir)
     old, new = Directory(aside), Directory(data_dir)
-    cluster_id = identity.written(old)[1]
+    cluster_id = identity.written(old).cluster_id
     recovered = Segments(old, cluster_id).recover()
     changed = [entry for entry in recovered.entries if b"the true value" in entry[0]]
     assert len(changed) == 1
