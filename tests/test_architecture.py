@@ -81,13 +81,10 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.values",
         "kvnode.logs",
     },
-    "kvnode.answers": {"kvnode.errors"},
-    "kvnode.watching": {"kvnode.answers", "kvnode.errors"},
-    "kvnode.client": {"kvnode", "kvnode.answers", "kvnode.watching", "kvnode.errors", "kvnode.values"},
+    "kvnode.client": {"kvnode.errors"},
     "kvnode.cli": {
         "kvnode",
         "kvnode.client",
-        "kvnode.watching",
         "kvnode.server",
         "kvnode.raft.recover",
         "kvnode.raft.verify",
@@ -102,7 +99,7 @@ ARROWS: dict[str, set[str]] = {
 # Library -> the rooms that may know it.
 LIBRARIES: dict[str, set[str]] = {
     "pysyncobj": {"kvnode.raft"},
-    "aiohttp": {"kvnode.http", "kvnode.server", "kvnode.client", "kvnode.watching"},
+    "aiohttp": {"kvnode.http", "kvnode.server", "kvnode.client"},
     "sortedcontainers": {"kvnode.store", "kvnode.leases"},
     "click": {"kvnode.cli"},
     "rich": {"kvnode.cli"},

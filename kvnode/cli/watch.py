@@ -15,7 +15,7 @@ from kvnode.cli.keys import preview, shown
 
 if TYPE_CHECKING:
     from kvnode.client import Client
-    from kvnode.watching import Event
+    from kvnode.client.watching import Event
 
 
 @click.command()

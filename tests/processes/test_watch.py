@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 from kvnode import errors
 from kvnode.client import Client
-from kvnode.watching import Event
+from kvnode.client.watching import Event
 from tests.cli.command import COMMAND, environment, kvnode
 from tests.cluster import Cluster
 

@@ -18,7 +18,7 @@ import aiohttp
 from yarl import URL
 
 from kvnode import errors
-from kvnode.answers import Answer, refusal, shaped
+from kvnode.client.answers import Answer, refusal, shaped
 
 CONNECT_S: Final = 2.0
 SILENCE_S: Final = 25.0  # a node sends something every 10 s: one that missed two heartbeats is gone

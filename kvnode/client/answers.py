@@ -72,13 +72,21 @@ def refusal(url: str, answer: Answer, is_read: bool) -> errors.KvnodeError:
         return errors.Definite(message, code="not_allowed")
     if code == errors.PreconditionFailed.code:
         return errors.PreconditionFailed(message, etag_revision(answer.headers))
-    if body.get("outcome") == "unknown" and not is_read:
-        return errors.OutcomeUnknown(message)
-    if kind := _BY_CODE.get(code):
-        return kind(message)
-    if answer.status == 503:
+    if code == errors.Compacted.code:
+        return errors.Compacted(message, body.get("oldest_revision"))
+    if answer.status == 503 and code not in _BY_CODE and body.get("outcome") != "unknown":
         return errors.Unavailable(message, code)
+    if code in _BY_CODE or (body.get("outcome") == "unknown" and not is_read):
+        return error_of(code, message, body.get("outcome") == "unknown" and not is_read)
     return errors.Definite(message, code) if answer.status < 500 else errors.KvnodeError(message, code)
+
+
+def error_of(code: str, message: str, is_unknown: bool) -> errors.KvnodeError:
+    """The error that a code stands for, where it carries no more than its sentence."""
+    if is_unknown:
+        return errors.OutcomeUnknown(message)
+    kind = _BY_CODE.get(code)
+    return kind(message) if kind is not None else errors.Definite(message, code)
 
 
 def _foreign_refusal(url: str, status: int, is_read: bool) -> errors.KvnodeError:

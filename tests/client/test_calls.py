@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pytest
 
 from kvnode import client, errors
-from kvnode.client import Client
+from kvnode.client import Client, calls
 from tests.cli.scripted import Asked, Reply, Script, always, break_off, say_nothing, scripted
 from tests.cluster import free_ports
 
@@ -114,7 +114,7 @@ async def test_what_the_cluster_decided_settles_a_doubt(reply: Reply, error: typ
 
 
 async def test_a_write_in_doubt_is_not_repeated_beyond_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "RESEND_S", 0.5)
+    monkeypatch.setattr(calls, "RESEND_S", 0.5)
     async with scripted(break_off) as node, Client([node.url], 60) as c:
         with pytest.raises(errors.OutcomeUnknown):
             await asyncio.wait_for(c.put("k", b"v"), 10)
@@ -122,7 +122,7 @@ async def test_a_write_in_doubt_is_not_repeated_beyond_the_window(monkeypatch: p
 
 
 async def test_a_frozen_node_leaves_time_to_ask_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "ATTEMPT_S", 0.3)
+    monkeypatch.setattr(calls, "ATTEMPT_S", 0.3)
     async with scripted(say_nothing) as frozen, scripted(always(PUT)) as well, Client([frozen.url, well.url], 20) as c:
         assert await asyncio.wait_for(c.put("k", b"v"), 10) == client.Put(5, 2, False)
 

@@ -1,0 +1,207 @@
+"""One call to any node: which is asked first, what is sent again, and how long for.
+
+After a refused connection and a definite 503 the next node may always be asked: nothing was applied. A read may be
+tried again after anything else as well, and so may a write that carries an idempotency key, under which the cluster
+carries it out once, however often it arrives. Anything else whose connection broke, or whose answer did not come,
+raises `OutcomeUnknown` at once; a write with a key does so when its fate was not learned in time.
+
+Any node takes any call, and one that follows hands it to the leader. Answers say who leads and who answered, so once
+a URL is known to be the leader's, writes and linearizable reads go there first, and save that hop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, cast
+from uuid import uuid4
+
+import aiohttp
+from yarl import URL
+
+from kvnode import errors
+from kvnode.client.answers import Answer, refusal
+
+CONNECT_S: Final = 2.0
+ATTEMPT_S: Final = 6.0  # for one keyed write at one node: a node answers within 5 s, so what takes longer is lost
+# How long after it was first sent a write of unknown outcome is sent again. The cluster remembers a bounded number of
+# writes (README.md); beyond its window a repetition would be a new write, so this stays far inside it.
+RESEND_S: Final = 10.0
+IDEMPOTENCY_KEY: Final = "Idempotency-Key"
+IDEMPOTENCY_KEY_CHARS_MAX: Final = 64
+PAUSE_S: Final = 0.1  # between two rounds over all nodes: short against an election, long against a busy loop
+JSON: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
+
+
+class Calls:
+    """A session and the base URLs of a cluster. `timeout_s` bounds each call as a whole, over all nodes and retries."""
+
+    def __init__(self, urls: Sequence[str], timeout_s: float) -> None:
+        if not urls:
+            raise errors.BadRequest("No node to talk to: give at least one URL.")
+        self.urls = [_checked(url) for url in urls]
+        self.timeout_s = timeout_s
+        self._session: aiohttp.ClientSession | None = None
+        self._node_of: dict[str, str] = {}  # URL -> who answered there last; behind a balancer, one of many
+        self._leader: str | None = None
+
+    def open(self) -> None:
+        """With the loop running."""
+        session = aiohttp.ClientSession(auto_decompress=False)
+        # aiohttp sends a PUT or DELETE a second time by itself when the connection breaks before the answer. A
+        # conditional write that was applied would then be told that it failed. There is no public switch.
+        session._retry_connection = False
+        self._session = session
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        assert self._session is not None, "use `async with Client(...)`"
+        return self._session
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        data: bytes | None = None,
+        *,
+        timeout_s: float | None = None,
+        attempt_s: float | None = None,
+        in_order: bool = False,
+    ) -> Answer:
+        """The first answer that settles the call. Raises the typed error of a refusal, Unavailable, OutcomeUnknown.
+
+        `attempt_s`: for a keyed write at one node. `in_order`: the first URL first, whoever leads.
+        """
+        clock = asyncio.get_running_loop().time
+        patience_s = self.timeout_s if timeout_s is None else timeout_s
+        deadline = clock() + patience_s
+        headers = headers or {}
+        doubt: errors.OutcomeUnknown | None = None
+        while True:
+            refused_everywhere, last = True, cast("errors.KvnodeError | None", None)
+            for url in self.urls if in_order else self._leader_first():
+                began = clock()
+                if began >= deadline:
+                    break
+                try:
+                    return await self._send(url, method, path, headers, data, deadline - began, attempt_s)
+                except _Unreachable as e:
+                    last = last or e
+                except errors.Unavailable as e:
+                    refused_everywhere, last = False, e
+                except errors.OutcomeUnknown as e:
+                    if IDEMPOTENCY_KEY not in headers:
+                        raise
+                    if doubt is None:
+                        deadline = min(deadline, began + RESEND_S)
+                    doubt = e
+                except _SETTLED:
+                    raise
+                except errors.KvnodeError:
+                    # This attempt failed for sure; what became of an earlier one is as unknown as before.
+                    if doubt is not None:
+                        raise doubt from None
+                    raise
+                self._leader = None  # whom the others know may be another by now
+            # Where nothing listens at all, waiting is no help: whoever called should see that at once.
+            if last is not None and refused_everywhere and doubt is None:
+                raise last
+            if clock() + PAUSE_S >= deadline:
+                raise doubt or last or errors.Unavailable(f"No node answered within {patience_s:g} s.")
+            await asyncio.sleep(PAUSE_S)
+
+    def _leader_first(self) -> Iterator[str]:
+        """Every URL once: the leader's, or while that is not known those that it may be, then the rest in order."""
+        first = [url for url in self.urls if self._leader is not None and self._node_of.get(url) == self._leader]
+        if self._leader is not None and not first:
+            first = [url for url in self.urls if url not in self._node_of]
+        yield from first
+        yield from (url for url in self.urls if url not in first)
+
+    async def _send(
+        self,
+        url: str,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        data: bytes | None,
+        timeout_s: float,
+        attempt_s: float | None,
+    ) -> Answer:
+        is_read = method == "GET"
+        if is_read and len(self.urls) > 1:
+            timeout_s /= 2  # one frozen node must leave time to ask the next
+        elif IDEMPOTENCY_KEY in headers:
+            timeout_s = min(timeout_s, attempt_s or ATTEMPT_S)
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_S, timeout_s / 2))
+        try:
+            async with self.session.request(
+                method,
+                URL(url + path, encoded=True),  # as it stands: yarl would fold `a/../b` and `%2F`
+                headers=headers,
+                data=data,
+                timeout=timeout,
+                allow_redirects=False,
+            ) as response:
+                answer = Answer(response.status, response.headers, await response.read())
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+            raise _Unreachable(f"Nothing answers at {url}; is the node running?") from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as e:
+            if is_read:
+                raise errors.Unavailable(f"{url} did not answer: {_reason(e)}.") from None
+            raise errors.OutcomeUnknown(
+                f"{url} did not answer ({_reason(e)}): the request may or may not have been carried out."
+            ) from None
+        if node := answer.headers.get("Kvnode-Node"):
+            self._node_of[url] = node
+        self._leader = answer.headers.get("Kvnode-Leader")
+        if answer.status < 300:
+            return answer
+        raise refusal(url, answer, is_read)
+
+
+def _checked(url: str) -> str:
+    try:
+        parsed = URL(url)
+    except ValueError:
+        parsed = URL()
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise errors.BadRequest(f"{url!r} is no URL of a node; write such as http://127.0.0.1:8001.")
+    return url.rstrip("/")
+
+
+class _Unreachable(errors.Unavailable):
+    """No connection: nothing was sent."""
+
+
+# Refusals that the state machine gives, and gives again to a repetition: they settle what became of a keyed write.
+_SETTLED: Final = (
+    errors.KeyNotFound,
+    errors.PreconditionFailed,
+    errors.IdempotencyKeyReused,
+    errors.LeaseNotFound,
+    errors.TooManyLeases,
+)
+
+
+def _reason(e: Exception) -> str:
+    return "timed out" if isinstance(e, TimeoutError) else "the connection broke"
+
+
+def once(idempotency_key: str | None) -> dict[str, str]:
+    """The header under which a write may be sent any number of times; a key of its own where none is given."""
+    key = uuid4().hex if idempotency_key is None else idempotency_key
+    if not (1 <= len(key) <= IDEMPOTENCY_KEY_CHARS_MAX and key.isascii() and key.isprintable()):
+        raise errors.BadRequest(f"An idempotency key is 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII characters.")
+    return {IDEMPOTENCY_KEY: key}
+
+
+def json_bytes(document: Any) -> bytes:
+    return json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogatepass")

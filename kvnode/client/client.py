@@ -1,0 +1,255 @@
+"""The asyncio client: keys, transactions, batches, watches and the cluster. How a call is sent is in `calls.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Final, Literal, Self, cast
+from urllib.parse import quote, urlencode
+
+from kvnode import errors
+from kvnode.client.answers import error_of, etag_revision, parsed, shaped
+from kvnode.client.calls import JSON, PAUSE_S, RESEND_S, Calls, json_bytes, once
+from kvnode.client.leases import Leases
+from kvnode.client.lock import TTL_S, Lock
+from kvnode.client.records import Batched, Item, Listed, Page, Put, Txn, concluded, listed, written
+from kvnode.client.transactions import Entry
+from kvnode.client.watching import Event, watch
+
+Consistency = Literal["linearizable", "stale"]
+
+MEMBERS: Final = "/admin/api/v1/members"
+PAGE_KEYS_MAX: Final = 1_000
+
+
+class Client:
+    """Talks to a cluster by any of its nodes' base URLs, the first one first. Use as an async context manager.
+
+    `timeout_s` bounds each call as a whole, over all nodes and retries. Every write carries an idempotency key.
+    Failures are `kvnode.errors`: a Definite one was not applied, after an Indefinite one nobody knows.
+    """
+
+    def __init__(self, urls: Sequence[str], timeout_s: float = 10.0) -> None:
+        self._calls = Calls(urls, timeout_s)
+        self.leases = Leases(self._calls)
+
+    async def __aenter__(self) -> Self:
+        self._calls.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._calls.close()
+
+    # --- keys -------------------------------------------------------------------------------------
+
+    async def put(
+        self,
+        key: str,
+        value: bytes,
+        *,
+        content_type: str | None = None,
+        if_match: int | None = None,
+        if_absent: bool = False,
+        ttl: int | None = None,
+        lease: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Put:
+        """Sets the key. `if_match`: only while its mod_revision is this; `if_absent`: only while it does not exist.
+
+        `ttl` in whole seconds, or the id of a `lease`: the key leaves with it; without either it keeps what it has.
+        `idempotency_key`: the caller's own, 1 to 64 printable ASCII characters, for a put that it may repeat later.
+        """
+        headers = {"Content-Type": content_type or "application/octet-stream", **_if_match(if_match)}
+        headers |= once(idempotency_key)
+        if if_absent:
+            headers["If-None-Match"] = "*"
+        leasing = {name: str(given) for name, given in (("ttl", ttl), ("lease", lease)) if given is not None}
+        body = parsed(await self._calls.call("PUT", _key_path(key, **leasing), headers, value))
+        return shaped(lambda: written(body))
+
+    async def get(self, key: str, consistency: Consistency = "linearizable", *, revision: int | None = None) -> Item:
+        """The key's value; raises KeyNotFound. `revision`: as it was then, which a node may refuse (BadRequest)."""
+        then = {} if revision is None else {"revision": str(revision)}
+        answer = await self._calls.call(
+            "GET", _key_path(key, consistency=consistency, **then), in_order=consistency == "stale"
+        )
+        headers = answer.headers
+        return shaped(
+            lambda: Item(
+                key,
+                answer.body,
+                headers.get("Content-Type", ""),
+                cast(int, etag_revision(headers)),
+                int(headers["Kvnode-Revision"]),
+                _number(headers.get("Kvnode-Lease")),
+                _number(headers.get("Kvnode-TTL")),
+            )
+        )
+
+    async def delete(self, key: str, *, if_match: int | None = None, idempotency_key: str | None = None) -> int:
+        """Removes the key and returns the revision; raises KeyNotFound. `idempotency_key` as in `put`."""
+        headers = _if_match(if_match) | once(idempotency_key)
+        body = parsed(await self._calls.call("DELETE", _key_path(key), headers))
+        return shaped(lambda: int(body["revision"]))
+
+    async def delete_prefix(self, prefix: str, *, idempotency_key: str | None = None) -> int:
+        """Removes all keys that begin with `prefix`, which is not empty, in one step; returns how many."""
+        path = "/v1/kv?" + _query({"prefix": prefix})
+        body = parsed(await self._calls.call("DELETE", path, once(idempotency_key)))
+        return shaped(lambda: int(body["deleted"]))
+
+    async def list(
+        self,
+        prefix: str = "",
+        *,
+        start: str = "",
+        end: str = "",
+        limit: int = PAGE_KEYS_MAX,
+        cursor: str | None = None,
+        keys_only: bool = False,
+        consistency: Consistency = "linearizable",
+    ) -> Page:
+        """One page of keys in byte order, of those in [start, end) where these are given; limit 1 to 1,000."""
+        query = {"prefix": prefix, "limit": str(limit), "consistency": consistency}
+        optional = {"start": start, "end": end, "cursor": cursor, "keys_only": "true" if keys_only else ""}
+        query |= {name: given for name, given in optional.items() if given}
+        answer = await self._calls.call("GET", "/v1/kv?" + _query(query), in_order=consistency == "stale")
+        body = parsed(answer)
+        return shaped(lambda: Page(tuple(map(listed, body["items"])), body.get("cursor"), body["revision"]))
+
+    async def iterate(
+        self,
+        prefix: str = "",
+        *,
+        start: str = "",
+        end: str = "",
+        keys_only: bool = False,
+        consistency: Consistency = "linearizable",
+    ) -> AsyncIterator[Listed]:
+        """Every key of a range in byte order, fetched page by page; each page is of its own moment."""
+        cursor: str | None = None
+        while True:
+            page = await self.list(
+                prefix, start=start, end=end, cursor=cursor, keys_only=keys_only, consistency=consistency
+            )
+            for item in page.items:
+                yield item
+            if (cursor := page.cursor) is None:
+                return
+
+    async def count(self, prefix: str = "", *, consistency: Consistency = "linearizable") -> int:
+        """How many keys begin with `prefix`."""
+        path = "/v1/kv?" + _query({"prefix": prefix, "count": "only", "consistency": consistency})
+        body = parsed(await self._calls.call("GET", path, in_order=consistency == "stale"))
+        return shaped(lambda: int(body["count"]))
+
+    # --- several keys -----------------------------------------------------------------------------
+
+    async def txn(
+        self,
+        compare: Sequence[Entry] = (),
+        success: Sequence[Entry] = (),
+        failure: Sequence[Entry] = (),
+        *,
+        idempotency_key: str | None = None,
+    ) -> Txn:
+        """All or nothing, in one revision: `success` where every comparison holds, otherwise `failure`.
+
+        The entries are what `when`, `put`, `get`, `delete` and `delete_prefix` make, or their JSON; up to 128 of each.
+        """
+        document = {"compare": [*compare], "success": [*success], "failure": [*failure]}
+        data = json_bytes(document)
+        body = parsed(await self._calls.call("POST", "/v1/txn", {**JSON, **once(idempotency_key)}, data))
+        return shaped(lambda: concluded(body))
+
+    async def batch(self, operations: Sequence[Entry], *, idempotency_key: str | None = None) -> Sequence[Batched]:
+        """Up to 1,000 independent writes, made by `put` and `delete`: what became of each, in order.
+
+        Sent again, under the same key, while some were refused for the moment or are in doubt, for RESEND_S at most.
+        """
+        headers, data = {**JSON, **once(idempotency_key)}, json_bytes({"operations": [*operations]})
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + min(self._calls.timeout_s, RESEND_S)
+        results: Sequence[Batched] = []
+        while True:
+            try:
+                body = parsed(await self._calls.call("POST", "/v1/batch", headers, data, timeout_s=deadline - clock()))
+            except errors.KvnodeError:
+                if results:  # some of it was carried out: what was learned about each counts
+                    return results
+                raise
+            results = shaped(lambda body=body: [_batched(each) for each in body["results"]])  # type: ignore[misc]
+            again = any(isinstance(each, errors.Unavailable | errors.Indefinite) for each in results)
+            if not again or clock() + PAUSE_S >= deadline:
+                return results
+            await asyncio.sleep(PAUSE_S)
+
+    # --- what happens -----------------------------------------------------------------------------
+
+    def watch(
+        self, prefix: str = "", *, key: str | None = None, from_revision: int | None = None
+    ) -> AsyncIterator[Event]:
+        """Every change to one key, or to all that begin with `prefix`, from `from_revision` on (None: from now).
+
+        Goes on across leader changes and lost nodes without a gap or a repetition, for as long as it is iterated; a
+        node that streams nothing within `timeout_s` is given up with all others. Raises Compacted (list, and watch on
+        from the listing's revision + 1), BadRequest, Unavailable.
+        """
+        query = {"prefix": prefix} if key is None else {"key": key}
+        return watch(self._calls.session, self._calls.urls, query, from_revision, self._calls.timeout_s)
+
+    def lock(self, name: str, *, ttl_s: int = TTL_S, value: bytes | None = None) -> Lock:
+        """A lock that no two clients hold at a time; `value` is what others see of its holder."""
+        return Lock(self, name, ttl_s=ttl_s, value=value)
+
+    # --- the cluster ------------------------------------------------------------------------------
+
+    async def cluster(self) -> dict[str, Any]:
+        """The cluster as the first node that answers sees it: the body of `GET /admin/api/v1/cluster`."""
+        return parsed(await self._calls.call("GET", "/admin/api/v1/cluster", in_order=True))
+
+    async def transfer(self, to: str | None = None) -> tuple[str, int]:
+        """Hands leadership to `to`, or to the fittest member; (leader id, term) once it is confirmed."""
+        data = json.dumps({"to": to} if to else {}).encode()
+        body = parsed(await self._calls.call("POST", "/admin/api/v1/leader/transfer", JSON, data))
+        return shaped(lambda: (str(body["leader_id"]), int(body["term"])))
+
+    async def members(self) -> dict[str, Any]:
+        """The configuration: the body of `GET /admin/api/v1/members`."""
+        return parsed(await self._calls.call("GET", MEMBERS, in_order=True))
+
+    async def change_members(self, method: str, path: str, **document: Any) -> dict[str, Any]:
+        """POST a member, or to `/ID/promote`, or DELETE `/ID`; the configuration that came of it."""
+        return parsed(await self._calls.call(method, MEMBERS + path, JSON, json.dumps(document).encode()))
+
+
+def _batched(result: Mapping[str, Any]) -> Batched:
+    if "error" in result:
+        return error_of(str(result["error"]), str(result["message"]), result.get("outcome") == "unknown")
+    return int(result["revision"]) if "deleted" in result else written(result)
+
+
+def _key_path(key: str, **query: str) -> str:
+    try:
+        path = "/v1/kv/" + quote(key, safe="")
+    except UnicodeEncodeError:
+        raise errors.BadRequest("The key is not UTF-8 text.") from None
+    # A segment of dots alone would be folded by servers and proxies on the way, and quote() leaves dots as they are.
+    path = path.replace(".", "%2E") if set(key) == {"."} else path
+    return f"{path}?{_query(query)}" if query else path
+
+
+def _query(parameters: Mapping[str, str]) -> str:
+    try:
+        return urlencode(parameters, quote_via=quote, safe="")
+    except UnicodeEncodeError:
+        raise errors.BadRequest("A prefix or the end of a range is not UTF-8 text.") from None
+
+
+def _if_match(revision: int | None) -> dict[str, str]:
+    return {} if revision is None else {"If-Match": f'"{revision}"'}
+
+
+def _number(text: str | None) -> int | None:
+    return None if text is None else int(text)
