@@ -38,10 +38,13 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.transactions",
         "kvnode.view",
     },
+    "kvnode.backup": {"kvnode.items", "kvnode.store", "kvnode.view"},
     # Who watches what: fed by raft/, read by http/, and as free of clocks and sockets as the store.
     "kvnode.watch": {"kvnode.changes", "kvnode.errors"},
     "kvnode.raft.status": set(),
+    "kvnode.raft.pace": set(),
     "kvnode.raft": {
+        "kvnode.raft.pace",
         "kvnode.raft.status",
         "kvnode.watch",
         "kvnode.store",
@@ -56,7 +59,10 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.raft.verify": {"kvnode.raft", "kvnode.errors"},
     # What HTTP asks of a group is a Protocol (http/group.py), so it needs no room of raft/ but the frozen status.
     "kvnode.raft.recover": {"kvnode.raft", "kvnode.store", "kvnode.entries", "kvnode.errors"},
+    "kvnode.raft.restore": {"kvnode.raft", "kvnode.store", "kvnode.errors"},
     "kvnode.http": {
+        "kvnode.backup",
+        "kvnode.raft.pace",
         "kvnode.values",
         "kvnode.raft.status",
         "kvnode.changes",
@@ -86,7 +92,9 @@ ARROWS: dict[str, set[str]] = {
         "kvnode",
         "kvnode.client",
         "kvnode.server",
+        "kvnode.backup",
         "kvnode.raft.recover",
+        "kvnode.raft.restore",
         "kvnode.raft.verify",
         "kvnode.config",
         "kvnode.errors",

@@ -23,8 +23,10 @@ COMMANDS: Final = {
     "leader": ("kvnode.cli.cluster", "leader", "Print who leads."),
     "transfer": ("kvnode.cli.cluster", "transfer", "Hand leadership to another member."),
     "member": ("kvnode.cli.members", "member", "List, add, remove or promote members."),
+    "backup": ("kvnode.cli.backup", "backup", "Save all keys to a file."),
+    "restore": ("kvnode.cli.restore", "restore", "Make a cluster of one of a backup."),
     "recover": ("kvnode.cli.recover", "recover", "Make a cluster of one when the majority is lost."),
-    "verify": ("kvnode.cli.verify", "verify_command", "Check a data directory."),
+    "verify": ("kvnode.cli.verify", "verify_command", "Check a data directory or a backup."),
 }
 
 EXIT_CODES: Final = """\b

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -65,8 +65,13 @@ def call(url: str, timeout_s: float, work: Callable[[Client], Awaitable[T]]) -> 
         async with Client([each.strip() for each in url.split(",") if each.strip()], timeout_s) as client:
             return await work(client)
 
+    return finish(connect())
+
+
+def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Runs `work` to its end; a failure is one sentence and the command's end."""
     try:
-        return asyncio.run(connect())
+        return asyncio.run(work)
     except errors.KvnodeError as e:
         print(f"kvnode: {e.message}", file=sys.stderr)
         raise SystemExit(exit_code(e)) from None

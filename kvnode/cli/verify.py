@@ -1,4 +1,4 @@
-"""`kvnode verify`: what a data directory holds, and whether it is whole, without a running node."""
+"""`kvnode verify`: what a data directory or a backup holds, and whether it is whole, without a running node."""
 
 from __future__ import annotations
 
@@ -8,20 +8,51 @@ from pathlib import Path
 
 import click
 
+from kvnode import backup
 from kvnode.cli.calls import output_option, print_json
 from kvnode.errors import StartupError
 from kvnode.raft.verify import NotADataDirectory, Report, SegmentReport, SnapshotReport, verify
 
 
 @click.command("verify")
-@click.option("--data-dir", required=True, metavar="DIR", help="The directory that a node's --data-dir names.")
+@click.argument("file", required=False)
+@click.option("--data-dir", metavar="DIR", help="The directory that a node's --data-dir names.")
 @output_option
-def verify_command(data_dir: str, output: str) -> None:
-    """Read a node's journal and snapshots and say whether they are whole.
+def verify_command(file: str | None, data_dir: str | None, output: str) -> None:
+    """Read a node's journal and snapshots, or the backup FILE, and say whether they are whole.
 
     Nothing is changed. The node may be running; what it is writing at that moment shows as an unfinished tail.
-    Exit code 0 where all is whole, 1 where something is damaged, 2 where DIR is no data directory.
+    Exit code 0 where all is whole, 1 where something is damaged, 2 where there is no data directory or file.
     """
+    if (file is None) is (data_dir is None):
+        raise click.UsageError("Name either a backup FILE or --data-dir DIR")
+    if file is not None:
+        _verify_backup(Path(file), output)
+    else:
+        _verify_directory(str(data_dir), output)
+
+
+def _verify_backup(path: Path, output: str) -> None:
+    try:
+        head, store = backup.load(path)
+    except backup.Damaged as damage:
+        if output == "json":
+            print_json({"verdict": "damaged", "damage": [str(damage)]})
+        else:
+            print(f"damaged: {path}: {damage}; take another backup, this one is refused whole.")
+        raise SystemExit(1) from None
+    except OSError as e:
+        print(f"kvnode: {path} cannot be read ({e.strerror}).", file=sys.stderr)
+        raise SystemExit(2 if isinstance(e, FileNotFoundError) else 1) from None
+    if output == "json":
+        print_json({"verdict": "whole", "damage": [], **head._asdict(), "leases": len(store.leases)})
+        return
+    print(_line("backup", f"{path.stat().st_size:,} bytes, of cluster {head.cluster_id}"))
+    print(_line("state", f"revision {head.revision}, items: {head.items}, leases: {len(store.leases)}"))
+    print("whole")
+
+
+def _verify_directory(data_dir: str, output: str) -> None:
     try:
         report = verify(Path(data_dir))
     except StartupError as e:

@@ -24,7 +24,7 @@ from kvnode.errors import (
     MethodNotAllowed,
     PreconditionFailed,
 )
-from kvnode.http import admin, batch, kv, leases, listing, members, probes, txn, watch
+from kvnode.http import admin, backup, batch, kv, leases, listing, members, probes, txn, watch
 from kvnode.http.answer import JSON_TYPE, Answer, json_bytes
 from kvnode.http.connection import Connection
 from kvnode.http.group import Group
@@ -91,6 +91,7 @@ def create_server(
         batch.routes(group),
         leases.routes(group),
         admin.routes(group, node_id, version),
+        backup.routes(group),
         members.routes(group),
     )
     return Server(App(table, Stamp(group, node_id)))

@@ -21,6 +21,7 @@ from kvnode.errors import StartupError
 from kvnode.raft import identity
 from kvnode.raft.core import REGULAR
 from kvnode.raft.disk import Directory
+from kvnode.raft.founding import found, sync
 from kvnode.raft.identity import Claim
 from kvnode.raft.journal import Journal
 from kvnode.raft.membership import Configuration, Member, Roster, first_cluster
@@ -63,7 +64,7 @@ def recover(path: Path) -> Recovered:
         disk.close()
     os.rename(path, old)
     os.rename(new, path)
-    _sync(path.parent)
+    sync(path.parent)
     return recovered
 
 
@@ -84,20 +85,8 @@ def _write(disk: Directory, new: Path, old: Path) -> Recovered:
     cluster_id = os.urandom(CLUSTER_ID_BYTES)
     mine = former.members.get(claimed.node_id, Member(claimed.node_id, ("", 0)))
     alone = Configuration(index, {mine.node_id: Member(mine.node_id, mine.address, mine.http_url, since=index)})
-    target = Directory(new)
-    try:
-        identity.write(target, Claim(claimed.node_id, cluster_id, [claimed.node_id], recovered=True))
-        fresh = Segments(target, cluster_id)
-        ahead = Journal(fresh.recover())
-        ahead.rebase(index, term)
-        ahead.setCurrentTerm(max(journal.getCurrentTerm(), term) + 1, None)
-        flight = ahead.begin_flight()
-        assert flight is not None
-        fresh.append(flight.buffers, flight.last_index, flight.state, sync=True)
-        fresh.note_durable()
-        Snapshots(target, cluster_id).write(index, term, alone, store.view())
-    finally:
-        target.close()
+    claim = Claim(claimed.node_id, cluster_id, [claimed.node_id], recovered=True)
+    found(new, claim, index, term, max(journal.getCurrentTerm(), term) + 1, alone, store)
     others = tuple(sorted(former.members.keys() - {claimed.node_id}))
     return Recovered(claimed.node_id, cluster_id, index, store.revision, len(store), others, old)
 
@@ -110,11 +99,3 @@ def _apply(store: KeyValueStore, journal: Journal, applied: int) -> int:
                 for each in commands:
                     store.apply(each)
     return journal[-1][1]
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,0 +1,127 @@
+"""Backup files: the store as it was at one revision, trusted only whole.
+
+    file   = head | chunk ... | end
+    head   = "KVNB" | version u16 | revision u64 | items u64 | cluster id u16 bytes | cluster id | crc u32
+    chunk  = length u32 | crc u32 | data                 as `StoreView.chunks` cuts them
+    end    = 0 u32 | crc u32 of all chunk checksums | chunk count u64
+
+A file without its end, with a byte altered or with anything behind its end is refused as a whole: a part of a backup
+would restore a state that never was.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+from kvnode.items import go_on
+from kvnode.store import KeyValueStore
+from kvnode.view import CHUNK_BYTES_MAX, StoreView
+
+PIECE_BYTES: Final = 262_144  # what `pieces` hands on at a time
+CLUSTER_ID_BYTES_MAX: Final = 256
+
+_HEAD: Final = struct.Struct("<4sHQQH")
+_CHUNK: Final = struct.Struct("<II")
+_COUNT: Final = struct.Struct("<Q")
+_CRC: Final = struct.Struct("<I")
+_MAGIC: Final = b"KVNB"
+_VERSION: Final = 1
+
+
+class Damaged(Exception):
+    """The file is no whole backup; the text says why."""
+
+
+class Head(NamedTuple):
+    """What a backup says of itself."""
+
+    revision: int
+    items: int
+    cluster_id: str
+
+
+def pieces(view: StoreView, cluster_id: str, rest: Callable[[], None] = go_on) -> Iterator[bytes]:
+    """The file's bytes, in pieces of about PIECE_BYTES. `rest` is called after each few milliseconds of work."""
+    name = cluster_id.encode()
+    head = _HEAD.pack(_MAGIC, _VERSION, view.revision, len(view.items), len(name)) + name
+    buffers, waiting = [head, _CRC.pack(zlib.crc32(head))], 0
+    crcs = count = 0
+    for chunk in view.chunks(rest):
+        crc = zlib.crc32(chunk)
+        crcs = zlib.crc32(_CRC.pack(crc), crcs)
+        count += 1
+        buffers += (_CHUNK.pack(len(chunk), crc), chunk)
+        waiting += len(chunk)
+        if waiting >= PIECE_BYTES:
+            yield b"".join(buffers)
+            buffers, waiting = [], 0
+    buffers.append(_CHUNK.pack(0, crcs) + _COUNT.pack(count))
+    yield b"".join(buffers)
+
+
+def check(path: Path) -> Head:
+    """Reads the file to its end. Raises Damaged unless every byte checks out; OSError."""
+    with path.open("rb") as file:
+        head = _head(file)
+        for _ in _chunks(file):
+            pass
+    return head
+
+
+def load(path: Path) -> tuple[Head, KeyValueStore]:
+    """The same, and what the file holds as a store. Raises Damaged, OSError."""
+    with path.open("rb") as file:
+        head = _head(file)
+        try:
+            store = KeyValueStore.load(_chunks(file))
+        except ValueError as error:
+            raise Damaged(str(error)) from error
+    if (store.revision, len(store)) != (head.revision, head.items):
+        raise Damaged("its head does not fit what it holds")
+    return head, store
+
+
+def _head(file: BinaryIO) -> Head:
+    packed = file.read(_HEAD.size)
+    if packed[:4] != _MAGIC:
+        raise Damaged("it does not start like a backup")
+    if len(packed) < _HEAD.size:
+        raise Damaged("it ends too early")
+    _, version, revision, items, name_bytes = _HEAD.unpack(packed)
+    if version != _VERSION or name_bytes > CLUSTER_ID_BYTES_MAX:
+        raise Damaged("it is not of a version that this kvnode reads")
+    name = _take(file, name_bytes)
+    if _CRC.unpack(_take(file, _CRC.size))[0] != zlib.crc32(packed + name):
+        raise Damaged("its head does not check out")
+    return Head(revision, items, name.decode(errors="replace"))
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    crcs = count = 0
+    while True:
+        length, crc = _CHUNK.unpack(_take(file, _CHUNK.size))
+        if length == 0:
+            if crc != crcs or _COUNT.unpack(_take(file, _COUNT.size))[0] != count:
+                raise Damaged("its end does not check out")
+            if file.read(1):
+                raise Damaged("something follows its end")
+            return
+        if length > CHUNK_BYTES_MAX:
+            raise Damaged(f"a chunk of {length} bytes is over the bound")
+        chunk = _take(file, length)
+        if zlib.crc32(chunk) != crc:
+            raise Damaged(f"the chunk before byte {file.tell()} does not check out")
+        crcs = zlib.crc32(_CRC.pack(crc), crcs)
+        count += 1
+        yield chunk
+
+
+def _take(file: BinaryIO, length: int) -> bytes:
+    taken = file.read(length)
+    if len(taken) < length:
+        raise Damaged("it ends too early")
+    return taken

@@ -1,0 +1,44 @@
+"""A new data directory that a cluster of one begins with: its state as a snapshot, its members, and a later term."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from kvnode.raft import identity
+from kvnode.raft.disk import Directory
+from kvnode.raft.identity import Claim
+from kvnode.raft.journal import Journal
+from kvnode.raft.membership import Configuration
+from kvnode.raft.segments import Segments
+from kvnode.raft.snapshot import Snapshots
+from kvnode.store import KeyValueStore
+
+
+def found(
+    path: Path, claimed: Claim, index: int, term: int, vote_term: int, alone: Configuration, store: KeyValueStore
+) -> None:
+    """Writes the directory: `store` as the state after entry `index` of `term`, no vote cast yet in `vote_term`."""
+    target = Directory(path)
+    try:
+        identity.write(target, claimed)
+        segments = Segments(target, claimed.cluster_id)
+        journal = Journal(segments.recover())
+        journal.rebase(index, term)
+        journal.setCurrentTerm(vote_term, None)
+        flight = journal.begin_flight()
+        assert flight is not None
+        segments.append(flight.buffers, flight.last_index, flight.state, sync=True)
+        segments.note_durable()
+        Snapshots(target, claimed.cluster_id).write(index, term, alone, store.view())
+    finally:
+        target.close()
+
+
+def sync(directory: Path) -> None:
+    """What was renamed in it stays renamed."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,145 @@
+"""Backups of a running cluster under load, and the cluster that is made of one."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from base64 import b64encode
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kvnode import backup
+from tests.cli.command import kvnode
+from tests.cluster import Cluster, free_ports, wait_until
+
+PATH = "/admin/api/v1/backup"
+
+
+def put_both(cluster: Cluster, via: str, number: int) -> None:
+    """Two keys in one transaction: a state in which they differ never was."""
+    value = b64encode(b"%d" % number).decode()
+    puts = [{"put": {"key": key, "value": value}} for key in ("a", "z")]
+    body = json.dumps({"compare": [], "success": puts, "failure": []}).encode()
+    assert cluster.request(via, "POST", "/v1/txn", body).status == 200
+
+
+def test_a_backup_of_any_node_is_of_one_revision_under_writes_and_has_all_that_was_acknowledged(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    for number in range(300):
+        cluster.put(f"m/{number:03}", bytes(20_000), via="n1")
+    done: list[int] = []
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            put_both(cluster, "n1", len(done))
+            done.append(len(done))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for name in cluster.nodes:
+            wait_until(lambda: len(done) > 5, 10.0, "the writer writes")
+            acknowledged, file = len(done) - 1, tmp_path / f"{name}.kvnb"
+            saved = kvnode("backup", str(file), "--url", cluster.url(name), "-o", "json")
+            assert saved.code == 0, saved.err
+            said: dict[str, Any] = json.loads(saved.out)
+            head, store = backup.load(file)
+            a, z = store.get("a"), store.get("z")
+            assert a is not None
+            assert z is not None
+            assert (a.value, a.mod_revision) == (z.value, z.mod_revision)
+            assert int(a.value) >= acknowledged
+            assert (head.revision, head.items, len(store)) == (said["revision"], 302, said["items"])
+            assert (
+                head.cluster_id == json.loads(cluster.request(name, "GET", "/admin/api/v1/members").body)["cluster_id"]
+            )
+    finally:
+        stop.set()
+        writer.join()
+    verified = kvnode("verify", str(tmp_path / "n1.kvnb"))
+    assert (verified.code, verified.out.decode().splitlines()[-1]) == (0, "whole")
+    assert list(tmp_path.glob("*.part")) == []
+
+
+def test_a_client_that_goes_away_and_a_missing_leader(make_cluster: Callable[..., Cluster], tmp_path: Path) -> None:
+    cluster = make_cluster().start()
+    for number in range(200):
+        cluster.put(f"m/{number}", bytes(100_000))
+    for _ in range(3):  # more than may be under way at once: each that was left makes room
+        with socket.create_connection(cluster.nodes["n1"].http) as client:
+            client.sendall(f"GET {PATH} HTTP/1.1\r\nHost: n1\r\n\r\n".encode())
+            assert client.recv(100).startswith(b"HTTP/1.1 200 OK")
+        wait_until(lambda: cluster.request("n1", "GET", PATH).status == 200, 10.0, "there is room for another backup")
+    for name in ("n2", "n3"):
+        cluster.kill(name)
+    file = tmp_path / "file"
+    file.write_bytes(b"the one before")
+    refused = kvnode("backup", str(file), "--url", cluster.url("n1"))
+    assert (refused.code, file.read_bytes()) == (5, b"the one before")
+    assert kvnode("backup", str(file), "--stale", "--url", cluster.url("n1")).code == 0
+    assert backup.check(file).items == 200
+
+
+def test_no_more_backups_at_once_than_a_node_can_bear(cluster: Cluster) -> None:
+    for number in range(200):
+        cluster.put(f"m/{number}", bytes(100_000))
+    clients = [socket.create_connection(cluster.nodes["n1"].http) for _ in range(2)]
+    try:
+        for client in clients:
+            client.sendall(f"GET {PATH} HTTP/1.1\r\nHost: n1\r\n\r\n".encode())
+            assert client.recv(100).startswith(b"HTTP/1.1 200 OK")  # and reads no further
+        answer = cluster.request("n1", "GET", PATH)
+        assert (answer.status, answer.json()["error"], answer.headers["Retry-After"]) == (503, "overloaded", "1")
+        assert cluster.put("other", b"1")["created"]
+    finally:
+        for client in clients:
+            client.close()
+
+
+def test_a_new_cluster_of_a_backup_has_all_of_it_far_above_its_revision(
+    make_cluster: Callable[..., Cluster], tmp_path: Path
+) -> None:
+    cluster = make_cluster(size=1).start()
+    for number in range(50):
+        cluster.put(f"k{number}", b"%d" % number)
+    file = tmp_path / "file"
+    assert kvnode("backup", str(file), "--url", cluster.url("n1")).code == 0
+    lost = cluster.put("k1", b"after the backup")["revision"]
+    cluster.kill("n1")
+
+    new = make_cluster(size=1)
+    node = new.nodes["n1"]
+    raft = f"{node.raft[0]}:{node.raft[1]}"
+    place = ("--data-dir", str(node.data_dir), "--raft", raft)
+    whole = file.read_bytes()
+    for broken in (whole[:-1], whole[:-500] + bytes([whole[-500] ^ 1]) + whole[-499:]):
+        (tmp_path / "broken").write_bytes(broken)
+        assert kvnode("verify", str(tmp_path / "broken")).code == 1
+        refused = kvnode("restore", str(tmp_path / "broken"), *place)
+        assert (refused.code, node.data_dir.exists()) == (1, False)
+        assert "no whole backup" in refused.err
+    done = kvnode("restore", str(file), *place, "-o", "json")
+    assert done.code == 0, done.err
+    revision = json.loads(done.out)["revision"]
+    assert revision > lost
+    assert kvnode("restore", str(file), *place).code == 1  # never over what is there
+    new.start()
+    assert new.get("k1") == b"1"
+    written = new.put("k1", b"2")
+    assert (written["revision"], written["version"]) == (revision + 1, 2)
+    gone = new.request("n1", "GET", f"/v1/watch?prefix=&from_revision={lost}&wait=1s")
+    assert b"compacted" in gone.body
+    new.enlist("n4")
+    new.spawn("n4")
+    new.wait_ready()
+    assert new.get("k49", via="n4") == b"49"
+
+
+def test_nothing_is_left_of_a_backup_that_could_not_be_made(tmp_path: Path) -> None:
+    refused = kvnode("backup", str(tmp_path / "file"), "--url", f"http://127.0.0.1:{free_ports(1)[0]}")
+    assert (refused.code, list(tmp_path.iterdir())) == (5, [])
+    assert kvnode("backup", str(tmp_path / "no" / "file")).code == 1

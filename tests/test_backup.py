@@ -1,0 +1,69 @@
+"""Backup files: the same store comes back, and a file that is not whole gives none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvnode import backup
+from kvnode.store import KeyValueStore
+
+
+def store_of(keys: int) -> KeyValueStore:
+    store = KeyValueStore()
+    for number in range(keys):
+        store.apply([1, f"k{number:05}", b"v" * (number % 700), "text/plain", None])
+    store.apply([1, "leased", b"1", "", None, None, 0, 60])
+    store.apply([1, "once", b"1", "", None, "request-1"])
+    return store
+
+
+def written(path: Path, store: KeyValueStore) -> bytes:
+    data = b"".join(backup.pieces(store.view(), "c1"))
+    path.write_bytes(data)
+    return data
+
+
+def test_what_is_read_back_is_what_was_there(tmp_path: Path) -> None:
+    store = store_of(3_000)  # several pieces
+    pieces = list(backup.pieces(store.view(), "c1"))
+    assert len(pieces) > 2
+    assert all(len(piece) < 2 * backup.PIECE_BYTES for piece in pieces)
+    path = tmp_path / "file"
+    path.write_bytes(b"".join(pieces))
+    head, loaded = backup.load(path)
+    assert head == backup.check(path) == (store.revision, len(store), "c1")
+    assert list(loaded.view().chunks()) == list(store.view().chunks())
+
+
+def test_an_empty_store_is_a_backup_too(tmp_path: Path) -> None:
+    written(tmp_path / "file", KeyValueStore())
+    assert len(backup.load(tmp_path / "file")[1]) == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_cut_or_altered_file_is_refused_whole(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path = tmp_path_factory.getbasetemp() / "altered"
+    whole = written(path, store_of(40))
+    place = data.draw(st.integers(0, len(whole) - 1))
+    altered = data.draw(
+        st.sampled_from(
+            [
+                whole[:place],
+                whole[:place] + bytes([whole[place] ^ data.draw(st.integers(1, 255))]) + whole[place + 1 :],
+                whole[:place] + b"x" + whole[place:],
+                whole + whole[place:],
+            ]
+        )
+    )
+    if altered == whole:
+        return
+    path.write_bytes(altered)
+    with pytest.raises(backup.Damaged):
+        backup.check(path)
+    with pytest.raises(backup.Damaged):
+        backup.load(path)
