@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "delete": ("kvnode.cli.keys", "delete", "Remove a key."),
     "list": ("kvnode.cli.keys", "list_keys", "List keys."),
     "watch": ("kvnode.cli.watch", "watch", "Print changes as they happen."),
+    "lock": ("kvnode.cli.lock", "lock", "Run a command on one machine at a time."),
     "status": ("kvnode.cli.cluster", "status", "Show every member of the cluster."),
     "leader": ("kvnode.cli.cluster", "leader", "Print who leads."),
     "transfer": ("kvnode.cli.cluster", "transfer", "Hand leadership to another member."),

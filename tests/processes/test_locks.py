@@ -1,0 +1,196 @@
+"""One holder at a time, with real processes: killed, stopped and cut off holders, and tokens that rise."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvnode import errors
+from kvnode.client import Client, LockLost
+from tests.cli.command import COMMAND, environment, is_one_sentence, kvnode, run_kvnode
+from tests.cluster import Cluster, wait_until
+
+TTL_S = 3
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with Cluster(tmp_path_factory.mktemp("locks"), size=1).start() as cluster:
+        yield cluster.url("n1")
+
+
+def start(url: str, name: str, *command: str, ttl_s: int = TTL_S, caught: bool = False) -> subprocess.Popen[bytes]:
+    arguments = ("lock", "--url", url, "--ttl", str(ttl_s), name, "--", *command)
+    return subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE if caught else None, env=environment()
+    )
+
+
+def running(path: Path) -> str | None:
+    """What a command wrote into its file, once it has written a whole line."""
+    text = path.read_text() if path.exists() else ""
+    return text.strip() if text.endswith("\n") else None
+
+
+def report(path: Path) -> str:
+    return f"echo $KVNODE_LOCK_TOKEN >{path}; exec sleep {TTL_S + 10}"
+
+
+def test_a_killed_holder_is_followed_after_the_ttl_and_not_before_with_a_higher_token(
+    urls: str, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    holder = start(urls, "killed", "sh", "-c", report(first))
+    waiting = None
+    try:
+        token = wait_until(lambda: running(first), 20, "the first holder's command to run")
+        waiting = start(urls, "killed", "sh", "-c", report(second))
+        # Longer than the ttl: what keeps the second out is that the first renews its lease.
+        time.sleep(TTL_S + 1)
+        assert holder.poll() is None
+        assert not second.exists()
+        killed_at = time.monotonic()
+        holder.kill()
+        later = wait_until(lambda: running(second), TTL_S + 10, "the second holder's command to run")
+        waited_s = time.monotonic() - killed_at
+        # The last renewal was a third of the ttl before the kill at most.
+        assert waited_s > TTL_S * 2 / 3 - 0.5, waited_s
+        assert int(later) > int(token)
+    finally:
+        holder.kill()
+        holder.wait(10)
+        if waiting is not None:
+            waiting.send_signal(signal.SIGTERM)
+            assert waiting.wait(10) == 128 + signal.SIGTERM
+
+
+def test_the_command_has_its_exit_code_its_signals_and_the_lock_is_free_at_once(urls: str, tmp_path: Path) -> None:
+    done = kvnode("lock", "--url", urls, "exits", "--", "sh", "-c", "echo $KVNODE_LOCK; exit 7")
+    assert (done.code, done.out) == (7, b"exits\n")
+    done = kvnode("lock", "exits", "--url", urls, "--wait", "0", "--", "sh", "-c", "kill -9 $$")
+    assert done.code == 128 + 9
+    done = kvnode("lock", "--url", urls, "--wait", "0", "exits", "--", "/no/such/command")
+    assert done.code == 127
+    assert is_one_sentence(done.err)
+    ready = tmp_path / "ready"
+    script = f"trap 'exit 3' USR1; echo >{ready}; while :; do sleep 0.05; done"
+    process = start(urls, "exits", "sh", "-c", script)
+    wait_until(ready.exists, 20, "the command to run")
+    taken = kvnode("lock", "--url", urls, "--wait", "0.2", "exits", "--", "true")
+    assert taken.code == 4
+    assert is_one_sentence(taken.err)
+    assert f":{process.pid}." in taken.err
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=10)
+    assert process.returncode == 3
+    assert kvnode("get", "locks/exits", "--url", urls).code == 3
+
+
+def test_a_holder_that_loses_its_lock_stops_its_command_and_says_so(urls: str, tmp_path: Path) -> None:
+    ready, stopped = tmp_path / "ready", tmp_path / "stopped"
+    script = f"trap 'echo >{stopped}; exit 0' TERM; echo >{ready}; while :; do sleep 0.05; done"
+    process = start(urls, "broken", "sh", "-c", script, caught=True)
+    wait_until(ready.exists, 20, "the command to run")
+    assert kvnode("delete", "locks/broken", "--url", urls).code == 0
+    _, err = process.communicate(timeout=TTL_S + 5)
+    assert process.returncode == 1
+    assert stopped.exists()
+    assert b"was lost" in err
+
+
+def test_a_frozen_holder_finds_its_lock_lost_when_it_goes_on(urls: str, tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    process = start(urls, "frozen", "sh", "-c", f"echo >{ready}; exec sleep 30", ttl_s=1)
+    wait_until(ready.exists, 20, "the command to run")
+    process.send_signal(signal.SIGSTOP)
+    try:
+        assert kvnode("lock", "--url", urls, "frozen", "--", "true").code == 0
+    finally:
+        process.send_signal(signal.SIGCONT)
+    process.communicate(timeout=10)
+    assert process.returncode == 1
+
+
+async def test_the_block_of_a_lock_that_is_lost_is_cancelled(urls: str) -> None:
+    async with Client([urls]) as client:
+
+        async def lose() -> None:
+            async with client.lock("block", ttl_s=2) as held:
+                await client.delete(held.key)
+                await asyncio.wait_for(asyncio.sleep(20), 10)
+
+        with pytest.raises(LockLost):
+            await lose()
+        async with client.lock("block", ttl_s=2) as held:
+            assert held.held
+        with pytest.raises(errors.KeyNotFound):
+            await client.get("locks/block")
+
+
+async def test_contenders_take_turns_and_every_token_is_higher(urls: str) -> None:
+    inside, tokens = 0, []
+
+    async def contend() -> None:
+        nonlocal inside
+        async with Client([urls], 20) as client:
+            for _ in range(4):
+                async with client.lock("turns", ttl_s=10) as held:
+                    inside += 1
+                    assert inside == 1
+                    tokens.append(held.token)
+                    await asyncio.sleep(0.01)
+                    inside -= 1
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(5):
+            tasks.create_task(contend())
+    assert len(tokens) == 20
+    assert tokens == sorted(set(tokens))
+
+
+async def test_who_observes_an_election_is_told_every_leader(urls: str) -> None:
+    async with Client([urls]) as client:
+        seen = client.lock("leader").observe()
+        assert await anext(seen) is None
+        tokens = []
+        for name in (b"one", b"two"):
+            async with client.lock("leader", value=name) as held:
+                assert await anext(seen) == (held.token, name)
+                assert await client.lock("leader").holder() == name
+                assert not await client.lock("leader").acquire(0)
+                tokens.append(held.token)
+            assert await anext(seen) is None
+        assert tokens == sorted(tokens)
+        await seen.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_lock_outlives_the_leader_of_the_cluster(cluster: Cluster) -> None:
+    urls = [cluster.url(name) for name in cluster.nodes]
+    async with Client(urls, 20) as client, Client(urls, 20) as other:
+        async with client.lock("failover", ttl_s=8) as held:
+            cluster.kill(cluster.leader())
+            await asyncio.to_thread(cluster.leader)
+            assert not await other.lock("failover").acquire(4)
+            assert held.held
+        assert await other.lock("failover").acquire(5)
+
+
+async def test_the_cli_prints_the_holder(urls: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, "lock", "--url", urls, "--observe", "seen", stdout=asyncio.subprocess.PIPE, env=environment()
+    )
+    assert process.stdout is not None
+    try:
+        assert await process.stdout.readline() == b"-\n"
+        done = await run_kvnode("lock", "--url", urls, "--value", "me", "seen", "--", "true")
+        assert done.code == 0
+        assert (await process.stdout.readline()).endswith(b"\tme\n")
+    finally:
+        process.kill()
+        await process.wait()
