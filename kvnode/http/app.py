@@ -110,15 +110,15 @@ class Stamp:
 
     def lines(self) -> bytes:
         """Rendered again only when the second, the leader or the term changes."""
-        status = self._group.status()
+        leader_id, term = self._group.leader()
         now_s = int(time.time())
-        known = (status.leader_id, status.term, now_s)
+        known = (leader_id, term, now_s)
         if known != self._known:
             lines = f"Date: {formatdate(now_s, usegmt=True)}\r\n".encode() + self._node
-            if status.leader_id is not None:
-                lines += b"Kvnode-Leader: %b\r\n" % status.leader_id.encode()
-            if status.term > 0:
-                lines += b"Kvnode-Term: %d\r\n" % status.term
+            if leader_id is not None:
+                lines += b"Kvnode-Leader: %b\r\n" % leader_id.encode()
+            if term > 0:
+                lines += b"Kvnode-Term: %d\r\n" % term
             self._known, self._lines = known, lines
         return self._lines
 

@@ -26,6 +26,12 @@ class Group(Protocol):
     def status(self) -> RaftStatus:
         """Local state; sends nothing and waits for nothing."""
 
+    def leader(self) -> tuple[str | None, int]:
+        """(the leader that this node would turn to, its own term): what every answer says, and so cheap."""
+
+    def leader_refusal(self) -> str | None:
+        """`status.leader_refusal` of the status now."""
+
     def members(self) -> tuple[MemberStatus, ...]: ...
 
     def propose(self, command: bytes) -> Awaitable[Result]:

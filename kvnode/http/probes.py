@@ -18,7 +18,6 @@ from kvnode.http.answer import JSON_TYPE, NO_STORE, TEXT_TYPE, Answer, json_byte
 from kvnode.http.group import Group
 from kvnode.http.paths import Query, decode
 from kvnode.http.route import Handler, Methods
-from kvnode.raft.status import leader_refusal
 
 # The confirmation keeps its own deadline; this much later the answer goes out without it.
 GRACE_S: Final = 0.1
@@ -43,12 +42,12 @@ class LeaderProbe:
     async def refusal(self) -> str | None:
         """None: the leader, confirmed after this call began. Otherwise a `Kvnode-Reason`. Bounded by `timeout_s`."""
         group = self.group
-        refusal = leader_refusal(group.status())
+        refusal = group.leader_refusal()
         if refusal is not None:
             return refusal
         confirmed = await group.verify_leader(self.timeout_s)
         # The node may have begun to drain, or have lost the leadership, while the round was on its way.
-        refusal = leader_refusal(group.status())
+        refusal = group.leader_refusal()
         if refusal is None and not confirmed:
             return "unverified"
         return refusal

@@ -81,6 +81,14 @@ def _create_journal(journal: Any) -> Any:
     return journal if isinstance(journal, Journal) else _stock_create_journal(journal)
 
 
+class _NoSockets:
+    """The poller of a core that has no sockets."""
+
+    @staticmethod
+    def poll(timeout_s: float) -> None:
+        """Returns at once. The real one makes a system call in each tick, without the interpreter lock meanwhile."""
+
+
 _stock_create_journal = _syncobj.createJournal
 
 # Seam 1: nothing from the network or the disk is ever unpickled, also not inside the core.
@@ -90,6 +98,7 @@ _syncobj.createJournal = _create_journal
 # Seam 3: no pipe to wake the core's poller. The loop that proposes also ticks, and the 65,536th proposal
 # between two ticks would raise on the full pipe although it had been queued (R19).
 _syncobj.PIPE_NOTIFIER_ENABLED = False
+_syncobj.createPoller = lambda kind: _NoSockets
 # Seam 4: one clock. The core reads CLOCK_MONOTONIC_RAW, which drifts from `time.monotonic` by seconds a day, and
 # a deadline that one clock sets would be judged by the other.
 _syncobj.monotonicTime = time.monotonic

@@ -25,6 +25,7 @@ from kvnode.raft.flusher import Flusher
 from kvnode.raft.handshake import Identity
 from kvnode.raft.journal import Journal
 from kvnode.raft.membership import Roster
+from kvnode.raft.news import News
 from kvnode.raft.proposals import Proposals
 from kvnode.raft.read_index import ReadIndex
 from kvnode.raft.replica import Replica
@@ -44,7 +45,6 @@ log = logging.getLogger("kvnode.raft")
 TICK_S: Final = 0.025
 LEADER_GONE_S: Final = (0.05, 0.15)  # a closed connection is news: see `Replica.hasten_election`
 NO_LEADER_S: Final = (0.1, 0.3)
-DISK_LOOK_S: Final = 1.0
 
 
 class Engine:
@@ -72,10 +72,8 @@ class Engine:
         self.applied_term = 0
         self.leadership: Waiters[bool] = Waiters()  # resolved whenever who leads may have changed
         self.on: dict[int, Callable[[str, wire.Message], None]] = {}  # kinds of message that another room takes
-        self._step_due = False
+        self._step_due = self._stopped = False
         self._timer: asyncio.TimerHandle | None = None
-        self._look_at_disk_at = 0.0
-        self._stopped = False
         instance = os.urandom(ORIGIN_BYTES)
         me = Identity(settings.node_id, cluster_id, settings.http_url, instance, settings.secret)
         self.roster = roster
@@ -95,8 +93,9 @@ class Engine:
         )
         self.proposals = Proposals(instance, store.apply, self.clock)
         self.writes = Writes(self.replica, self.proposals, self.storage, self.network, lambda: self.leader_id)
-        answer_timeout_s = settings.election_timeout_max_s
-        self.reads = ReadIndex(self.replica, self.network, lambda: self.leader_id, self.schedule, answer_timeout_s)
+        self._news = News(self.replica, self.writes, self._guarded)
+        timeout_s = settings.election_timeout_max_s
+        self.reads = ReadIndex(self.replica, self.network, lambda: self.leader_id, self.schedule, timeout_s)
         self._catchup = Catchup(snapshots, self, self.network.send, self._work, self.clock)
         self.audit = Audit(self.replica, store, self.network.send, snapshots.newest)
         self._compaction = Compaction(self.replica, snapshots, store, self.audit.history, self._work)
@@ -114,6 +113,7 @@ class Engine:
 
     async def stop(self) -> None:
         self._stopped = True
+        self._news.stop()
         if self._timer is not None:
             self._timer.cancel()
         await self.network.stop()
@@ -137,9 +137,9 @@ class Engine:
 
     def _turn(self) -> None:
         replica = self.replica
-        replica.tick()
-        if self.writes.pump():
-            replica.tick()
+        replica.advance()
+        self.writes.pump()
+        self._news.tell()
         self.last_step_at = self.clock()
         self.reads.advanced(replica.raftLastApplied)
         self._flusher.kick()
@@ -148,14 +148,13 @@ class Engine:
 
     def _on_timer(self) -> None:
         self._timer = self._loop.call_later(TICK_S, self._on_timer)
+        self.replica.due = True
         self._step()
         self.proposals.expire()
+        self.reads.expire()
         self._compaction.look()
         self.audit.look()
-        now = self.clock()
-        if now >= self._look_at_disk_at:
-            self._look_at_disk_at = now + DISK_LOOK_S
-            self._work(self._snapshots.disk.space, self.storage.looked)
+        self.storage.look(self.clock(), self._work, self._snapshots.disk.space)
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Whatever goes wrong inside ends the node: a core that raised half-way through is in no known state."""

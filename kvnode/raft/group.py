@@ -30,6 +30,7 @@ from kvnode.raft.reconfiguration import Change, Reconfiguration
 from kvnode.raft.segments import Segments
 from kvnode.raft.settings import RaftSettings
 from kvnode.raft.snapshot import Snapshot, Snapshots
+from kvnode.raft.standing import seen_status, unseen_status
 from kvnode.raft.status import Membership, MemberStatus, RaftStatus, leader_refusal
 from kvnode.raft.transfer import Transfer
 from kvnode.results import Result
@@ -221,7 +222,7 @@ class RaftGroup:
     async def verify_leader(self, timeout_s: float) -> bool:
         """True once a majority confirmed, in a round that began after this call, that this node leads."""
         engine = self._engine
-        if engine is None or leader_refusal(self.status()) is not None:
+        if engine is None or self.leader_refusal() is not None:
             return False
         return await engine.reads.confirm(timeout_s) is not None
 
@@ -265,43 +266,26 @@ class RaftGroup:
 
     def status(self) -> RaftStatus:
         """This node's view at this moment."""
-        engine = self._engine
-        settings = self._settings
-        if engine is None:
-            return RaftStatus(
-                node_id=settings.node_id, cluster_id=self._cluster_id.hex(), role="follower", leader_id=None, term=0,
-                commit_index=0, applied_index=0, last_index=0, started=False, is_member=True, serving=False,
-                draining=self._draining, transferring=False, leader_heard_age_s=None, tick_age_s=0.0,
-                election_timeout_max_s=settings.election_timeout_max_s, leader_commit_index=0, storage_error=None,
-                blocking_errors=(),
-            )  # fmt: skip
-        replica = engine.replica
-        leading = replica.is_leader
-        return RaftStatus(
-            node_id=settings.node_id,
-            cluster_id=self._cluster_id.hex(),
-            role=replica.role if replica.is_voter else "learner",
-            leader_id=engine.leader_id,
-            term=replica.term,
-            commit_index=replica.raftCommitIndex,
-            applied_index=replica.raftLastApplied,
-            last_index=replica.last[1],
-            started=not self._stopping,
-            is_member=engine.roster.is_member and engine.roster.dismissed is None,
-            serving=replica.serving,
-            draining=self._draining,
-            transferring=engine.writes.transferring,
-            leader_heard_age_s=0.0 if leading else replica.election.leader_heard_age_s(),
-            tick_age_s=engine.clock() - engine.last_step_at,
-            election_timeout_max_s=settings.election_timeout_max_s,
-            leader_commit_index=replica.raftCommitIndex if leading else replica.guard.leader_commit_index,
-            storage_error=engine.storage.error,
-            blocking_errors=self._blocking_errors(engine),
-        )
-
-    def _blocking_errors(self, engine: Engine) -> tuple[str, ...]:
+        if self._engine is None:
+            return unseen_status(self._settings, self._cluster_id, self._draining)
         fatal = self.fatal.result().message if self.fatal.done() else None
-        return tuple(sentence for sentence in (fatal, engine.audit.error) if sentence is not None)
+        return seen_status(self._engine, self._cluster_id, not self._stopping, self._draining, fatal)
+
+    def leader_refusal(self) -> str | None:
+        """Why a leader probe is refused from local state alone, None where a majority must be asked."""
+        engine = self._engine
+        if (
+            engine is not None
+            and engine.replica.serving
+            and not (self._stopping or self._draining or engine.writes.transferring)
+        ):
+            return None  # what `leader_refusal` says of such a status, without all the rest of it
+        return leader_refusal(self.status())
+
+    def leader(self) -> tuple[str | None, int]:
+        """(the leader that this node would turn to, this node's term), as `status()` has them and much cheaper."""
+        engine = self._engine
+        return (None, 0) if engine is None else (engine.leader_id, engine.replica.term)
 
     def members(self) -> tuple[MemberStatus, ...]:
         """Every member as this node sees it, sorted by id."""

@@ -83,6 +83,8 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
     def durable(self) -> None:
         """The journal made progress: promises leave, early acknowledgements count as far as our own log is durable."""
         self._outbox.release()
+        if self._core.majority_of_others == 0:
+            self._core.due = True  # Q8: it waited for this
         if self._early:
             limit = self._journal.durable_index + 1
             for node_id, next_index in list(self._early.items()):
@@ -118,9 +120,16 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
         node, kind = Node(node_id), message[0]
         if kind == wire.APPEND:
             self._append(node, *message[1:])
+            self._core.due |= self._core.raftCommitIndex > self._core.raftLastApplied
         elif kind == wire.ACK:
             self._acknowledged(node_id, *message[1:])
-        elif kind == wire.VOTE:
+        else:
+            self._core.due = True
+            self._election(node, message)
+
+    def _election(self, node: Node, message: wire.Message) -> None:
+        node_id, kind = node.id, message[0]
+        if kind == wire.VOTE:
             self._vote_asked(node, *message[1:])
         elif kind == wire.VOTED:
             self._voted(node, message[1])
@@ -194,6 +203,8 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
     def _count(self, node_id: str, next_index: int) -> None:
         ack = {"type": "next_node_idx", "next_node_idx": next_index, "reset": False, "success": True}
         self._onMessageReceived(Node(node_id), ack)
+        if next_index > self._core.raftCommitIndex + 1:
+            self._core.due = True  # it may be the one that makes a majority
 
     def _hear(self, node_id: str) -> None:
         """A follower is alive and in this term: that is what the leader's own fallback timer asks for."""

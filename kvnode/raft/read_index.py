@@ -31,27 +31,27 @@ class ReadIndex:
         self._schedule = schedule
         self._answer_timeout_s = answer_timeout_s
         self._loop = asyncio.get_running_loop()
-        self._own: Rounds[int] = Rounds()
-        self._asked: Rounds[int] = Rounds()
-        self._applied: Rounds[bool] = Rounds()
+        self._own: Rounds[int] = Rounds(replica.clock)
+        self._asked: Rounds[int] = Rounds(replica.clock)
+        self._applied: Rounds[bool] = Rounds(replica.clock)
         self._number = 0  # of the last question to the leader
         self._in_flight = False
         self._wanted = False
         self._answering: set[asyncio.Task[None]] = set()
 
-    async def index(self, timeout_s: float) -> int | None:
+    def index(self, timeout_s: float) -> asyncio.Future[int | None]:
         """An index that a read taking place now must have applied; None where nobody confirmed it in time."""
         if self._replica.is_leader:
-            return await self.confirm(timeout_s)
+            return self.confirm(timeout_s)
         self._wanted = True
         if not self._in_flight:
             self._loop.call_soon(self._ask)  # whoever else comes in this iteration of the loop shares the question
-        return await self._asked.wait(self._number + 1, timeout_s)
+        return self._asked.wait(self._number + 1, timeout_s)
 
-    async def confirm(self, timeout_s: float) -> int | None:
+    def confirm(self, timeout_s: float) -> asyncio.Future[int | None]:
         """Only while this node claims to lead: the index of a round that begins after this call, once confirmed."""
         self._schedule()
-        return await self._own.wait(self._replica.request_read(), timeout_s)
+        return self._own.wait(self._replica.request_read(), timeout_s)
 
     async def applied(self, index: int, timeout_s: float) -> bool:
         """This node's store holds everything up to `index`."""
@@ -68,8 +68,14 @@ class ReadIndex:
         self._own.settle(read_round, None)
 
     def advanced(self, applied_index: int) -> None:
-        if len(self._applied):
+        if self._applied:
             self._applied.settle(applied_index, True)
+
+    def expire(self) -> None:
+        """By the clock: who has waited long enough is told so."""
+        for rounds in (self._own, self._asked, self._applied):
+            if rounds:
+                rounds.expire()
 
     def draining(self) -> None:
         """Probes are to fail at once; reads that share their rounds ask again."""

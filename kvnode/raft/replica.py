@@ -14,6 +14,8 @@ Q5  `__sendAppendEntries` only notes that something is due; `replication` sends 
 Q6  the core never compacts, dumps or loads a dump by itself (R4, R6, R7, R11, R13).
 Q7  the core applies all that is committed in one tick: a long log is applied in slices, between heartbeats.
 Q8  a single node has no acknowledgement to hold back: it is not ticked until its log is durable.
+Q9  a tick of the core costs as much as a write: it is ticked after events that it can make something of, and by time.
+Q10 the core's queue of commands is looked into by a tick, at the price of an exception when it is empty: it always is.
 """
 
 from __future__ import annotations
@@ -85,6 +87,8 @@ class Replica(Electorate):
         self._owner = owner
         self._draw = draw or random.Random()
         self._append_due = False
+        self.untold = False  # the followers have not heard of all that is committed
+        self.due = True  # something has happened that the core may make something of
         self.send = owner.send
         self.election = ElectionGate(self, owner.send, clock, election_timeout_min_s, self._draw)
         self.rounds = ReadRounds(owner.read_confirmed, owner.reads_failed)
@@ -112,24 +116,39 @@ class Replica(Electorate):
     # --- what drives it ---------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Q1: one step of the core, then whatever it has to tell its followers."""
-        if self._waits_for_its_disk:
-            return  # Q8
-        self.doTick(0.0)
-        if self._SyncObj__raftState != 2:
+        """Q1: what time alone may bring: call it by the clock, a few times in each heartbeat."""
+        self.due = True
+        self.step()
+
+    def step(self) -> None:
+        """What an event may have brought: call it after each."""
+        self.advance()
+        self.tell(patient=False)
+
+    def advance(self) -> None:
+        """Q9: one step of the core, commit and apply, where something may come of it."""
+        if self.due and not self._waits_for_its_disk:  # Q8
+            self.doTick(0.0)
+            self.due = self.has_more_to_apply
+
+    def tell(self, patient: bool) -> None:
+        """Sends the followers what they are to be told: entries, what is committed, a read round, a heartbeat.
+
+        `patient`: that something was committed may wait for the next message; until then `untold` says so.
+        """
+        if self._SyncObj__raftState != 2 or self._waits_for_its_disk:
             return
         if self.serving and self.rounds.begin(self.raftCommitIndex, self.majority_of_others):
             self._append_due = True
-        if self._append_due:
-            self._append_due = False
+        if self._append_due or (self.untold and not patient):
+            self._append_due = self.untold = False
             connected = [node.id for node in self.followed.keys() & self._SyncObj__connectedNodes]
             self.replicator.replicate(connected, self.term, self.raftCommitIndex, self.rounds.number)
 
     def propose(self, payload: bytes) -> tuple[int, int]:
         """Appends one entry to the leader's log; (index, term). Only while `is_leader`."""
         assert self.is_leader
-        self._applyCommand(_REGULAR + payload, None)
-        self._checkCommandsToApply()
+        self._append(_REGULAR + payload)
         _, index, term = self.journal[-1]
         return index, term
 
@@ -138,9 +157,12 @@ class Replica(Electorate):
         assert self.may_change_members
         assert configuration.index == self.last[1] + 1
         assert self.node_id in configuration.voters  # who leads is part of each majority
-        self._applyCommand(configuration.command, None)
-        self._checkCommandsToApply()
+        self._append(configuration.command)
         return self.last[1], self.last[0]
+
+    def _append(self, command: bytes) -> None:
+        self._applyCommand(command, None)
+        super()._checkCommandsToApply()
 
     def durable(self) -> None:
         """The journal made progress on disk."""
@@ -156,6 +178,7 @@ class Replica(Electorate):
 
     def hasten_election(self, within_s: tuple[float, float]) -> None:
         """The leader's process is gone: ask for votes soon instead of at the end of the election timeout."""
+        self.due = True
         self.election.leader_lost()
         soon = self.clock() + self._draw.uniform(*within_s)
         if soon < self._SyncObj__raftElectionDeadline:
@@ -248,6 +271,9 @@ class Replica(Electorate):
         self._append_due = True  # Q5
         self._SyncObj__newAppendEntriesTime = self.clock() + self.heartbeat_s
 
+    def _checkCommandsToApply(self) -> None:
+        """Q10: nothing waits in the core's queue: what is proposed is appended at once."""
+
     def _SyncObj__tryLogCompaction(self) -> None:
         """Q6: the owner takes snapshots and calls `journal.compact`."""
 
@@ -255,7 +281,7 @@ class Replica(Electorate):
         raise AssertionError("the guard lets no snapshot frame through to the core")
 
     def _SyncObj__applyLogEntries(self) -> bool:
-        """Q7: applies what is committed, up to APPLY_BYTES; True where the followers should hear of it."""
+        """Q7: applies what is committed, up to APPLY_BYTES. That the followers should hear of it is left to `tell`."""
         if self._waits_for_its_disk:
             return False  # Q8: elected, written and committed within this very tick
         applied, commit = self.raftLastApplied, self.raftCommitIndex
@@ -267,7 +293,8 @@ class Replica(Electorate):
             size += len(command)
             if size >= APPLY_BYTES:
                 break
-        return bool(commit > applied)
+        self.untold |= commit > applied
+        return False
 
     def _SyncObj__doApplyCommand(self, command: bytes) -> Any:
         index = self.raftLastApplied + 1  # Q3

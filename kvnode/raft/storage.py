@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from kvnode.raft.catchup import Work
+
 RESERVE_BYTES_MAX: Final = 64 * 1_048_576
 RESERVE_SHARE: Final = 8  # on a small disk, one part in eight
 HYSTERESIS: Final = 1.5
+LOOK_S: Final = 1.0
 
 
 class Storage:
@@ -21,6 +24,13 @@ class Storage:
     def __init__(self) -> None:
         self.error: str | None = None
         self._blocked = False
+        self._look_at = 0.0
+
+    def look(self, now: float, work: Work, space: Callable[[], tuple[int, int]]) -> None:
+        """By the clock: asks for the free space in a worker, once in a while (a file system may take its time)."""
+        if now >= self._look_at:
+            self._look_at = now + LOOK_S
+            work(space, self.looked)
 
     def observed(self, free_bytes: int, total_bytes: int) -> None:
         """Free and total bytes of the file system that holds the data directory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -43,20 +44,45 @@ def _give_up(future: asyncio.Future[T | None]) -> None:
 
 
 class Rounds(Generic[T]):
-    """Waiters for numbered events that are settled in order: settling one settles all before it."""
+    """Waiters for numbered events that are settled in order: settling one settles all before it.
 
-    def __init__(self) -> None:
-        self._waiting: dict[int, Waiters[T]] = {}
+    Made for tens of thousands of waits a second: a wait is one future and no timer. Whoever owns the rounds calls
+    `expire` by the clock, and a wait lasts so much longer than asked for, at the most.
+    """
 
-    async def wait(self, number: int, timeout_s: float) -> T | None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[int, list[tuple[float, asyncio.Future[T | None]]]] = {}
+
+    def wait(self, number: int, timeout_s: float) -> asyncio.Future[T | None]:
+        """The event's value, or None when `timeout_s` has passed. Each caller has a future of its own to await."""
+        future: asyncio.Future[T | None] = self._loop.create_future()
+        waiter = (self._clock() + timeout_s, future)
         waiters = self._waiting.get(number)
         if waiters is None:
-            waiters = self._waiting[number] = Waiters()
-        return await waiters.wait(timeout_s)
+            self._waiting[number] = [waiter]
+        else:
+            waiters.append(waiter)
+        return future
 
     def settle(self, number: int, value: T | None) -> None:
         for earlier in [n for n in self._waiting if n <= number]:
-            self._waiting.pop(earlier).resolve(value)
+            for _, future in self._waiting.pop(earlier):
+                if not future.done():
+                    future.set_result(value)
 
-    def __len__(self) -> int:
-        return sum(len(waiters) for waiters in self._waiting.values())
+    def expire(self) -> None:
+        """Gives None to those whose time is over, and forgets who has given up."""
+        now = self._clock()
+        for number, waiters in list(self._waiting.items()):
+            for deadline, future in waiters:
+                if deadline <= now and not future.done():
+                    future.set_result(None)
+            left = self._waiting[number] = [waiter for waiter in waiters if not waiter[1].done()]
+            if not left:
+                del self._waiting[number]
+
+    def __bool__(self) -> bool:
+        """Whether anybody waits for anything."""
+        return bool(self._waiting)

@@ -44,6 +44,8 @@ class Writes:
         self._forwarded_bytes = 0
         self._forwarders: deque[tuple[str, int]] = deque()  # (node, sequence) of each group in `_forwarded`
         self._unapplied: deque[int] = deque()  # indexes that this leader proposed in this term
+        self._foreign: deque[int] = deque()  # those of them that hold groups of other nodes
+        self.awaited = False  # something was committed whose clients wait on another node
         self._forward_after = 0.0
         self._leader_full: tuple[float, str] = (0.0, "")  # until when, in the leader's words
         self.transferring = False  # nothing is proposed, so that the next leader can draw level
@@ -71,6 +73,7 @@ class Writes:
         while (proposals.waiting or self._forwarded) and len(self._unapplied) < ENTRIES_IN_FLIGHT:
             groups: list[bytes] = []
             size = 0
+            foreign = bool(self._forwarded)
             if proposals.waiting:
                 groups.append(proposals.take(replica.term)[1])
                 size = len(groups[0])
@@ -81,6 +84,8 @@ class Writes:
                 size += len(group)
                 self._forwarded_bytes -= len(group)
             self._unapplied.append(replica.propose(encode_entry(groups))[0])
+            if foreign:
+                self._foreign.append(self._unapplied[-1])
             proposed = True
         return proposed
 
@@ -88,10 +93,14 @@ class Writes:
         """The entry at `index` is applied: there is room for another."""
         while self._unapplied and self._unapplied[0] <= index:
             self._unapplied.popleft()
+        while self._foreign and self._foreign[0] <= index:
+            self._foreign.popleft()
+            self.awaited = True
 
     def role_changed(self) -> None:
         """What was forwarded here and not proposed goes back to who sent it."""
         self._unapplied.clear()
+        self._foreign.clear()
         for node_id, sequence in self._forwarders:
             self._network.send(node_id, (wire.REFUSED, sequence, Unavailable.code, _NOT_LEADING))
         self._forwarders.clear()

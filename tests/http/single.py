@@ -14,7 +14,7 @@ from typing import Any
 import msgpack
 
 from kvnode.errors import KvnodeError
-from kvnode.raft.status import MemberRecord, Membership, MemberStatus, RaftStatus
+from kvnode.raft.status import MemberRecord, Membership, MemberStatus, RaftStatus, leader_refusal
 from kvnode.results import Result
 from kvnode.store import KeyValueStore
 from kvnode.watch.hub import Hub
@@ -64,6 +64,12 @@ class SingleGroup:
 
     def status(self) -> RaftStatus:
         return self.present
+
+    def leader(self) -> tuple[str | None, int]:
+        return self.present.leader_id, self.present.term
+
+    def leader_refusal(self) -> str | None:
+        return leader_refusal(self.present)
 
     def members(self) -> tuple[MemberStatus, ...]:
         return (

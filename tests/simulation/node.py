@@ -183,14 +183,14 @@ class Node:
         self._frames.clear()
         with self._process():
             step(replica)
-            replica.tick()
+            replica.step()
             self.compaction.look()
             if self.quick:
                 self._flush()
                 while self._jobs:
                     self._work_on(0)
                 while replica.has_more_to_apply:
-                    replica.tick()
+                    replica.step()
         self.look_around()
 
     def look_around(self) -> None:
@@ -203,7 +203,7 @@ class Node:
             self.cluster.meet(self.node_id)
 
     def tick(self) -> None:
-        self.run(lambda replica: None)
+        self.run(lambda replica: replica.tick())
 
     def receive(self, source: str, *messages: wire.Message) -> None:
         """Messages that one read from the socket has brought: the node ticks once, behind the last."""
@@ -277,7 +277,7 @@ class Node:
                 self.segments.drop_before(flight.drop_before)
             self.journal.end_flight(flight)
             self.running.durable()
-            self.running.tick()
+            self.running.step()
 
     def _flush(self) -> None:
         for _ in range(20):

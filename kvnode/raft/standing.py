@@ -1,0 +1,59 @@
+"""One node's `RaftStatus`, from its engine: what probes, the status page and operators are told."""
+
+from __future__ import annotations
+
+from kvnode.raft.engine import Engine
+from kvnode.raft.settings import RaftSettings
+from kvnode.raft.status import RaftStatus
+
+
+def unseen_status(settings: RaftSettings, cluster_id: bytes, draining: bool) -> RaftStatus:
+    """That of a node which has not finished starting."""
+    return RaftStatus(
+        node_id=settings.node_id,
+        cluster_id=cluster_id.hex(),
+        role="follower",
+        leader_id=None,
+        term=0,
+        commit_index=0,
+        applied_index=0,
+        last_index=0,
+        started=False,
+        is_member=True,
+        serving=False,
+        draining=draining,
+        transferring=False,
+        leader_heard_age_s=None,
+        tick_age_s=0.0,
+        election_timeout_max_s=settings.election_timeout_max_s,
+        leader_commit_index=0,
+        storage_error=None,
+        blocking_errors=(),
+    )
+
+
+def seen_status(engine: Engine, cluster_id: bytes, started: bool, draining: bool, fatal: str | None) -> RaftStatus:
+    """That of a running node. `fatal`: why it is about to stop, where it is."""
+    replica, settings = engine.replica, engine.settings
+    leading = replica.is_leader
+    return RaftStatus(
+        node_id=settings.node_id,
+        cluster_id=cluster_id.hex(),
+        role=replica.role if replica.is_voter else "learner",
+        leader_id=engine.leader_id,
+        term=replica.term,
+        commit_index=replica.raftCommitIndex,
+        applied_index=replica.raftLastApplied,
+        last_index=replica.last[1],
+        started=started,
+        is_member=engine.roster.is_member and engine.roster.dismissed is None,
+        serving=replica.serving,
+        draining=draining,
+        transferring=engine.writes.transferring,
+        leader_heard_age_s=0.0 if leading else replica.election.leader_heard_age_s(),
+        tick_age_s=engine.clock() - engine.last_step_at,
+        election_timeout_max_s=settings.election_timeout_max_s,
+        leader_commit_index=replica.raftCommitIndex if leading else replica.guard.leader_commit_index,
+        storage_error=engine.storage.error,
+        blocking_errors=tuple(sentence for sentence in (fatal, engine.audit.error) if sentence is not None),
+    )
