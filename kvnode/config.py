@@ -1,22 +1,21 @@
 """One frozen Config for `kvnode serve`, from flags, environment, file and defaults, in this order.
 
-Every option has one name: `--node-id` on the command line is `KVNODE_NODE_ID` in the environment and
-`node-id` in the file. A value that cannot be used is a `StartupError` of one sentence that names the option,
-where the value came from, and what to write instead. Nothing here opens a socket or creates a file.
+`options.py` has the options. A value that cannot be used is a `StartupError` of one sentence that names the
+option, where the value came from, and what to write instead. Nothing here opens a socket or creates a file.
 """
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, cast
+from typing import Final, Literal
 
 from kvnode import values
 from kvnode.errors import StartupError
-from kvnode.values import HostPort, Malformed
+from kvnode.options import Settings
+from kvnode.values import HostPort
 
 SECRET_VARIABLE: Final = "KVNODE_CLUSTER_SECRET"
 SECRET_BYTES_MIN: Final = 16  # 128 bits, if every byte is random; `openssl rand -hex 32` is comfortably over it
@@ -25,43 +24,6 @@ CLUSTER_SIZES: Final = (1, 3, 5, 7)  # an even cluster survives no more failures
 
 # One lost heartbeat must not be an election: at least three fit into the shortest election timeout.
 HEARTBEATS_PER_ELECTION_MIN: Final = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option of `kvnode serve`; `default` is text as a user would write it, None where it depends or is absent."""
-
-    name: str
-    metavar: str
-    default: str | None
-    help: str
-    switch: bool = False
-
-    @property
-    def variable(self) -> str:
-        return "KVNODE_" + self.name.replace("-", "_").upper()
-
-
-OPTIONS: Final = (
-    Option("node-id", "NAME", "n1", "This node's name in the cluster."),
-    Option("http", "HOST:PORT", "127.0.0.1:8001", "Where HTTP listens."),
-    Option("raft", "HOST:PORT", "127.0.0.1:7001", "Where Raft listens."),
-    Option("peers", "n1=HOST:PORT,…", None, "Every member of the first cluster, this node included [default: alone]."),
-    Option("join", "URL[,URL…]", None, "Nodes of a running cluster to become a member of, instead of --peers."),
-    Option("advertise-raft", "HOST:PORT", None, "With --join: where peers dial this node [default: from --raft]."),
-    Option("advertise-http", "URL", None, "How others reach this node's HTTP [default: from --http]."),
-    Option("data-dir", "DIR", None, "Journal, snapshots, identity [default: ./kvnode-data/<node-id>]."),
-    Option("cluster-secret-file", "FILE", None, "Proves a peer belongs; required once Raft listens off loopback."),
-    Option("cluster-id", "NAME", None, "The cluster's name; all members must agree [default: from --peers]."),
-    Option("fsync", "always|interval|never", "always", "When the journal reaches the disk."),
-    Option("leader-probe", "on|off", "on", "Whether /admin/healthz/leader exists."),
-    Option("probe-timeout", "DURATION", "500ms", "How long the leader probe waits for a majority, 10ms to 10s."),
-    Option("election-timeout", "MIN-MAX", "600-1200ms", "Silence after which a node stands for election."),
-    Option("heartbeat", "DURATION", "100ms", "How often a leader speaks; below a third of the shortest election."),
-    Option("log-format", "text|json", "text", "What a log line looks like."),
-    Option("log-level", "debug|info|warning|error", "info", "The least severe line to log."),
-    Option("insecure", "", "off", "Allow HTTP, which asks for no credentials, to listen off loopback.", switch=True),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,61 +51,9 @@ class Config:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Setting:
-    """One value as it was given, and where."""
-
-    name: str
-    text: str
-    source: str | None  # a variable or file; None for a flag or a default
-
-    def refused(self, problem: object) -> StartupError:
-        source = f" (from {self.source})" if self.source else ""
-        return StartupError(f"--{self.name} {self.text!r}{source}: {problem}.")
-
-    @property
-    def switched_on(self) -> bool:
-        return values.switch(self.text)
-
-
-class _Settings:
-    """All given values, the strongest source first."""
-
-    def __init__(self, flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None) -> None:
-        in_file = _read_file(file) if file else {}
-        self._found: dict[str, _Setting] = {}
-        for option in OPTIONS:
-            name = option.name
-            if name in flags:
-                self._found[name] = _Setting(name, flags[name], None)
-            elif environ.get(option.variable):  # an empty variable is how compose files say "not set"
-                self._found[name] = _Setting(name, environ[option.variable], option.variable)
-            elif name in in_file:
-                self._found[name] = _Setting(name, in_file[name], str(file))
-            elif option.default is not None:
-                self._found[name] = _Setting(name, option.default, None)
-
-    def get(self, name: str) -> _Setting | None:
-        return self._found.get(name)
-
-    def parse(self, name: str, parser: Any, *bounds: Any) -> Any:
-        """The parsed value, None where the option is absent; a malformed one is a StartupError."""
-        setting = self._found.get(name)
-        if setting is None:
-            return None
-        try:
-            return parser(setting.text, *bounds)
-        except Malformed as problem:
-            raise setting.refused(problem) from None
-
-    def refused(self, name: str, problem: str) -> StartupError:
-        setting = self._found.get(name)
-        return setting.refused(problem) if setting else StartupError(f"--{name}: {problem}.")
-
-
 def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None = None) -> Config:
     """Builds the Config. `flags` holds only what was given, by option name; raises StartupError."""
-    given = _Settings(flags, environ, file)
+    given = Settings(flags, environ, file)
     node_id = given.parse("node-id", values.name)
     http, raft = given.parse("http", values.host_port), given.parse("raft", values.host_port)
     insecure = given.parse("insecure", values.switch)
@@ -176,34 +86,7 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None
     )
 
 
-def _read_file(file: Path) -> dict[str, str]:
-    try:
-        with file.open("rb") as f:
-            table = tomllib.load(f)
-    except OSError as e:
-        raise StartupError(f"--config {str(file)!r} cannot be read: {e.strerror}; give a readable TOML file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        problem = " ".join(str(e).split())
-        raise StartupError(f'--config {str(file)!r} is not TOML: {problem}; write lines like node-id = "n1".') from None
-    known = {option.name for option in OPTIONS}
-    if unknown := sorted(set(table) - known):
-        known_names = ", ".join(sorted(known))
-        raise StartupError(f"--config {str(file)!r}: {unknown[0]!r} is no option; the options are {known_names}.")
-    return {name: _toml_text(file, name, value) for name, value in table.items()}
-
-
-def _toml_text(file: Path, name: str, value: object) -> str:
-    """A TOML value as the flag's text: true and false for switches, `[peers]` as a table of addresses."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, str):
-        return value
-    if name == "peers" and isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
-        return ",".join(f"{k}={v}" for k, v in cast("dict[str, str]", value).items())
-    raise StartupError(f"--config {str(file)!r}: {name} must be text in quotes, as on the command line.")
-
-
-def _secret(given: _Settings, environ: Mapping[str, str]) -> bytes:
+def _secret(given: Settings, environ: Mapping[str, str]) -> bytes:
     """The shared secret, empty where none is given. A flag beats the variable; the variable beats the file's entry."""
     setting = given.get("cluster-secret-file")
     text = environ.get(SECRET_VARIABLE, "")
@@ -230,7 +113,7 @@ def _secret(given: _Settings, environ: Mapping[str, str]) -> bytes:
     return secret
 
 
-def _check_exposure(given: _Settings, http: HostPort, raft: HostPort, secret: bytes, insecure: bool) -> None:
+def _check_exposure(given: Settings, http: HostPort, raft: HostPort, secret: bytes, insecure: bool) -> None:
     """Off loopback, Raft must know its peers, and open HTTP must have been asked for."""
     if not secret and not values.is_loopback(raft[0]):
         raise given.refused(
@@ -245,7 +128,7 @@ def _check_exposure(given: _Settings, http: HostPort, raft: HostPort, secret: by
         raise given.refused("raft", "HTTP and Raft cannot share an address; give each its own port")
 
 
-def _peers(given: _Settings, node_id: str, raft: HostPort) -> tuple[dict[str, HostPort], tuple[str, ...]]:
+def _peers(given: Settings, node_id: str, raft: HostPort) -> tuple[dict[str, HostPort], tuple[str, ...]]:
     if given.get("join") is not None:
         return _joining(given, node_id, raft), ()
     if given.get("advertise-raft") is not None:
@@ -273,7 +156,7 @@ def _peers(given: _Settings, node_id: str, raft: HostPort) -> tuple[dict[str, Ho
     return peers, (f"Peers dial this node at {dialled}, Raft listens on {listened}: something must forward the port.",)
 
 
-def _joining(given: _Settings, node_id: str, raft: HostPort) -> dict[str, HostPort]:
+def _joining(given: Settings, node_id: str, raft: HostPort) -> dict[str, HostPort]:
     """A node that joins names no peers: it is told who they are."""
     if given.get("peers") is not None:
         raise given.refused("join", "a node joins a cluster or is one of a first cluster; give --join or --peers")
@@ -284,7 +167,7 @@ def _joining(given: _Settings, node_id: str, raft: HostPort) -> dict[str, HostPo
     return {node_id: given.parse("advertise-raft", values.host_port) or raft}
 
 
-def _advertise_http(given: _Settings, http: HostPort) -> str:
+def _advertise_http(given: Settings, http: HostPort) -> str:
     url: str | None = given.parse("advertise-http", values.base_url)
     if url is not None:
         return url
@@ -296,7 +179,7 @@ def _advertise_http(given: _Settings, http: HostPort) -> str:
     return f"http://{values.show_host_port(http)}"
 
 
-def _timing(given: _Settings) -> tuple[float, float, float]:
+def _timing(given: Settings) -> tuple[float, float, float]:
     """Election timeout's shortest and longest, and the heartbeat; in seconds, and in proportion."""
     # 50 ms is about where scheduling jitter looks like a dead leader; a minute without a leader serves nobody.
     shortest_s, longest_s = given.parse("election-timeout", values.duration_range, 0.05, 60.0)

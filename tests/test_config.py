@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvnode import config
+from kvnode import config, options
 from kvnode.config import Config
 from kvnode.errors import StartupError
 
@@ -74,8 +74,8 @@ def test_every_option_can_be_set_in_the_environment(tmp_path: Path) -> None:
         "insecure": "true",
     }
     joining = {"join": "http://a:1,http://b:2/", "advertise-raft": "n2:7002"}  # instead of peers and cluster-id
-    assert set(given | joining) == {option.name for option in config.OPTIONS}
-    environ = {option.variable: given[option.name] for option in config.OPTIONS if option.name in given}
+    assert set(given | joining) == {option.name for option in options.OPTIONS}
+    environ = {option.variable: given[option.name] for option in options.OPTIONS if option.name in given}
     by_variable = config.load({}, environ)
     file = tmp_path / "node.toml"
     file.write_text(

@@ -11,6 +11,7 @@ import click
 
 from kvnode import config
 from kvnode.errors import StartupError
+from kvnode.options import OPTIONS
 
 
 def _parameters() -> list[click.Parameter]:
@@ -20,7 +21,7 @@ def _parameters() -> list[click.Parameter]:
             ["--config"], metavar="FILE.toml", help='Read options from a file; node-id = "n1" is --node-id n1.'
         )
     ]
-    for option in config.OPTIONS:
+    for option in OPTIONS:
         default = f" [default: {option.default}]" if option.default and not option.switch else ""
         if option.switch:
             options.append(click.Option([f"--{option.name}"], is_flag=True, default=None, help=option.help))
