@@ -20,7 +20,9 @@ from aiohttp import web
 from kvnode import __version__, errors, logs, values
 from kvnode.config import Config
 from kvnode.http.app import LeaderProbe, create_server
+from kvnode.http.looplag import watch_loop_lag
 from kvnode.joining import join
+from kvnode.meters import HttpMeters
 from kvnode.raft.group import RaftGroup
 from kvnode.raft.settings import RaftSettings
 from kvnode.raft.status import is_leader
@@ -55,7 +57,9 @@ async def serve(config: Config) -> int:
     """The life of a node: HTTP answers first, with 503 on /healthz until the group has started."""
     with _signals() as signals:
         group = RaftGroup(raft_settings(config))
-        http = await _listen(config, group)
+        meters = HttpMeters()
+        http = await _listen(config, group, meters)
+        lag = asyncio.create_task(watch_loop_lag(meters.loop_lag_s))
         try:
             if await _start(group, signals):
                 _announce(config, len(group.members()))
@@ -64,6 +68,7 @@ async def serve(config: Config) -> int:
                 if signals.count:
                     await _drain(group, signals)
         finally:
+            lag.cancel()
             group.begin_drain()
             await http.cleanup()
             await group.stop()
@@ -97,7 +102,7 @@ def raft_settings(config: Config) -> RaftSettings:
 # --- start ------------------------------------------------------------------------------------------
 
 
-async def _listen(config: Config, group: RaftGroup) -> web.ServerRunner:
+async def _listen(config: Config, group: RaftGroup, meters: HttpMeters) -> web.ServerRunner:
     """HTTP on its port; raises StartupError with nothing left open."""
     server = create_server(
         group,
@@ -105,6 +110,7 @@ async def _listen(config: Config, group: RaftGroup) -> web.ServerRunner:
         leader_probe=LeaderProbe(group, config.probe_timeout_s) if config.leader_probe else None,
         probe_timeout_s=config.probe_timeout_s,
         version=__version__,
+        meters=meters,
     )
     runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=IN_FLIGHT_S)
     await runner.setup()

@@ -24,7 +24,7 @@ from kvnode.errors import (
     MethodNotAllowed,
     PreconditionFailed,
 )
-from kvnode.http import admin, backup, batch, kv, leases, listing, members, probes, txn, watch
+from kvnode.http import admin, backup, batch, kv, leases, listing, members, metrics, probes, txn, watch
 from kvnode.http.answer import JSON_TYPE, Answer, json_bytes
 from kvnode.http.connection import Connection
 from kvnode.http.group import Group
@@ -32,6 +32,7 @@ from kvnode.http.paths import split_target
 from kvnode.http.probes import LeaderProbe
 from kvnode.http.route import RouteTable
 from kvnode.http.stream import HEARTBEAT_S
+from kvnode.meters import HttpMeters
 
 __all__ = ["LeaderProbe", "create_server"]
 
@@ -77,13 +78,16 @@ def create_server(
     probe_timeout_s: float,
     version: str,
     heartbeat_s: float = HEARTBEAT_S,
+    meters: HttpMeters | None = None,
 ) -> web.Server:
     """The server for one node, for `loop.create_server`. To be called with the loop running.
 
     `leader_probe` None leaves `/admin/healthz/leader` out. On the way down: `pre_shutdown()`, `shutdown(timeout)`.
     """
+    meters = HttpMeters() if meters is None else meters
     table = RouteTable(
-        probes.routes(group, leader_probe, probe_timeout_s),
+        probes.routes(group, leader_probe, probe_timeout_s, meters),
+        metrics.routes(group, meters, version),
         kv.routes(group),
         watch.routes(group, heartbeat_s),
         listing.routes(group),
@@ -94,7 +98,7 @@ def create_server(
         backup.routes(group),
         members.routes(group),
     )
-    return Server(App(table, Stamp(group, node_id)))
+    return Server(App(table, Stamp(group, node_id), meters))
 
 
 class Stamp:
@@ -126,9 +130,10 @@ class Stamp:
 class App:
     """Finds the handler, runs it, and answers whatever happens."""
 
-    __slots__ = ("_stamp", "_table")
+    __slots__ = ("_codes", "_stamp", "_table")
 
-    def __init__(self, table: RouteTable, stamp: Stamp) -> None:
+    def __init__(self, table: RouteTable, stamp: Stamp, meters: HttpMeters) -> None:
+        self._codes = meters.codes
         self._table = table
         self._stamp = stamp
 
@@ -146,6 +151,7 @@ class App:
             answer = failure(error, writing=method in WRITING)
         except Exception as error:
             answer = failure(_unexpected(method, error), writing=method in WRITING)
+        self._codes[answer.status] += 1
         answer.stamp = self._stamp.lines()
         return answer
 
@@ -157,6 +163,7 @@ class App:
             sentence = "These bytes are not an HTTP request; check the request line and the headers."
         answer = failure(BadRequest(sentence), writing=False)
         answer.close = True
+        self._codes[answer.status] += 1
         answer.stamp = self._stamp.lines()
         return answer
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from kvnode.errors import KvnodeError
+from kvnode.meters import RaftLevels, RaftMeters
 from kvnode.raft.status import Membership, MemberStatus, RaftStatus
 from kvnode.results import Result
 from kvnode.store import KeyValueStore
@@ -33,6 +34,12 @@ class Group(Protocol):
         """`status.leader_refusal` of the status now."""
 
     def members(self) -> tuple[MemberStatus, ...]: ...
+
+    def meters(self) -> RaftMeters:
+        """What the node counted since it began."""
+
+    def levels(self) -> RaftLevels | None:
+        """What stands where now; None until the node has started."""
 
     def propose(self, command: bytes) -> Awaitable[Result]:
         """The state machine's own answer, from whichever node leads."""

@@ -7,6 +7,8 @@ waits for a majority to confirm the claim, up to its deadline.
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
@@ -18,6 +20,7 @@ from kvnode.http.answer import JSON_TYPE, NO_STORE, TEXT_TYPE, Answer, json_byte
 from kvnode.http.group import Group
 from kvnode.http.paths import Query, decode
 from kvnode.http.route import Handler, Methods
+from kvnode.meters import HttpMeters
 
 # The confirmation keeps its own deadline; this much later the answer goes out without it.
 GRACE_S: Final = 0.1
@@ -53,32 +56,41 @@ class LeaderProbe:
         return refusal
 
 
-def routes(group: Group, leader_probe: LeaderProbe | None, timeout_s: float) -> dict[str, Methods]:
+def routes(group: Group, leader_probe: LeaderProbe | None, timeout_s: float, meters: HttpMeters) -> dict[str, Methods]:
     """The probe paths. Without a leader probe its path does not exist, whatever the method.
 
     `timeout_s` is the deadline of every probe: GRACE_S after it a balancer has its answer, whatever is stuck.
     """
+
+    results = meters.probes
+    # All that a probe may say is on the page of metrics before it is said: an alert can see it rise from 0.
+    results.update({("leader", result): 0 for result in ("ok", *_REFUSALS)})
+    results.update({(name, result): 0 for name in ("healthz", "livez", "readyz") for result in ("ok", "error")})
 
     def health(request: web.BaseRequest, rest: str, query: str) -> Answer:
         return Answer(200, _PLAIN, b"ok\n")
 
     async def leader(request: web.BaseRequest, rest: str, query: str) -> Answer:
         assert leader_probe is not None
+        began_at = time.monotonic()
         try:
             async with asyncio.timeout(timeout_s + GRACE_S):
                 refusal = await leader_probe.refusal()
         except TimeoutError:
             refusal = "unverified"
+        meters.probe_s.observe(time.monotonic() - began_at)
         if refusal is None:
+            results["leader", "ok"] += 1
             return Answer(200, _PLAIN, b"ok\n")
+        results["leader", refusal] += 1
         return Answer(503, _REFUSALS[refusal], b"not leader\n")
 
     table: dict[str, Methods] = {
         "/admin/healthz": _reading(health),
-        "/healthz": _reading(_report(group, "healthz", checks.STARTUP)),
-        "/livez": _reading(_report(group, "livez", checks.LIVE)),
+        "/healthz": _reading(_report(group, "healthz", checks.STARTUP, results)),
+        "/livez": _reading(_report(group, "livez", checks.LIVE, results)),
         "/livez/{check}": _reading(_report_one(group, checks.LIVE)),
-        "/readyz": _reading(_report(group, "readyz", checks.READY)),
+        "/readyz": _reading(_report(group, "readyz", checks.READY, results)),
         "/readyz/{check}": _reading(_report_one(group, checks.READY)),
     }
     if leader_probe is not None:
@@ -90,12 +102,14 @@ def _reading(handler: Handler) -> Methods:
     return {"GET": handler, "HEAD": handler}
 
 
-def _report(group: Group, name: str, wanted: Mapping[str, checks.Check]) -> Handler:
+def _report(group: Group, name: str, wanted: Mapping[str, checks.Check], results: Counter[tuple[str, str]]) -> Handler:
     def report(request: web.BaseRequest, rest: str, query: str) -> Answer:
         parameters = Query(query)
         excluded = parameters.all("exclude")
         status = group.status()
         found = {check: run(status) for check, run in wanted.items() if check not in excluded}
+        failed = any(failure is not None for failure in found.values())
+        results[name, "error" if failed else "ok"] += 1
         if parameters.flag("verbose"):
             return _verbose(name, wanted, found)
         return _json(found)

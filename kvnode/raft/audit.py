@@ -146,6 +146,11 @@ class Audit:
         self._differing.discard(self._replica.node_id)
         self.error = None
 
+    @property
+    def differing(self) -> frozenset[str]:
+        """The members whose data was found to differ, as far as this node has heard."""
+        return frozenset(self._differing)
+
     def agrees(self, node_id: str) -> bool:
         """False for a node whose data was found to differ."""
         return node_id not in self._differing

@@ -34,6 +34,7 @@ from kvnode.raft.settings import RaftSettings
 from kvnode.raft.snapshot import Snapshot, Snapshots
 from kvnode.raft.status import Role
 from kvnode.raft.storage import Storage
+from kvnode.raft.succession import Succession
 from kvnode.raft.transport import Network
 from kvnode.raft.waiters import Waiters
 from kvnode.raft.writes import Writes
@@ -63,8 +64,7 @@ class Engine:
         fail: Callable[[Fatal], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._fail = fail
-        self._snapshots = snapshots
+        self._fail, self.snapshots = fail, snapshots
         self.settings = settings
         self.store, self._watches = store, watches
         self.clock = time.monotonic
@@ -93,6 +93,7 @@ class Engine:
         )
         self.proposals = Proposals(instance, store.apply, self.clock)
         self.writes = Writes(self.replica, self.proposals, self.storage, self.network, lambda: self.leader_id)
+        self._succession = Succession(self.replica, self.proposals.meters)
         self._news = News(self.replica, self.writes, self._guarded)
         timeout_s = settings.election_timeout_max_s
         self.reads = ReadIndex(self.replica, self.network, lambda: self.leader_id, self.schedule, timeout_s)
@@ -154,7 +155,7 @@ class Engine:
         self.reads.expire()
         self._compaction.look()
         self.audit.look()
-        self.storage.look(self.clock(), self._work, self._snapshots.disk.space)
+        self.storage.look(self.clock(), self._work, self.snapshots.disk.space)
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Whatever goes wrong inside ends the node: a core that raised half-way through is in no known state."""
@@ -190,7 +191,7 @@ class Engine:
             self.schedule()
 
     def _out_of_space(self, blocked: bool) -> None:
-        self.storage.waits(blocked, self._snapshots.disk.space)
+        self.storage.waits(blocked, self.snapshots.disk.space)
 
     # --- what the replica tells (replica.Owner) -------------------------------------------------------
 
@@ -211,7 +212,7 @@ class Engine:
         self.reads.failed(read_round)
 
     def role_changed(self, role: Role) -> None:
-        log.info("%s is %s in term %d.", self.settings.node_id, role, self.replica.term)
+        self._succession.role_changed(role)
         self.writes.role_changed()
         self._leader_unsure()
 
@@ -297,6 +298,7 @@ class Engine:
 
     def _leader_unsure(self) -> None:
         """Who leads may have changed: whoever waits for the old one looks again."""
+        self._succession.look()
         self.reads.leader_unsure()
         self.writes.leader_unsure()
         self.leadership.resolve(True)

@@ -16,6 +16,7 @@ from kvnode.errors import (
     StartupError,
     Unverified,
 )
+from kvnode.meters import RaftLevels, RaftMeters
 from kvnode.raft.bulk import Bulk, Share
 from kvnode.raft.core import check_release
 from kvnode.raft.disk import Directory
@@ -23,6 +24,7 @@ from kvnode.raft.engine import Engine
 from kvnode.raft.expiry import EngineLeader, Expiry
 from kvnode.raft.identity import Claim, check_peers, claim, is_claimed
 from kvnode.raft.journal import Journal
+from kvnode.raft.levels import levels
 from kvnode.raft.members import membership, seen_members, unseen_members
 from kvnode.raft.membership import Roster, first_cluster
 from kvnode.raft.pace import Pace
@@ -51,6 +53,7 @@ class RaftGroup:
         self._settings = settings
         self._engine: Engine | None = None
         self._disk: Directory | None = None
+        self._segments: Segments | None = None
         self._cluster_id = b""
         self._draining = False
         self._stopping = False
@@ -73,7 +76,7 @@ class RaftGroup:
         try:
             claimed = await self._claim(disk)
             self._cluster_id = claimed.cluster_id
-            segments = Segments(disk, self._cluster_id)
+            self._segments = segments = Segments(disk, self._cluster_id)
             snapshots = Snapshots(disk, self._cluster_id, Pace().rest)
             # In a worker: the HTTP server answers its probes while a big store is being read.
             store = await loop.run_in_executor(None, snapshots.recover)
@@ -293,6 +296,14 @@ class RaftGroup:
         if engine is not None:
             return seen_members(engine, self.status())
         return unseen_members(settings.peers)
+
+    def meters(self) -> RaftMeters:
+        """What this node counted since it began."""
+        return RaftMeters() if self._engine is None else self._engine.proposals.meters
+
+    def levels(self) -> RaftLevels | None:
+        """What stands where now; None until the node has started."""
+        return None if self._engine is None or self._segments is None else levels(self._engine, self._segments)
 
     def _running(self) -> Engine:
         if self._stopping:

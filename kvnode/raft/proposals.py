@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 
 from kvnode.entries import decode_entry, encode_group, frees_space
 from kvnode.errors import DiskFull, KvnodeError, NoLeader, OutcomeUnknown, Overloaded
+from kvnode.meters import RaftMeters
 from kvnode.results import Result
 
 GROUP_BYTES: Final = 524_288  # commands are added to a group until it holds this much
@@ -46,12 +47,20 @@ class _Write:
 class _Group:
     term: int
     writes: list[_Write]
+    sent_at: float
 
 
 class Proposals:
     """One node's writes. `clock` is monotonic, in seconds; `apply` is the state machine's."""
 
-    def __init__(self, origin: bytes, apply: Callable[[Any], Result], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        origin: bytes,
+        apply: Callable[[Any], Result],
+        clock: Callable[[], float],
+        meters: RaftMeters | None = None,
+    ) -> None:
+        self.meters = RaftMeters() if meters is None else meters
         self._origin = origin
         self._apply = apply
         self._clock = clock
@@ -64,6 +73,7 @@ class Proposals:
     def submit(self, command: bytes, waiter: Waiter, deadline: float) -> None:
         """Queues one encoded command. Raises Overloaded (definite) when the queue is full."""
         if len(self._waiting) >= WAITING_COMMANDS_MAX or self._waiting_bytes + len(command) > WAITING_BYTES_MAX:
+            self.meters.refused += 1
             raise Overloaded("Too many writes are waiting on this node: send the request again in a moment.")
         self._waiting.append(_Write(command, waiter, deadline))
         self._waiting_bytes += len(command)
@@ -71,6 +81,10 @@ class Proposals:
     @property
     def waiting(self) -> bool:
         return bool(self._waiting)
+
+    def __len__(self) -> int:
+        """How many wait to be sent."""
+        return len(self._waiting)
 
     @property
     def sent(self) -> int:
@@ -89,7 +103,8 @@ class Proposals:
             size += length
         self._waiting_bytes -= size
         self._sequence += 1
-        self._sent[self._sequence] = _Group(term, writes)
+        self._sent[self._sequence] = _Group(term, writes, self._clock())
+        self.meters.batch_commands.observe(len(writes))
         return self._sequence, encode_group(self._origin, self._sequence, [write.command for write in writes])
 
     def taken_back(self, sequence: int) -> None:
@@ -112,7 +127,7 @@ class Proposals:
             return
         for write in group.writes:
             if not (isinstance(error, DiskFull) and frees_space(write.command)):
-                _fail(write.waiter, error)
+                self._fail(write.waiter, error)
         self.taken_back(sequence)
 
     def applied(self, term: int, payload: bytes) -> None:
@@ -121,9 +136,13 @@ class Proposals:
             results = [self._apply(command) for command in commands]
             if origin == self._origin:
                 group = self._sent.pop(sequence, None)
-                for write, result in zip(group.writes, results, strict=False) if group is not None else ():
+                if group is None:
+                    continue
+                for write, result in zip(group.writes, results, strict=False):
                     if not write.waiter.done():
                         write.waiter.set_result(result)
+                self.meters.applied += len(results)
+                self.meters.commit_s.observe(self._clock() - group.sent_at)
         if term > self._applied_term:
             self._applied_term = term
             for sequence in [sequence for sequence, group in self._sent.items() if group.term < term]:
@@ -140,7 +159,7 @@ class Proposals:
         while self._waiting and self._waiting[0].deadline <= now:
             write = self._waiting.popleft()
             self._waiting_bytes -= len(write.command)
-            _fail(
+            self._fail(
                 write.waiter,
                 NoLeader("The cluster has no leader that this node can reach: send the request again in a moment."),
             )
@@ -159,14 +178,17 @@ class Proposals:
 
     def _doubt(self, writes: Iterable[_Write]) -> None:
         for write in writes:
-            _fail(
+            self._fail(
                 write.waiter,
                 OutcomeUnknown(
                     "The write was proposed, and its outcome was not known in time: read the key to learn it."
                 ),
             )
 
-
-def _fail(waiter: Waiter, error: KvnodeError) -> None:
-    if not waiter.done():
-        waiter.set_exception(error)
+    def _fail(self, waiter: Waiter, error: KvnodeError) -> None:
+        if not waiter.done():
+            if isinstance(error, OutcomeUnknown):
+                self.meters.unknown += 1
+            else:
+                self.meters.refused += 1
+            waiter.set_exception(error)

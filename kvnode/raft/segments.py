@@ -16,12 +16,14 @@ the one from the other.
 from __future__ import annotations
 
 import struct
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from kvnode.errors import StartupError
+from kvnode.meters import SECONDS, Histogram
 from kvnode.raft import tail
 from kvnode.raft.disk import Disk
 from kvnode.raft.records import (
@@ -97,6 +99,7 @@ class Segments:
         self._segment_bytes = segment_bytes
         self._segments: list[_Segment] = []
         self._noted = Durable(0, 0)
+        self.sync_s = Histogram(SECONDS)
 
     def recover(self) -> Recovered:
         """Reads everything that is there. Raises StartupError on damage, naming file, offset and remedy.
@@ -171,8 +174,9 @@ class Segments:
 
     def sync(self) -> None:
         if self._segments:
-            segment = self._segments[-1]
+            segment, began_at = self._segments[-1], time.monotonic()
             self._disk.sync(segment.name)
+            self.sync_s.observe(time.monotonic() - began_at)
             segment.synced_bytes = segment.bytes
 
     def note_durable(self) -> None:

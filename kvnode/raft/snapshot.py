@@ -79,6 +79,7 @@ class Snapshots:
         self._cluster_id = cluster_id
         self._rest = rest
         self.newest: Snapshot | None = None
+        self.written = self.failed = self.installed = 0  # since the process began
 
     def recover(self) -> KeyValueStore:
         """Removes leftovers and loads the newest snapshot; an empty store where there is none."""
@@ -112,7 +113,9 @@ class Snapshots:
         except OSError:
             if part in self.disk.names():
                 self.disk.unlink(part)  # half a snapshot is of no use, and the space may be what is missing
+            self.failed += 1
             raise
+        self.written += 1
         return Snapshot(name, index, term, members, self.disk.size(name), digest)
 
     def _write(self, part: str, head: bytes, view: StoreView) -> None:
@@ -141,6 +144,7 @@ class Snapshots:
             raise Damaged("it is not the snapshot that was offered")
         name = _name(index, term)
         self._publish(part, name)
+        self.installed += 1
         return replace(snapshot, name=name), store
 
     def published(self, snapshot: Snapshot) -> None:

@@ -23,6 +23,7 @@ class Storage:
 
     def __init__(self) -> None:
         self.error: str | None = None
+        self.free_bytes = self.total_bytes = 0  # at the last look
         self._blocked = False
         self._look_at = 0.0
 
@@ -34,6 +35,7 @@ class Storage:
 
     def observed(self, free_bytes: int, total_bytes: int) -> None:
         """Free and total bytes of the file system that holds the data directory."""
+        self.free_bytes, self.total_bytes = free_bytes, total_bytes
         low = min(RESERVE_BYTES_MAX, total_bytes // RESERVE_SHARE)
         if free_bytes < low or self._blocked:
             self.error = (

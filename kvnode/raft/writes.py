@@ -58,6 +58,7 @@ class Writes:
             until, message = self._leader_full
             full = message if self._clock() < until else None
         if full is not None and not frees_space(command):
+            self._proposals.meters.refused += 1
             raise DiskFull(full)
 
     def pump(self) -> bool:
@@ -118,6 +119,7 @@ class Writes:
         follower's clients REFUSED_PAUSE_S more in every change of leader.
         """
         replica, full = self._replica, self._storage.error
+        self._proposals.meters.forwarded_here += 1
         if term != replica.term or not replica.is_leader or self.transferring:
             self._network.send(node_id, (wire.REFUSED, sequence, Unavailable.code, _NOT_LEADING))
         elif self._forwarded_bytes + len(group) > FORWARDED_BYTES_MAX:
@@ -132,6 +134,7 @@ class Writes:
 
     def refused(self, sequence: int, code: str, message: str) -> None:
         """The leader did not take a group that this node had forwarded."""
+        self._proposals.meters.forwarded_refused += 1
         if code == Unavailable.code:
             self._forward_after = self._clock() + REFUSED_PAUSE_S  # it knows better soon, or another one leads
             self._proposals.taken_back(sequence)
@@ -151,3 +154,4 @@ class Writes:
             if not self._network.send(leader_id, (wire.FORWARD, term, sequence, group)):
                 self._proposals.taken_back(sequence)
                 return
+            self._proposals.meters.forwarded += 1

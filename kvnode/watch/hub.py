@@ -52,6 +52,7 @@ class Hub:
         self._calls: deque[Watcher] = deque()
         self._turn_due = False
         self._closed_for: str | None = None
+        self.ended: Counter[str] = Counter()  # watches that this node ended, by reason
         self.searched = 0  # revisions, in this turn
         self.restart()
 
@@ -126,6 +127,7 @@ class Hub:
 
     def end(self, watcher: Watcher, reason: str, oldest: int | None = None) -> None:
         if watcher.ending is None:
+            self.ended[reason] += 1
             watcher.ending = Ending(reason, self.history.oldest if oldest is None else oldest)
             self._leave(watcher)
             self.call(watcher)

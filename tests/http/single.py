@@ -14,6 +14,7 @@ from typing import Any
 import msgpack
 
 from kvnode.errors import KvnodeError
+from kvnode.meters import RaftLevels, RaftMeters
 from kvnode.raft.status import MemberRecord, Membership, MemberStatus, RaftStatus, leader_refusal
 from kvnode.results import Result
 from kvnode.store import KeyValueStore
@@ -76,6 +77,12 @@ class SingleGroup:
             MemberStatus("n1", "127.0.0.1:7001", "http://127.0.0.1:8001", "leader", 7, 7, 0, True),
             MemberStatus("n2", "127.0.0.1:7002", None, "unknown", None, None, None, False),
         )
+
+    def meters(self) -> RaftMeters:
+        return RaftMeters()
+
+    def levels(self) -> RaftLevels | None:
+        return None
 
     def membership(self) -> Membership:
         return MEMBERSHIP

@@ -6,9 +6,10 @@ import pytest
 
 from kvnode.client import LockLost
 from kvnode.errors import Fatal, KvnodeError, StartupError
-from kvnode.http import admin, kv, probes, watch
+from kvnode.http import admin, kv, metrics, probes, watch
 from kvnode.http.app import STATUS_OF
 from kvnode.http.route import RouteTable
+from kvnode.meters import HttpMeters
 from tests.http.serving import Served
 from tests.http.single import SingleGroup
 
@@ -23,6 +24,7 @@ ALLOWED = {
     "/livez/raft_tick": READING,
     "/readyz": READING,
     "/readyz/leader": READING,
+    "/metrics": READING,
     "/v1/kv": "GET, HEAD, DELETE",
     "/v1/txn": "POST",
     "/v1/batch": "POST",
@@ -44,7 +46,6 @@ UNKNOWN = [
     "/V1/kv/a",
     "//v1/kv/a",
     "/v1//kv/a",
-    "/metrics",
     "/admin",
     "/admin/",
     "/livez2",
@@ -55,7 +56,8 @@ UNKNOWN_ENDPOINTS = ["/admin/api", "/admin/api/", "/admin/api/v1", "/admin/api/v
 def test_the_sweep_leaves_no_route_out() -> None:
     group = SingleGroup()
     table = RouteTable(
-        probes.routes(group, probes.LeaderProbe(group, 0.2), 0.2),
+        probes.routes(group, probes.LeaderProbe(group, 0.2), 0.2, HttpMeters()),
+        metrics.routes(group, HttpMeters(), "1"),
         kv.routes(group),
         watch.routes(group),
         admin.routes(group, "n1", "1"),
