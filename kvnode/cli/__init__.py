@@ -18,8 +18,12 @@ COMMANDS: Final = {
     "get": ("kvnode.cli.keys", "get", "Print a key's value."),
     "delete": ("kvnode.cli.keys", "delete", "Remove a key."),
     "list": ("kvnode.cli.keys", "list_keys", "List keys."),
+    "txn": ("kvnode.cli.txn", "txn", "Compare, then change several keys at once."),
     "watch": ("kvnode.cli.watch", "watch", "Print changes as they happen."),
     "lock": ("kvnode.cli.lock", "lock", "Run a command on one machine at a time."),
+    "lease": ("kvnode.cli.leases", "lease", "Grant, renew, revoke or list leases."),
+    "export": ("kvnode.cli.lines", "export", "Write keys as JSON lines."),
+    "import": ("kvnode.cli.lines", "import_lines", "Set keys from JSON lines."),
     "status": ("kvnode.cli.cluster", "status", "Show every member of the cluster."),
     "leader": ("kvnode.cli.cluster", "leader", "Print who leads."),
     "transfer": ("kvnode.cli.cluster", "transfer", "Hand leadership to another member."),
@@ -27,6 +31,7 @@ COMMANDS: Final = {
     "backup": ("kvnode.cli.backup", "backup", "Save all keys to a file."),
     "restore": ("kvnode.cli.restore", "restore", "Make a cluster of one of a backup."),
     "recover": ("kvnode.cli.recover", "recover", "Make a cluster of one when the majority is lost."),
+    "completion": ("kvnode.cli.completion", "completion", "Print what makes a shell complete kvnode."),
     "verify": ("kvnode.cli.verify", "verify_command", "Check a data directory or a backup."),
 }
 

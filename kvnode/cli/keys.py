@@ -11,7 +11,7 @@ import click
 from kvnode.cli.calls import call, connected, output_option, print_json
 
 if TYPE_CHECKING:
-    from kvnode.client import Client, Listed
+    from kvnode.client import Client, Item, Listed
 
 VALUE_BYTES_MAX: Final = 1_048_576
 SHOWN_VALUE_CHARS: Final = 60
@@ -29,6 +29,8 @@ idempotency_key_option = click.option(
 @click.option("--if-match", metavar="REVISION", type=click.IntRange(1), help="Only while this is its mod_revision.")
 @click.option("--if-absent", is_flag=True, help="Only if the key does not exist.")
 @click.option("--content-type", metavar="TYPE", help="Stored with the value and given back.")
+@click.option("--ttl", metavar="SECONDS", type=click.IntRange(1), help="The key goes away after so long.")
+@click.option("--lease", metavar="ID", type=click.IntRange(1), help="The key goes away with this lease.")
 @idempotency_key_option
 @output_option
 @connected
@@ -38,6 +40,8 @@ def put(
     if_match: int | None,
     if_absent: bool,
     content_type: str | None,
+    ttl: int | None,
+    lease: int | None,
     idempotency_key: str | None,
     output: str,
     url: str,
@@ -49,6 +53,8 @@ def put(
     """
     if if_match is not None and if_absent:
         raise click.UsageError("--if-match and --if-absent exclude each other")
+    if ttl is not None and lease is not None:
+        raise click.UsageError("--ttl and --lease exclude each other")
     if value is None or value == "-":
         data, kind = _read_stdin(), "application/octet-stream"
     else:
@@ -62,11 +68,14 @@ def put(
             content_type=content_type or kind,
             if_match=if_match,
             if_absent=if_absent,
+            ttl=ttl,
+            lease=lease,
             idempotency_key=idempotency_key,
         ),
     )
     if output == "json":
-        print_json({"key": key, "revision": done.revision, "version": done.version, "created": done.created})
+        document = {"key": key, "revision": done.revision, "version": done.version, "created": done.created}
+        print_json(document | ({} if done.lease is None else {"lease": done.lease}))
     else:
         print(f"OK revision {done.revision}" if sys.stdout.isatty() else "OK")
 
@@ -81,11 +90,14 @@ def _read_stdin() -> bytes:
 @click.command()
 @click.argument("key")
 @click.option("--stale", is_flag=True, help="From the node's own memory, at once; it may be behind.")
+@click.option(
+    "--revision", metavar="REVISION", type=click.IntRange(1), help="As it was then, where the node offers that."
+)
 @output_option
 @connected
-def get(key: str, stale: bool, output: str, url: str, timeout_s: float) -> None:
+def get(key: str, stale: bool, revision: int | None, output: str, url: str, timeout_s: float) -> None:
     """Print the value of KEY, byte for byte; exit code 3 if it does not exist."""
-    item = call(url, timeout_s, lambda c: c.get(key, "stale" if stale else "linearizable"))
+    item = call(url, timeout_s, lambda c: c.get(key, "stale" if stale else "linearizable", revision=revision))
     if output == "json":
         print_json(
             {
@@ -95,6 +107,7 @@ def get(key: str, stale: bool, output: str, url: str, timeout_s: float) -> None:
                 "mod_revision": item.mod_revision,
                 "revision": item.revision,
             }
+            | leasing(item)
         )
         return
     sys.stdout.buffer.write(item.value)
@@ -163,7 +176,12 @@ def _as_json(item: Listed) -> dict[str, Any]:
         "create_revision": item.create_revision,
         "mod_revision": item.mod_revision,
         "version": item.version,
-    }
+    } | leasing(item)
+
+
+def leasing(item: Item | Listed) -> dict[str, int]:
+    """What a key hangs on, and for how long still: nothing without a lease."""
+    return {} if item.lease is None or item.ttl is None else {"lease": item.lease, "ttl": item.ttl}
 
 
 def _print_table(items: list[Listed]) -> None:
@@ -175,10 +193,11 @@ def _print_table(items: list[Listed]) -> None:
     table = Table("key", "value", box=box.SIMPLE_HEAD)
     table.add_column("revision", justify="right")
     table.add_column("version", justify="right")
+    table.add_column("ttl", justify="right")
     for item in items:
-        table.add_row(
-            Text(shown(item.key)), Text(shown(preview(item.value))), str(item.mod_revision), str(item.version)
-        )
+        ttl = "" if item.ttl is None else f"{item.ttl} s"
+        numbers = (str(item.mod_revision), str(item.version), ttl)
+        table.add_row(Text(shown(item.key)), Text(shown(preview(item.value))), *numbers)
     Console().print(table)
 
 

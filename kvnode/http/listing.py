@@ -64,6 +64,8 @@ class Listing:
                 if value_bytes > PAGE_VALUE_BYTES and items:
                     break
                 fields["value"] = b64encode(item.value).decode()
+                if item.content_type:
+                    fields["content_type"] = item.content_type
             fields |= {
                 "create_revision": item.create_revision,
                 "mod_revision": item.mod_revision,

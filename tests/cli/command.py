@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from unittest import mock
 
+from kvnode.cli import main
 from tests.cluster import PROJECT
 
 COMMAND = [sys.executable, "-m", "kvnode"]
@@ -33,6 +36,20 @@ def kvnode(*args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None,
         [*COMMAND, *args], input=stdin, capture_output=True, timeout=timeout_s, env=environment(env), check=False
     )
     return Done(done.returncode, done.stdout, done.stderr.decode())
+
+
+def kvnode_here(*args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> Done:
+    """The same in this process: a tenth of the time, for what does not hang on the process itself."""
+    out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
+    streams = {"stdin": io.TextIOWrapper(io.BytesIO(stdin), "utf-8"), "stdout": out, "stderr": err}
+    with mock.patch.multiple(sys, argv=["kvnode", *args], **streams), mock.patch.dict(os.environ, env or {}):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        out.flush()
+    assert isinstance(code, int)
+    return Done(code, out.buffer.getvalue(), err.getvalue())  # type: ignore[attr-defined]
 
 
 async def run_kvnode(*args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> Done:
