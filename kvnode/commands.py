@@ -21,6 +21,11 @@ TTL_S_MAX: Final = 366 * 86_400
 LEASE_ID_MAX: Final = 2**53 - 1  # JSON numbers are exact up to there
 EXPIRED_MAX: Final = 4_096  # leases in one expiry
 
+ROLES: Final = ("read_only", "full")
+TOKEN_ID_CHARS_MAX: Final = 32
+TOKEN_NAME_BYTES_MAX: Final = 64
+TOKEN_DIGEST_BYTES: Final = 32  # SHA-256
+
 PUT: Final = 1
 DELETE: Final = 2
 DELETE_PREFIX: Final = 3
@@ -29,12 +34,17 @@ GRANT: Final = 5
 RENEW: Final = 6
 REVOKE: Final = 7
 EXPIRE: Final = 8
+TOKEN_CREATE: Final = 10
+TOKEN_REVOKE: Final = 11
 # Fields up to the idempotency key, which is left out where there is none: older journals have no such field, and
 # a write without a key does not carry an empty one.
-FIELDS: Final = {PUT: 5, DELETE: 3, DELETE_PREFIX: 2, TXN: 4, GRANT: 2, RENEW: 2, REVOKE: 2, EXPIRE: 2}
+FIELDS: Final = {
+    PUT: 5, DELETE: 3, DELETE_PREFIX: 2, TXN: 4, GRANT: 2, RENEW: 2, REVOKE: 2, EXPIRE: 2, TOKEN_CREATE: 2,
+    TOKEN_REVOKE: 2,
+}  # fmt: skip
 PUT_FIELDS: Final = FIELDS[PUT]
 DELETE_FIELDS: Final = FIELDS[DELETE]
-FREEING: Final = frozenset((DELETE, DELETE_PREFIX, REVOKE, EXPIRE))  # what makes the store smaller
+FREEING: Final = frozenset((DELETE, DELETE_PREFIX, REVOKE, EXPIRE, TOKEN_REVOKE))  # what makes the store smaller
 
 # What a conditional write expects of the key's present `mod_revision`.
 # None: nothing. A tuple: one of these revisions (an empty tuple never matches).
@@ -143,6 +153,30 @@ class Expire:
         return bytes(_pack((EXPIRE, self.leases)))
 
 
+@dataclass(frozen=True, slots=True)
+class CreateToken:
+    """A new access token (`tokens.py`). The node that was asked draws its id and reads the clock."""
+
+    id: str
+    name: str
+    role: str
+    digest: bytes
+    created_ms: int
+
+    def encode(self) -> bytes:
+        return bytes(_pack((TOKEN_CREATE, (self.id, self.name, self.role, self.digest, self.created_ms))))
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeToken:
+    """The token counts no more, from here in the log."""
+
+    id: str
+
+    def encode(self) -> bytes:
+        return bytes(_pack((TOKEN_REVOKE, self.id)))
+
+
 def _with_key(fields: tuple[int | str, ...], idempotency_key: str | None) -> bytes:
     return bytes(_pack(fields if idempotency_key is None else (*fields, idempotency_key)))
 
@@ -178,6 +212,8 @@ def command_fault(command: Any) -> str | None:
         expect, extra = command[2] if kind == DELETE else None, command[fields:]
     if expect is not None and (type(expect) is not list or not all(type(r) is int and r >= EXISTS for r in expect)):
         return "an expectation is a list of revisions"
+    if extra and kind >= TOKEN_CREATE:
+        return "a command on tokens takes no idempotency key"
     if extra and not _is_idempotency_key(extra[0]):
         return f"an idempotency key is 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII characters"
     if kind <= DELETE:
@@ -196,7 +232,21 @@ def _argument_fault(kind: int, argument: Any) -> str | None:
         pairs = argument if type(argument) is list and len(argument) <= EXPIRED_MAX else [None]
         if not all(type(p) is list and len(p) == 2 and type(p[0]) is type(p[1]) is int and min(p) >= 0 for p in pairs):
             return "an expiry is a list of leases and how often each was renewed"
-    return None
+    return token_fault(kind, argument) if kind >= TOKEN_CREATE else None
+
+
+def token_fault(kind: int, argument: Any) -> str | None:
+    if kind == TOKEN_REVOKE:
+        return text_fault("token's id", argument, 1, TOKEN_ID_CHARS_MAX)
+    if type(argument) is not list or len(argument) != 5:
+        return "a token has an id, a name, a role, a hash and a time"
+    token_id, name, role, digest, created_ms = argument
+    if role not in ROLES or type(digest) is not bytes or len(digest) != TOKEN_DIGEST_BYTES:
+        return "a token has a role and a SHA-256"
+    if type(created_ms) is not int or not 0 <= created_ms < 2**63:
+        return "a token's time is in milliseconds since 1970"
+    fault = text_fault("token's id", token_id, 1, TOKEN_ID_CHARS_MAX)
+    return fault or text_fault("token's name", name, 1, TOKEN_NAME_BYTES_MAX)
 
 
 def value_fault(value: Any, content_type: Any) -> str | None:

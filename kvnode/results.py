@@ -111,7 +111,32 @@ class LeasesFull:
     revision: int
 
 
-Result = Written | Deleted | Refused | Invalid | Reused | Concluded | Granted | Revoked | LeaseMissing | LeasesFull
+@dataclass(frozen=True, slots=True)
+class TokenChanged:
+    """An access token was made or revoked; the revision stays, since no key has changed."""
+
+    revision: int
+    token_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMissing:
+    """There is no such token, or not any more."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokensFull:
+    """There are as many tokens as there may be; nothing was changed."""
+
+    revision: int
+
+
+Result = (
+    Written | Deleted | Refused | Invalid | Reused | Concluded | Granted | Revoked | LeaseMissing | LeasesFull
+    | TokenChanged | TokenMissing | TokensFull
+)  # fmt: skip
 
 # The results that a retry can be given again (`outcomes.py`), by their number in a snapshot.
 _CONCLUDED: Final = 4

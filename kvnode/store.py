@@ -25,12 +25,14 @@ from kvnode.commands import (
     FIELDS,
     PUT,
     PUT_FIELDS,
+    TOKEN_CREATE,
     TXN,
     command_fault,
     expectation_holds,
 )  # fmt: skip
 from kvnode.items import LEASED, MARKS, Item, in_order, lease_of, packed, prefix_end, unpacked
 from kvnode.leases import LEASES_MAX, Leases, change_lease
+from kvnode.order import forget
 from kvnode.outcomes import Outcome, Outcomes, fingerprint
 from kvnode.results import (
     Concluded,
@@ -44,6 +46,7 @@ from kvnode.results import (
     Written,
 )  # fmt: skip
 from kvnode.table import Table
+from kvnode.tokens import Tokens
 from kvnode.transactions import read_again, transact, transaction_fault
 from kvnode.view import StoreView, read_contents
 
@@ -51,7 +54,7 @@ from kvnode.view import StoreView, read_contents
 class KeyValueStore:
     """The state machine. `apply` is its only way to change, apart from `restore` and `adopt`."""
 
-    __slots__ = ("_items", "_keys", "_outcomes", "changes", "leases", "revision")
+    __slots__ = ("_items", "_keys", "_outcomes", "changes", "leases", "revision", "tokens")
 
     def __init__(self) -> None:
         self.revision = 0
@@ -59,6 +62,7 @@ class KeyValueStore:
         self.changes: list[Change] | None = None
         self._outcomes = Outcomes()
         self.leases = Leases()  # for reading, elsewhere
+        self.tokens = Tokens()  # likewise
         self._items: Table[str, bytes] = Table()
         self._keys: SortedList[str] = SortedList()
 
@@ -91,11 +95,14 @@ class KeyValueStore:
     @property
     def mark(self) -> int:
         """A number that nodes with the same state agree about: revision, keys, and what became of leases."""
-        return (self.revision << 32) + len(self._items) + (self.leases.last_id << 16) + (len(self.leases) << 40)
+        leases = (self.leases.last_id << 16) + (len(self.leases) << 40)
+        return (self.revision << 32) + len(self._items) + leases + (len(self.tokens) << 52)
 
     def view(self) -> StoreView:
         """The store as it stands now, immutable. O(1): later changes copy what they touch, a little at a time."""
-        return StoreView(self.revision, self._items.view(), self._outcomes.view(), self.leases.view())
+        return StoreView(
+            self.revision, self._items.view(), self._outcomes.view(), self.leases.view(), self.tokens.view()
+        )
 
     # --- changing --------------------------------------------------------------------------------
 
@@ -141,6 +148,8 @@ class KeyValueStore:
             return transact(self, request)
         if kind == DELETE_PREFIX:
             return self.delete_all(self.with_prefix(request[1]))
+        if kind >= TOKEN_CREATE:
+            return self.tokens.change(kind, request[1], self.revision)
         return change_lease(self, kind, request[1])
 
     def _put(self, request: list[Any]) -> Result:
@@ -237,20 +246,7 @@ class KeyValueStore:
                 self.leases.detach(lease, key)
             if self.changes is not None:
                 self.changes.append((kind, key, revision, b""))
-        if len(keys) == 1:
-            self._keys.remove(keys[0])
-        elif keys:
-            self._forget_order(keys)
-
-    def _forget_order(self, keys: list[str]) -> None:
-        """A run of neighbours goes in one cut, which is what a deleted prefix is; others one by one."""
-        order = self._keys
-        first, last = order.bisect_left(keys[0]), order.bisect_left(keys[-1])
-        if last - first == len(keys) - 1:
-            del order[first : last + 1]
-        else:
-            for key in keys:
-                order.remove(key)
+        forget(self._keys, keys)
 
     def with_prefix(self, prefix: str) -> list[str]:
         return list(self._keys.irange(prefix, prefix_end(prefix), (True, False)))
@@ -268,6 +264,7 @@ class KeyValueStore:
         items: Iterable[tuple[str, Item]],
         outcomes: Outcomes | None = None,
         leases: Leases | None = None,
+        tokens: Tokens | None = None,
     ) -> None:
         """Replaces everything. O(n log n), fastest for items in order. ValueError for a lease that is not there."""
         table: Table[str, bytes] = Table()
@@ -284,6 +281,7 @@ class KeyValueStore:
         self._outcomes = Outcomes() if outcomes is None else outcomes
         self.leases = Leases() if leases is None else leases
         self.leases.reattach(attached)
+        self.tokens = Tokens() if tokens is None else tokens
         self.revision = revision
 
     def adopt(self, other: KeyValueStore) -> None:
@@ -310,7 +308,7 @@ class KeyValueStore:
         contents = read_contents(chunks)
         store = cls()
         try:
-            store.restore(contents.revision, contents.items, contents.outcomes, contents.leases)
+            store.restore(contents.revision, contents.items, contents.outcomes, contents.leases, contents.tokens)
         except struct.error:
             raise ValueError("an item of the snapshot has a number out of bounds") from None
         if len(store) != contents.item_count:

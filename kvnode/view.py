@@ -1,7 +1,9 @@
 """The store as it was at one revision: what a snapshot writes, and what is read back from its bytes.
 
-    snapshot = [format, revision, item count, outcome count, lease count, last lease id]
+    snapshot = [format, revision, item count, outcome count, lease count, last lease id, {"tokens": [...]}]
              | outcomes ... | leases ... | items ...
+
+The map at the end of the first array holds what is small; without any of it, format 3 says the same without the map.
 
 Each part comes in chunks: msgpack arrays of about 64 KiB, CHUNK_BYTES_MAX at most.
 """
@@ -18,8 +20,10 @@ from kvnode.items import Item, go_on, in_order, read_items, unpacked
 from kvnode.leases import Leases, LeasesView
 from kvnode.outcomes import Outcomes, OutcomesView
 from kvnode.table import TableView
+from kvnode.tokens import Token, Tokens
 
-SNAPSHOT_FORMAT: Final = 3
+SNAPSHOT_FORMAT: Final = 4
+SNAPSHOT_FORMAT_WITHOUT_MAP: Final = 3  # still read, and written where the map would be empty: older nodes read it
 SNAPSHOT_FORMAT_WITHOUT_LEASES: Final = 2  # still read
 SNAPSHOT_FORMAT_WITHOUT_OUTCOMES: Final = 1  # still read
 CHUNK_BYTES: Final = 65_536
@@ -33,6 +37,7 @@ class StoreView(NamedTuple):
     items: TableView[str, bytes]
     outcomes: OutcomesView
     leases: LeasesView
+    tokens: tuple[Token, ...] = ()
 
     def keys(self, rest: Callable[[], None] = go_on) -> Iterator[str]:
         """All keys in byte order. `rest` is called after each few milliseconds of sorting."""
@@ -54,7 +59,10 @@ class StoreView(NamedTuple):
         pack = packer.pack
         outcomes, leases = self.outcomes, self.leases
         counts = (len(self.items), len(outcomes.order), len(leases.granted))
-        yield pack((SNAPSHOT_FORMAT, self.revision, *counts, leases.last_id))
+        if self.tokens:
+            yield pack((SNAPSHOT_FORMAT, self.revision, *counts, leases.last_id, {"tokens": self.tokens}))
+        else:
+            yield pack((SNAPSHOT_FORMAT_WITHOUT_MAP, self.revision, *counts, leases.last_id))
         yield from outcomes.chunks()
         yield from leases.chunks(rest)
         # Packed one by one: a batch of tuples would be young containers by the hundred, and so set off one garbage
@@ -80,6 +88,7 @@ class Contents(NamedTuple):
     item_count: int
     outcomes: Outcomes
     leases: Leases
+    tokens: Tokens
     items: Iterator[tuple[str, Item]]
 
 
@@ -90,16 +99,19 @@ def read_contents(chunks: Iterable[bytes]) -> Contents:
     if header[:1] == [SNAPSHOT_FORMAT_WITHOUT_OUTCOMES]:
         header = [SNAPSHOT_FORMAT_WITHOUT_LEASES, *header[1:], 0]
     if header[:1] == [SNAPSHOT_FORMAT_WITHOUT_LEASES]:
-        header = [SNAPSHOT_FORMAT, *header[1:], 0, 0]
-    if len(header) != 6 or header[0] != SNAPSHOT_FORMAT:
+        header = [SNAPSHOT_FORMAT_WITHOUT_MAP, *header[1:], 0, 0]
+    if header[:1] == [SNAPSHOT_FORMAT_WITHOUT_MAP]:
+        header = [SNAPSHOT_FORMAT, *header[1:], {}]
+    if len(header) != 7 or header[0] != SNAPSHOT_FORMAT or type(header[6]) is not dict:
         raise ValueError("the snapshot is not in a format that this version reads")
+    small = header.pop()
     if any(type(number) is not int or number < 0 for number in header):
         raise ValueError("the snapshot has no revision, or does not say what it holds")
     _, revision, item_count, outcome_count, lease_count, last_lease_id = header
     outcomes = Outcomes.load(source, outcome_count)
     leases = Leases()
     leases.load(source, lease_count, last_lease_id)
-    return Contents(revision, item_count, outcomes, leases, read_items(source))
+    return Contents(revision, item_count, outcomes, leases, Tokens.load(small.get("tokens", [])), read_items(source))
 
 
 def _unpack(chunk: bytes) -> list[Any]:

@@ -27,18 +27,29 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.results": {"kvnode.items"},
     "kvnode.entries": {"kvnode.commands"},
     "kvnode.items": set(),
+    "kvnode.order": set(),
     "kvnode.outcomes": {"kvnode.commands", "kvnode.results", "kvnode.table"},
     "kvnode.leases": {"kvnode.changes", "kvnode.commands", "kvnode.items", "kvnode.results", "kvnode.table"},
     "kvnode.transactions": {"kvnode.changes", "kvnode.commands", "kvnode.items", "kvnode.leases", "kvnode.results"},
-    "kvnode.view": {"kvnode.commands", "kvnode.items", "kvnode.leases", "kvnode.outcomes", "kvnode.table"},
+    "kvnode.tokens": {"kvnode.commands", "kvnode.results"},
+    "kvnode.view": {
+        "kvnode.tokens",
+        "kvnode.commands",
+        "kvnode.items",
+        "kvnode.leases",
+        "kvnode.outcomes",
+        "kvnode.table",
+    },
     "kvnode.store": {
         "kvnode.changes",
         "kvnode.commands",
         "kvnode.items",
         "kvnode.leases",
+        "kvnode.order",
         "kvnode.outcomes",
         "kvnode.results",
         "kvnode.table",
+        "kvnode.tokens",
         "kvnode.transactions",
         "kvnode.view",
     },
@@ -117,7 +128,7 @@ ARROWS: dict[str, set[str]] = {
 LIBRARIES: dict[str, set[str]] = {
     "pysyncobj": {"kvnode.raft"},
     "aiohttp": {"kvnode.http", "kvnode.server", "kvnode.client"},
-    "sortedcontainers": {"kvnode.store", "kvnode.leases"},
+    "sortedcontainers": {"kvnode.store", "kvnode.leases", "kvnode.order"},
     "click": {"kvnode.cli"},
     "rich": {"kvnode.cli"},
     "prometheus_client": {"kvnode.metrics"},
@@ -127,7 +138,7 @@ LIBRARIES: dict[str, set[str]] = {
 FORBIDDEN: dict[str, set[str]] = {
     room: {"time", "random", "secrets", "uuid", "os", "io", "socket", "logging", "asyncio", "threading", "datetime"}
     for room in (
-        *("kvnode.store", "kvnode.view", "kvnode.items", "kvnode.outcomes", "kvnode.table"),
+        *("kvnode.store", "kvnode.view", "kvnode.items", "kvnode.outcomes", "kvnode.table", "kvnode.tokens"),
         *("kvnode.commands", "kvnode.entries", "kvnode.results", "kvnode.changes", "kvnode.watch"),
     )
 }

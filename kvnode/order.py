@@ -1,0 +1,21 @@
+"""The keys in byte order: taking many out of it."""
+
+from __future__ import annotations
+
+from sortedcontainers import SortedList
+
+
+def forget(order: SortedList[str], keys: list[str]) -> None:
+    """Takes out keys that are there, themselves in order.
+
+    A run of neighbours goes in one cut, which is what a deleted prefix is; others one by one.
+    """
+    if len(keys) == 1:
+        order.remove(keys[0])
+    elif keys:
+        first, last = order.bisect_left(keys[0]), order.bisect_left(keys[-1])
+        if last - first == len(keys) - 1:
+            del order[first : last + 1]
+        else:
+            for key in keys:
+                order.remove(key)

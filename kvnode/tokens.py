@@ -1,0 +1,66 @@
+"""Access tokens of the HTTP API: what is replicated of them, and never the secret itself.
+
+A token is `kvnode_ID_SECRET`. The cluster keeps the SHA-256 of the secret. A plain hash is enough, because the secret
+is 256 random bits and no password: nobody finds it by guessing, and a slow hash would slow down the node alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+from kvnode.commands import TOKEN_CREATE, token_fault
+from kvnode.results import Invalid, Result, TokenChanged, TokenMissing, TokensFull
+
+TOKENS_MAX: Final = 1_024
+
+
+class Token(NamedTuple):
+    """`role` is one of `commands.ROLES`, `digest` the SHA-256 of the secret, `created_ms` is since 1970."""
+
+    id: str
+    name: str
+    role: str
+    digest: bytes
+    created_ms: int
+
+
+class Tokens:
+    """Id -> token, in the order in which they were made."""
+
+    __slots__ = ("_tokens",)
+
+    def __init__(self, tokens: Iterable[Token] = ()) -> None:
+        self._tokens = {token.id: token for token in tokens}
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def get(self, token_id: str) -> Token | None:
+        return self._tokens.get(token_id)
+
+    def view(self) -> tuple[Token, ...]:
+        """All of them now, TOKENS_MAX at most; immutable."""
+        return tuple(self._tokens.values())
+
+    def change(self, kind: int, argument: Any, revision: int) -> Result:
+        """Carries out a creation or a revocation that has no fault."""
+        tokens = self._tokens
+        if kind == TOKEN_CREATE:
+            if argument[0] in tokens:
+                return Invalid(revision, "there is a token with this id")
+            if len(tokens) >= TOKENS_MAX:
+                return TokensFull(revision)
+            tokens[argument[0]] = Token(*argument)
+            return TokenChanged(revision, argument[0])
+        return TokenMissing(revision) if tokens.pop(argument, None) is None else TokenChanged(revision, argument)
+
+    @classmethod
+    def load(cls, entries: Any) -> Tokens:
+        """From what a snapshot holds of them. ValueError for anything else."""
+        if type(entries) is not list or any(token_fault(TOKEN_CREATE, entry) for entry in entries):
+            raise ValueError("a token in the snapshot is not an id, a name, a role, a hash and a time")
+        tokens = cls(Token(*entry) for entry in entries)
+        if len(tokens) != len(entries):
+            raise ValueError("the snapshot holds a token twice")
+        return tokens

@@ -1,0 +1,97 @@
+"""Access tokens in the replicated state: made, revoked, bounded, and carried by snapshots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import pytest
+
+from kvnode.commands import PUT, TOKEN_CREATE, TOKEN_REVOKE, CreateToken, RevokeToken
+from kvnode.entries import frees_space
+from kvnode.results import Invalid, TokenChanged, TokenMissing, TokensFull, Written
+from kvnode.store import KeyValueStore
+from kvnode.tokens import TOKENS_MAX, Token
+
+DIGEST = bytes(range(32))
+
+
+def create(token_id: str = "a1", role: str = "full") -> list[Any]:
+    return [TOKEN_CREATE, [token_id, "deploy", role, DIGEST, 1_700_000_000_000]]
+
+
+def test_a_token_is_made_and_revoked_once_and_moves_no_revision() -> None:
+    store = KeyValueStore()
+    assert store.apply(create()) == TokenChanged(0, "a1")
+    assert store.tokens.get("a1") == Token("a1", "deploy", "full", DIGEST, 1_700_000_000_000)
+    assert isinstance(store.apply(create()), Invalid)
+    assert store.apply([TOKEN_REVOKE, "a1"]) == TokenChanged(0, "a1")
+    assert store.apply([TOKEN_REVOKE, "a1"]) == TokenMissing(0)
+    assert store.tokens.get("a1") is None
+
+
+def test_commands_are_what_the_store_understands() -> None:
+    store = KeyValueStore()
+    command = CreateToken("a1", "ops", "read_only", DIGEST, 5)
+    assert store.apply(msgpack.unpackb(command.encode())) == TokenChanged(0, "a1")
+    revocation = RevokeToken("a1").encode()
+    assert frees_space(revocation), "a full disk must not keep a stolen token valid"
+    assert not frees_space(command.encode())
+    assert store.apply(msgpack.unpackb(revocation)) == TokenChanged(0, "a1")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [TOKEN_CREATE, None],
+        [TOKEN_CREATE, ["a", "n", "full", DIGEST]],
+        [TOKEN_CREATE, ["a", "n", "root", DIGEST, 1]],
+        [TOKEN_CREATE, ["a", "n", [], DIGEST, 1]],
+        [TOKEN_CREATE, ["a", "n", "full", DIGEST[1:], 1]],
+        [TOKEN_CREATE, ["", "n", "full", DIGEST, 1]],
+        [TOKEN_CREATE, ["a", "x" * 65, "full", DIGEST, 1]],
+        [TOKEN_CREATE, ["a", "n", "full", DIGEST, -1]],
+        [TOKEN_REVOKE, 7],
+        [TOKEN_REVOKE, "a", "an idempotency key"],
+        [*create(), "an idempotency key"],
+    ],
+)
+def test_a_malformed_command_changes_nothing(command: list[Any]) -> None:
+    store = KeyValueStore()
+    assert isinstance(store.apply(command), Invalid)
+    assert len(store.tokens) == 0
+
+
+def test_there_are_so_many_tokens_and_no_more() -> None:
+    store = KeyValueStore()
+    for number in range(TOKENS_MAX):
+        assert isinstance(store.apply(create(str(number))), TokenChanged)
+    assert store.apply(create("one-more")) == TokensFull(0)
+    store.apply([TOKEN_REVOKE, "0"])
+    assert isinstance(store.apply(create("one-more")), TokenChanged)
+
+
+def test_snapshots_carry_tokens_and_older_ones_are_still_read() -> None:
+    store = KeyValueStore()
+    assert store.apply([PUT, "a", b"1", "", None]) == Written(1, 1)
+    without, mark = list(store.view().chunks()), store.mark
+    assert msgpack.unpackb(without[0])[0] == 3, "what has no token is readable for older nodes"
+    assert len(KeyValueStore.load(without).tokens) == 0
+    for token_id in ("b", "a"):
+        store.apply(create(token_id))
+    view = store.view()
+    store.apply([TOKEN_REVOKE, "b"])
+    chunks = list(view.chunks())
+    loaded = KeyValueStore.load(chunks)
+    assert [token.id for token in loaded.tokens.view()] == ["b", "a"]
+    assert list(loaded.view().chunks()) == chunks
+    assert loaded.mark not in (mark, store.mark)
+    other = KeyValueStore()
+    other.adopt(loaded)
+    assert other.tokens.get("a") is not None
+
+
+@pytest.mark.parametrize("small", [[], {"tokens": None}, {"tokens": [["a"]]}, {"tokens": [create()[1]] * 2}])
+def test_damaged_tokens_are_refused_with_a_sentence(small: Any) -> None:
+    with pytest.raises(ValueError, match="snapshot"):
+        KeyValueStore.load([msgpack.packb([4, 0, 0, 0, 0, 0, small])])
