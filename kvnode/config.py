@@ -47,6 +47,7 @@ class Config:
     heartbeat_s: float
     log_format: Literal["text", "json"]
     log_level: Literal["debug", "info", "warning", "error"]
+    log_requests: bool
     insecure: bool
     warnings: tuple[str, ...] = ()
 
@@ -81,6 +82,7 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None
         heartbeat_s=heartbeat_s,
         log_format=given.parse("log-format", values.choice, ("text", "json")),
         log_level=given.parse("log-level", values.choice, ("debug", "info", "warning", "error")),
+        log_requests=given.parse("log-requests", values.switch),
         insecure=insecure,
         warnings=warnings,
     )

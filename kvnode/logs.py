@@ -8,10 +8,14 @@ import sys
 from datetime import UTC, datetime
 from typing import Literal
 
+from kvnode import trace
+
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_time(record)} {record.levelname.lower():7} {_room(record)}: {record.getMessage()}"
+        if (request_id := trace.request_id.get()) is not None:
+            line += f" [{request_id}]"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -28,6 +32,9 @@ class _Json(logging.Formatter):
             "room": _room(record),
             "message": record.getMessage(),
         }
+        if (request_id := trace.request_id.get()) is not None:
+            fields["request_id"] = request_id
+        fields |= getattr(record, "fields", {})  # what the sentence says, each part under a name of its own
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         return json.dumps(fields, ensure_ascii=False)
@@ -41,9 +48,13 @@ def _room(record: logging.LogRecord) -> str:
     return record.name.removeprefix("kvnode.")
 
 
-def start(node_id: str, form: Literal["text", "json"], level: str) -> None:
-    """Sends everything at `level` and above to stderr; other people's libraries only from warning up."""
+def start(node_id: str, form: Literal["text", "json"], level: str, requests: bool = False) -> None:
+    """Sends everything at `level` and above to stderr; other people's libraries only from warning up.
+
+    `requests`: a line for each request as well, whatever the level.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json(node_id) if form == "json" else _Text())
     logging.basicConfig(handlers=[handler], level=max(logging.WARNING, getattr(logging, level.upper())), force=True)
     logging.getLogger("kvnode").setLevel(level.upper())
+    trace.log.setLevel(logging.INFO if requests else logging.WARNING)

@@ -50,6 +50,7 @@ OPTIONS: Final = (
     Option("heartbeat", "DURATION", "100ms", "How often a leader speaks; below a third of the shortest election."),
     Option("log-format", "text|json", "text", "What a log line looks like."),
     Option("log-level", "debug|info|warning|error", "info", "The least severe line to log."),
+    Option("log-requests", "", "off", "Also log a line for each request, with its X-Request-Id.", switch=True),
     Option("insecure", "", "off", "Allow HTTP, which asks for no credentials, to listen off loopback.", switch=True),
 )
 

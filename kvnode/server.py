@@ -41,7 +41,7 @@ EXIT_S: Final = 1.0  # for threads that outlive a finished stop: a name lookup c
 
 def run(config: Config) -> int:
     """Runs one node until it is told to stop. The exit code: 0 stopped, 1 had to stop, 2 could not start."""
-    logs.start(config.node_id, config.log_format, config.log_level)
+    logs.start(config.node_id, config.log_format, config.log_level, config.log_requests)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             code = runner.run(serve(config))
@@ -111,6 +111,7 @@ async def _listen(config: Config, group: RaftGroup, meters: HttpMeters) -> web.S
         probe_timeout_s=config.probe_timeout_s,
         version=__version__,
         meters=meters,
+        log_requests=config.log_requests,
     )
     runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=IN_FLIGHT_S)
     await runner.setup()

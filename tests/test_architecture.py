@@ -19,7 +19,8 @@ ARROWS: dict[str, set[str]] = {
     # Counting is part of many rooms; making a page of it is one of its own.
     "kvnode.meters": set(),
     "kvnode.metrics": {"kvnode.meters", "kvnode.raft.status"},
-    "kvnode.logs": set(),
+    "kvnode.trace": set(),
+    "kvnode.logs": {"kvnode.trace"},
     "kvnode.options": {"kvnode", "kvnode.errors", "kvnode.values"},
     "kvnode.config": {"kvnode", "kvnode.errors", "kvnode.options", "kvnode.values"},
     "kvnode.table": set(),
@@ -70,6 +71,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.results",
         "kvnode.errors",
         "kvnode.meters",
+        "kvnode.trace",
     },
     # Reads a data directory as a start does, for the command line: the one part of raft/ that needs no node.
     "kvnode.raft.verify": {"kvnode.raft", "kvnode.errors"},
@@ -92,6 +94,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.errors",
         "kvnode.meters",
         "kvnode.metrics",
+        "kvnode.trace",
     },
     "kvnode.joining": {"kvnode.client", "kvnode.raft", "kvnode.errors", "kvnode.values"},
     "kvnode.server": {

@@ -71,6 +71,7 @@ def test_every_option_can_be_set_in_the_environment(tmp_path: Path) -> None:
         "heartbeat": "50ms",
         "log-format": "json",
         "log-level": "warning",
+        "log-requests": "on",
         "insecure": "true",
     }
     joining = {"join": "http://a:1,http://b:2/", "advertise-raft": "n2:7002"}  # instead of peers and cluster-id
@@ -101,6 +102,7 @@ def test_every_option_can_be_set_in_the_environment(tmp_path: Path) -> None:
         heartbeat_s=0.05,
         log_format="json",
         log_level="warning",
+        log_requests=True,
         insecure=True,
     )
 

@@ -32,6 +32,7 @@ from kvnode.http.paths import split_target
 from kvnode.http.probes import LeaderProbe
 from kvnode.http.route import RouteTable
 from kvnode.http.stream import HEARTBEAT_S
+from kvnode.http.tracing import REQUEST_ID, Traced
 from kvnode.meters import HttpMeters
 
 __all__ = ["LeaderProbe", "create_server"]
@@ -79,6 +80,7 @@ def create_server(
     version: str,
     heartbeat_s: float = HEARTBEAT_S,
     meters: HttpMeters | None = None,
+    log_requests: bool = False,
 ) -> web.Server:
     """The server for one node, for `loop.create_server`. To be called with the loop running.
 
@@ -98,7 +100,7 @@ def create_server(
         backup.routes(group),
         members.routes(group),
     )
-    return Server(App(table, Stamp(group, node_id), meters))
+    return Server(App(table, Stamp(group, node_id), meters, log_requests))
 
 
 class Stamp:
@@ -130,15 +132,17 @@ class Stamp:
 class App:
     """Finds the handler, runs it, and answers whatever happens."""
 
-    __slots__ = ("_codes", "_stamp", "_table")
+    __slots__ = ("_codes", "_log_requests", "_stamp", "_table")
 
-    def __init__(self, table: RouteTable, stamp: Stamp, meters: HttpMeters) -> None:
+    def __init__(self, table: RouteTable, stamp: Stamp, meters: HttpMeters, log_requests: bool) -> None:
+        self._log_requests = log_requests
         self._codes = meters.codes
         self._table = table
         self._stamp = stamp
 
     async def handle(self, request: web.BaseRequest) -> Answer:
         method = request.method
+        traced = Traced(request) if self._log_requests or REQUEST_ID in request.headers else None
         try:
             path, query = split_target(request.raw_path)
             handler, rest = self._table.find(method, path)
@@ -152,6 +156,8 @@ class App:
         except Exception as error:
             answer = failure(_unexpected(method, error), writing=method in WRITING)
         self._codes[answer.status] += 1
+        if traced is not None:
+            traced.end(answer)
         answer.stamp = self._stamp.lines()
         return answer
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
+from kvnode import trace
 from kvnode.errors import (
     Fatal,
     KvnodeError,
@@ -17,6 +18,7 @@ from kvnode.errors import (
     Unverified,
 )
 from kvnode.meters import RaftLevels, RaftMeters
+from kvnode.raft import wire
 from kvnode.raft.bulk import Bulk, Share
 from kvnode.raft.core import check_release
 from kvnode.raft.disk import Directory
@@ -29,6 +31,7 @@ from kvnode.raft.members import membership, seen_members, unseen_members
 from kvnode.raft.membership import Roster, first_cluster
 from kvnode.raft.pace import Pace
 from kvnode.raft.reconfiguration import Change, Reconfiguration
+from kvnode.raft.requests import forwarded_requests
 from kvnode.raft.segments import Segments
 from kvnode.raft.settings import RaftSettings
 from kvnode.raft.snapshot import Snapshot, Snapshots
@@ -101,6 +104,7 @@ class RaftGroup:
             engine = Engine(
                 settings, segments, journal, snapshots, self.store, self.watches, self._cluster_id, roster, self._failed
             )
+            engine.on[wire.REQUESTS] = forwarded_requests
             self._transfer = Transfer(engine)
             self._reconfiguration = Reconfiguration(engine, self._transfer)
             try:
@@ -175,7 +179,7 @@ class RaftGroup:
         engine = self._running()
         engine.writes.admit(command)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        engine.proposals.submit(command, future, engine.clock() + WRITE_DEADLINE_S)
+        engine.proposals.submit(command, future, engine.clock() + WRITE_DEADLINE_S, trace.request_id.get())
         engine.schedule()
         return future
 
@@ -191,7 +195,7 @@ class RaftGroup:
             share = Share(bulk, number)
             try:
                 engine.writes.admit(command)
-                engine.proposals.submit(command, share, deadline)
+                engine.proposals.submit(command, share, deadline, trace.request_id.get())
             except KvnodeError as error:
                 share.set_exception(error)
         engine.schedule()

@@ -41,6 +41,7 @@ class _Write:
     command: bytes
     waiter: Waiter
     deadline: float
+    request_id: str | None
 
 
 @dataclass(slots=True)
@@ -65,17 +66,20 @@ class Proposals:
         self._apply = apply
         self._clock = clock
         self._sequence = 0
+        self.traced = False  # some write has had a request id
         self._applied_term = 0
         self._waiting: deque[_Write] = deque()
         self._waiting_bytes = 0
         self._sent: dict[int, _Group] = {}
 
-    def submit(self, command: bytes, waiter: Waiter, deadline: float) -> None:
+    def submit(self, command: bytes, waiter: Waiter, deadline: float, request_id: str | None = None) -> None:
         """Queues one encoded command. Raises Overloaded (definite) when the queue is full."""
         if len(self._waiting) >= WAITING_COMMANDS_MAX or self._waiting_bytes + len(command) > WAITING_BYTES_MAX:
             self.meters.refused += 1
             raise Overloaded("Too many writes are waiting on this node: send the request again in a moment.")
-        self._waiting.append(_Write(command, waiter, deadline))
+        self._waiting.append(_Write(command, waiter, deadline, request_id))
+        if request_id is not None:
+            self.traced = True
         self._waiting_bytes += len(command)
 
     @property
@@ -106,6 +110,10 @@ class Proposals:
         self._sent[self._sequence] = _Group(term, writes, self._clock())
         self.meters.batch_commands.observe(len(writes))
         return self._sequence, encode_group(self._origin, self._sequence, [write.command for write in writes])
+
+    def request_ids(self, sequence: int) -> list[str]:
+        """Those of the writes in a group that is on its way."""
+        return [write.request_id for write in self._sent[sequence].writes if write.request_id is not None]
 
     def taken_back(self, sequence: int) -> None:
         """Certain: the group was not applied and will not be. Its writes wait again, in their old place."""

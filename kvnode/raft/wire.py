@@ -37,6 +37,7 @@ CHECKPOINT: Final = 18  # term, index, digest of all that was applied up to ther
 MEMBERS: Final = 19  # the latest configuration that is known to be committed, packed
 CHANGE: Final = 20  # request id, what (`reconfiguration.Change`), packed
 CHANGED: Final = 21  # request id, the configuration that came of it, packed, or None, error code, message
+REQUESTS: Final = 22  # X-Request-Ids of a group that was forwarded
 
 _NO: Final = type(None)
 _FIELDS: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
@@ -63,6 +64,7 @@ _FIELDS: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
         MEMBERS: (bytes,),
         CHANGE: (int, bytes),
         CHANGED: (int, (bytes, _NO), str, str),
+        REQUESTS: (list,),
     }.items()
 }
 

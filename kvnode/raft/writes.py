@@ -155,3 +155,5 @@ class Writes:
                 self._proposals.taken_back(sequence)
                 return
             self._proposals.meters.forwarded += 1
+            if self._proposals.traced and (request_ids := self._proposals.request_ids(sequence)):
+                self._network.send(leader_id, (wire.REQUESTS, request_ids))

@@ -7,8 +7,9 @@ import pytest
 from tests.cluster import Cluster
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Three real nodes that log in JSON, for all tests of a file."""
-    with Cluster(tmp_path_factory.mktemp("trio"), args=("--log-format", "json")) as cluster:
+    """Three real nodes that log in JSON, requests too; every test leaves them as it found them."""
+    args = ("--log-format", "json", "--log-requests")
+    with Cluster(tmp_path_factory.mktemp("trio"), args=args) as cluster:
         yield cluster.start()

@@ -39,7 +39,7 @@ def test_each_family_says_what_has_happened(trio: Cluster) -> None:
         assert now["kvnode_raft_applied_lag"] == 0
         assert now["kvnode_raft_members"] == 3
         assert now["kvnode_raft_leader_changes_total"] >= 1
-        assert now["kvnode_store_keys"] == 40
+        assert now["kvnode_store_keys"] == before[name]["kvnode_store_keys"] + 40
         assert now.of("kvnode_raft_digest_mismatch", member=other) == 0
         assert now.of("kvnode_ready", check="applied_lag") == 1
         assert now["kvnode_disk_size_bytes"] > now["kvnode_disk_free_bytes"] > 0
@@ -70,7 +70,7 @@ def test_each_family_says_what_has_happened(trio: Cluster) -> None:
     assert rise(follower, "kvnode_probe_results_total", probe="leader", result="follower") == 1
     assert rise(leader, "kvnode_probe_seconds_count") == 1
     assert rise(leader, "kvnode_http_answers_total", code="200") >= 21
-    assert page(trio, other).of("kvnode_http_answers_total", code="404") == 1
+    assert page(trio, other).of("kvnode_http_answers_total", code="404") >= 1
 
 
 def test_watches_come_and_go_on_the_page(trio: Cluster) -> None:

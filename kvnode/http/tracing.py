@@ -1,0 +1,53 @@
+"""X-Request-Id: taken over from who asks, or made; said in the answer and in every log line of the request."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextvars import Token
+from typing import Final
+
+from aiohttp import web
+from multidict import istr
+
+from kvnode import trace
+from kvnode.http.answer import Answer
+
+REQUEST_ID: Final = istr("X-Request-Id")
+PATH_CHARS_MAX: Final = 512  # in a log line; a key may be three times as long once it is percent-encoded
+
+
+class Traced:
+    """One request that has an id: `Traced(request)` before the handler, `end(answer)` behind it."""
+
+    __slots__ = ("_began_at", "_id", "_request", "_token")
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        sent = request.headers.get(REQUEST_ID, "")
+        # One that cannot be used is no reason to refuse a write: it gets another.
+        self._id = sent if trace.accepted(sent) else trace.made()
+        self._request = request
+        self._token: Token[str | None] = trace.request_id.set(self._id)
+        self._began_at = time.monotonic()
+
+    def end(self, answer: Answer) -> None:
+        answer.headers += b"X-Request-Id: %b\r\n" % self._id.encode()
+        if trace.log.isEnabledFor(logging.INFO):
+            self._say(answer.status)
+        trace.request_id.reset(self._token)  # the connection's next request is another one
+
+    def _say(self, status: int) -> None:
+        request, duration_ms = self._request, round((time.monotonic() - self._began_at) * 1_000, 3)
+        path = request.raw_path[:PATH_CHARS_MAX].encode("ascii", "backslashreplace").decode()
+        fields = {
+            "event": "request",
+            "method": request.method,
+            "path": path,
+            "status": status,
+            "client": request.remote,
+        }
+        trace.log.info(
+            "%s %s %d in %g ms.",
+            *(request.method, path, status, duration_ms),
+            extra={"fields": fields | {"duration_ms": duration_ms}},
+        )
