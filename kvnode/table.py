@@ -14,6 +14,7 @@ the nodes of a persistent trie it took over a second at a million keys: longer t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
+from itertools import chain
 from typing import Final, TypeVar
 
 SHARDS: Final = 8_192  # about 120 keys in each at a million; a power of two, so that the hash is masked and not divided
@@ -35,8 +36,7 @@ class TableView(Mapping[K, V]):
         return self._count
 
     def __iter__(self) -> Iterator[K]:
-        for shard in self._shards:
-            yield from shard
+        return chain.from_iterable(self._shards) if self._count else iter(())
 
     def __getitem__(self, key: K) -> V:
         return self._shards[hash(key) & (len(self._shards) - 1)][key]
@@ -50,16 +50,17 @@ class Table(MutableMapping[K, V]):
     def __init__(self, shards: int = SHARDS) -> None:
         assert shards & (shards - 1) == 0, "a power of two"
         self._mask = shards - 1
-        self._shards: list[dict[K, V]] = [{} for _ in range(shards)]
-        self._own = bytearray(b"\1") * shards  # 0: a view has this shard too
+        # One empty dict stands for them all until they are changed: thousands of dicts would take longer to make than
+        # many a table to fill.
+        self._shards: list[dict[K, V]] = [{}] * shards
+        self._own = bytearray(shards)  # 0: somebody else has this shard too, a view or another number
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[K]:
-        for shard in self._shards:
-            yield from shard
+        return chain.from_iterable(self._shards) if self._count else iter(())
 
     def __getitem__(self, key: K) -> V:
         return self._shards[hash(key) & self._mask][key]
