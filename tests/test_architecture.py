@@ -110,8 +110,18 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.meters",
     },
     "kvnode.client": {"kvnode.errors"},
+    # Looks at a machine and a cluster from outside of them.
+    "kvnode.doctor": {
+        "kvnode",
+        "kvnode.client",
+        "kvnode.config",
+        "kvnode.errors",
+        "kvnode.raft",
+        "kvnode.values",
+    },
     "kvnode.cli": {
         "kvnode",
+        "kvnode.doctor",
         "kvnode.client",
         "kvnode.server",
         "kvnode.backup",

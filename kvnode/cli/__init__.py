@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "restore": ("kvnode.cli.restore", "restore", "Make a cluster of one of a backup."),
     "recover": ("kvnode.cli.recover", "recover", "Make a cluster of one when the majority is lost."),
     "completion": ("kvnode.cli.completion", "completion", "Print what makes a shell complete kvnode."),
+    "doctor": ("kvnode.cli.doctor", "doctor", "Examine a machine, a node's options and the cluster."),
     "verify": ("kvnode.cli.verify", "verify_command", "Check a data directory or a backup."),
 }
 

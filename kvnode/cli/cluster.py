@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from kvnode.cli.calls import call, connected, output_option, print_json
 
-COLUMNS: Final = ("node", "role", "term", "applied", "lag", "reachable", "http", "raft")
+if TYPE_CHECKING:
+    from kvnode.client import Client
+
+HEALTH_S: Final = 1.5  # a probe answers within its own deadline, 500 ms, or the node is in trouble
+COLUMNS: Final = ("node", "role", "term", "applied", "lag", "reachable", "http", "raft", "health")
 
 
 @click.command()
 @output_option
 @connected
 def status(output: str, url: str, timeout_s: float) -> None:
-    """Show every member: role, term, what it has applied, how far it is behind, whether it can be reached.
+    """Show every member: role, term, what it has applied, how far it is behind, and its health.
 
-    One node answers for all; what it does not know is shown as -. Exit code 5 where no leader is known.
+    One node answers for all; what it does not know is shown as -. Health is what each node says itself, asked at its
+    HTTP address. Exit code 5 where no leader is known.
     """
-    body = call(url, timeout_s, lambda c: c.cluster())
+    body = call(url, timeout_s, _examined)
     if output == "json":
         print_json(body)
     else:
@@ -29,6 +36,28 @@ def status(output: str, url: str, timeout_s: float) -> None:
     if not all(group["leader_id"] for group in body["groups"]):
         print("kvnode: No leader is known at present.", file=sys.stderr)
         raise SystemExit(5)
+
+
+async def _examined(client: Client) -> dict[str, Any]:
+    """The cluster as one node sees it, and what each member says of its own readiness."""
+    body = await client.cluster()
+    members = [member for group in body["groups"] for member in group["members"]]
+    for member, health in zip(members, await asyncio.gather(*(_health(client, m) for m in members)), strict=True):
+        member["health"] = health
+    return body
+
+
+async def _health(client: Client, member: dict[str, Any]) -> str | None:
+    """'ready', or why not in the node's words; None where its HTTP cannot be asked from here."""
+    answer = await client.look(member["http"], "/readyz", HEALTH_S) if member["http"] else None
+    if answer is None or answer.status not in (200, 503):
+        return None
+    if answer.status == 200:
+        return "ready"
+    try:
+        return f"not ready: {json.loads(answer.body)['message']}"
+    except (ValueError, TypeError, LookupError):
+        return "not ready"
 
 
 def _row(group: dict[str, Any], member: dict[str, Any]) -> tuple[str, ...]:
@@ -42,6 +71,7 @@ def _row(group: dict[str, Any], member: dict[str, Any]) -> tuple[str, ...]:
         "yes" if reachable else "no",
         member["http"],
         member["raft"],
+        member["health"],
     )
     return tuple("-" if cell is None else str(cell) for cell in cells)
 
@@ -58,11 +88,13 @@ def _print_rows(rows: list[tuple[str, ...]], asked: str) -> None:
     styles = {"leader": "green", "unreachable": "red", "candidate": "yellow", "unknown": "yellow"}
     table = Table(box=None, padding=(0, 2, 0, 0), caption=f"as {asked} sees it", caption_justify="left")
     # The role says "unreachable" already; without that column, whole addresses fit into 80 characters.
-    shown = [i for i, name in enumerate(COLUMNS) if name != "reachable"]
+    shown = [COLUMNS.index(name) for name in ("node", "role", "term", "applied", "lag", "health", "http", "raft")]
     for i in shown:
         table.add_column(COLUMNS[i], overflow="fold")
     for row in rows:
-        table.add_row(*(row[i] for i in shown), style=styles.get(row[1]))
+        health = row[COLUMNS.index("health")]
+        unwell = "red" if health.startswith("not ready") else None
+        table.add_row(*(row[i] for i in shown), style=styles.get(row[1]) if unwell is None else unwell)
     Console().print(table)
 
 

@@ -14,7 +14,7 @@ from kvnode.errors import StartupError
 from kvnode.options import OPTIONS
 
 
-def _parameters() -> list[click.Parameter]:
+def serve_parameters() -> list[click.Parameter]:
     """Every option as plain text: its meaning, its checks and its default belong to the configuration alone."""
     options: list[click.Parameter] = [
         click.Option(
@@ -30,18 +30,24 @@ def _parameters() -> list[click.Parameter]:
     return options
 
 
+def given_options(given: dict[str, Any]) -> tuple[dict[str, str], Path | None]:
+    """What click found on the command line, as `config.load` wants it: flags, and the file that --config names."""
+    file = given.pop("config") or os.environ.get("KVNODE_CONFIG")
+    flags = {
+        name.replace("_", "-"): "on" if value is True else value for name, value in given.items() if value is not None
+    }
+    return flags, Path(file) if file else None
+
+
 def _run(**given: Any) -> int:
     """Run one node.
 
     Every option can be set in the environment, --node-id as KVNODE_NODE_ID, and in --config FILE.toml, as node-id;
     an option given here beats the environment beats the file.
     """
-    file = given.pop("config") or os.environ.get("KVNODE_CONFIG")
-    flags = {
-        name.replace("_", "-"): "on" if value is True else value for name, value in given.items() if value is not None
-    }
+    flags, file = given_options(given)
     try:
-        settings = config.load(flags, os.environ, Path(file) if file else None)
+        settings = config.load(flags, os.environ, file)
     except StartupError as e:
         print(f"kvnode: {e.message}", file=sys.stderr)
         return 2
@@ -50,4 +56,4 @@ def _run(**given: Any) -> int:
     return server.run(settings)
 
 
-serve = click.Command("serve", params=_parameters(), callback=_run, help=_run.__doc__)
+serve = click.Command("serve", params=serve_parameters(), callback=_run, help=_run.__doc__)

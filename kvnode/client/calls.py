@@ -117,6 +117,18 @@ class Calls:
                 raise doubt or last or errors.Unavailable(f"No node answered within {patience_s:g} s.")
             await asyncio.sleep(PAUSE_S)
 
+    async def look(self, url: str, path: str, timeout_s: float) -> Answer | None:
+        """One GET to exactly this node, whatever it answers; None where it did not in time."""
+        try:
+            async with self.session.get(
+                URL(url.rstrip("/") + path, encoded=True),
+                timeout=aiohttp.ClientTimeout(total=timeout_s),
+                allow_redirects=False,
+            ) as response:
+                return Answer(response.status, response.headers, await response.read())
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            return None
+
     def _leader_first(self) -> Iterator[str]:
         """Every URL once: the leader's, or while that is not known those that it may be, then the rest in order."""
         first = [url for url in self.urls if self._leader is not None and self._node_of.get(url) == self._leader]

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, Self, cast
 from urllib.parse import quote, urlencode
 
 from kvnode import errors
-from kvnode.client.answers import error_of, etag_revision, parsed, shaped
+from kvnode.client.answers import Answer, error_of, etag_revision, parsed, shaped
 from kvnode.client.calls import JSON, PAUSE_S, RESEND_S, Calls, json_bytes, once
 from kvnode.client.leases import Leases
 from kvnode.client.lock import TTL_S, Lock
@@ -208,6 +208,10 @@ class Client:
     async def cluster(self) -> dict[str, Any]:
         """The cluster as the first node that answers sees it: the body of `GET /admin/api/v1/cluster`."""
         return parsed(await self._calls.call("GET", "/admin/api/v1/cluster", in_order=True))
+
+    async def look(self, url: str, path: str, timeout_s: float = 2.0) -> Answer | None:
+        """One GET to exactly this node, whatever it answers; None where it did not in time. For diagnosis."""
+        return await self._calls.look(url, path, timeout_s)
 
     async def transfer(self, to: str | None = None) -> tuple[str, int]:
         """Hands leadership to `to`, or to the fittest member; (leader id, term) once it is confirmed."""

@@ -193,8 +193,8 @@ async def test_status_shows_members_that_cannot_be_reached() -> None:
     done = await against(always(Reply(200, json.dumps(CLUSTER).encode())), "status")
     assert done.code == 0
     _, leader, lost = done.out.decode().splitlines()
-    assert leader.split("\t") == ["n1", "leader", "4", "9", "0", "yes", "http://a:1", "a:2"]
-    assert lost.split("\t") == ["n2", "unreachable", "-", "-", "-", "no", "-", "b:2"]
+    assert leader.split("\t") == ["n1", "leader", "4", "9", "0", "yes", "http://a:1", "a:2", "-"]
+    assert lost.split("\t") == ["n2", "unreachable", "-", "-", "-", "no", "-", "b:2", "-"]
 
 
 async def test_leader_prints_its_name_and_url() -> None:
