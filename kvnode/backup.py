@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 from kvnode.items import go_on
+from kvnode.session import NONE
 from kvnode.store import KeyValueStore
 from kvnode.view import CHUNK_BYTES_MAX, StoreView
 
@@ -47,6 +48,7 @@ class Head(NamedTuple):
 def pieces(view: StoreView, cluster_id: str, rest: Callable[[], None] = go_on) -> Iterator[bytes]:
     """The file's bytes, in pieces of about PIECE_BYTES. `rest` is called after each few milliseconds of work."""
     name = cluster_id.encode()
+    view = view._replace(session=NONE)  # a backup is no place for a key; a cluster made of one has its own
     head = _HEAD.pack(_MAGIC, _VERSION, view.revision, len(view.items), len(name)) + name
     buffers, waiting = [head, _CRC.pack(zlib.crc32(head))], 0
     crcs = count = 0

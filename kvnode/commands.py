@@ -19,6 +19,8 @@ COMMAND_BYTES_MAX: Final = VALUE_BYTES_MAX + KEY_BYTES_MAX + CONTENT_TYPE_BYTES_
 
 TTL_S_MAX: Final = 366 * 86_400
 LEASE_ID_MAX: Final = 2**53 - 1  # JSON numbers are exact up to there
+SESSION_KEY_BYTES_MAX: Final = 64
+SESSION_GRACE_S_MAX: Final = 31 * 86_400
 EXPIRED_MAX: Final = 4_096  # leases in one expiry
 
 ROLES: Final = ("read_only", "full")
@@ -34,13 +36,14 @@ GRANT: Final = 5
 RENEW: Final = 6
 REVOKE: Final = 7
 EXPIRE: Final = 8
+SESSION: Final = 9  # `session.py`
 TOKEN_CREATE: Final = 10
 TOKEN_REVOKE: Final = 11
 # Fields up to the idempotency key, which is left out where there is none: older journals have no such field, and
 # a write without a key does not carry an empty one.
 FIELDS: Final = {
-    PUT: 5, DELETE: 3, DELETE_PREFIX: 2, TXN: 4, GRANT: 2, RENEW: 2, REVOKE: 2, EXPIRE: 2, TOKEN_CREATE: 2,
-    TOKEN_REVOKE: 2,
+    PUT: 5, DELETE: 3, DELETE_PREFIX: 2, TXN: 4, GRANT: 2, RENEW: 2, REVOKE: 2, EXPIRE: 2, SESSION: 5,
+    TOKEN_CREATE: 2, TOKEN_REVOKE: 2,
 }  # fmt: skip
 PUT_FIELDS: Final = FIELDS[PUT]
 DELETE_FIELDS: Final = FIELDS[DELETE]
@@ -203,6 +206,8 @@ def command_fault(command: Any) -> str | None:
             fault = lease_fault(extra[1], extra[2])
         if fault is not None:
             return fault
+    elif kind == SESSION:
+        return _session_fault(command)
     elif type(kind) is not int or kind not in FIELDS:
         return "unknown command"
     else:
@@ -247,6 +252,16 @@ def token_fault(kind: int, argument: Any) -> str | None:
         return "a token's time is in milliseconds since 1970"
     fault = text_fault("token's id", token_id, 1, TOKEN_ID_CHARS_MAX)
     return fault or text_fault("token's name", name, 1, TOKEN_NAME_BYTES_MAX)
+
+
+def _session_fault(command: list[Any]) -> str | None:
+    if len(command) == FIELDS[SESSION]:
+        _, after, key, fingerprint, grace_s = command
+        numbers = type(after) is type(grace_s) is int and after >= 0 and 0 <= grace_s <= SESSION_GRACE_S_MAX
+        texts = type(key) is type(fingerprint) is bytes and max(len(key), len(fingerprint)) <= SESSION_KEY_BYTES_MAX
+        if numbers and texts:
+            return None
+    return "a session key has the number of the one before it, its bytes, its fingerprint and a grace time"
 
 
 def value_fault(value: Any, content_type: Any) -> str | None:

@@ -15,9 +15,11 @@ from typing import Final, Literal
 from kvnode import values
 from kvnode.errors import StartupError
 from kvnode.options import Settings
+from kvnode.session import keys_of
 from kvnode.values import HostPort
 
 SECRET_VARIABLE: Final = "KVNODE_CLUSTER_SECRET"
+SESSION_VARIABLE: Final = "KVNODE_SESSION_KEY"
 SECRET_BYTES_MIN: Final = 16  # 128 bits, if every byte is random; `openssl rand -hex 32` is comfortably over it
 SECRET_BYTES_MAX: Final = 4_096
 CLUSTER_SIZES: Final = (1, 3, 5, 7)  # an even cluster survives no more failures than the odd one below it
@@ -39,6 +41,7 @@ class Config:
     secret: bytes = field(repr=False)
     cluster_id: str | None
     join: tuple[str, ...]
+    session_keys: tuple[bytes, ...] = field(repr=False)
     fsync: Literal["always", "interval", "never"]
     leader_probe: bool
     probe_timeout_s: float
@@ -58,7 +61,8 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None
     node_id = given.parse("node-id", values.name)
     http, raft = given.parse("http", values.host_port), given.parse("raft", values.host_port)
     insecure = given.parse("insecure", values.switch)
-    secret = _secret(given, environ)
+    secret = _secret(given, environ, "cluster-secret-file", SECRET_VARIABLE, "cluster secret")
+    session = _secret(given, environ, "session-key-file", SESSION_VARIABLE, "session key")
     _check_exposure(given, http, raft, secret, insecure)
     peers, warnings = _peers(given, node_id, raft)
     election_min_s, election_max_s, heartbeat_s = _timing(given)
@@ -73,6 +77,7 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None
         secret=secret,
         cluster_id=given.parse("cluster-id", values.name),
         join=given.parse("join", values.base_urls) or (),
+        session_keys=keys_of(session),
         fsync=given.parse("fsync", values.choice, ("always", "interval", "never")),
         leader_probe=given.parse("leader-probe", values.switch),
         # A probe that outlives its balancer's patience is no probe: ten seconds is beyond any check interval in use.
@@ -88,12 +93,12 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None
     )
 
 
-def _secret(given: Settings, environ: Mapping[str, str]) -> bytes:
-    """The shared secret, empty where none is given. A flag beats the variable; the variable beats the file's entry."""
-    setting = given.get("cluster-secret-file")
-    text = environ.get(SECRET_VARIABLE, "")
-    if setting and setting.source == "KVNODE_CLUSTER_SECRET_FILE" and text:
-        raise setting.refused(f"{SECRET_VARIABLE} is set as well; keep one of the two")
+def _secret(given: Settings, environ: Mapping[str, str], option: str, variable: str, called: str) -> bytes:
+    """A shared secret, empty where none is given. A flag beats the variable; the variable beats the file's entry."""
+    setting = given.get(option)
+    text = environ.get(variable, "")
+    if setting and setting.source == f"{variable}_FILE" and text:
+        raise setting.refused(f"{variable} is set as well; keep one of the two")
     if setting and (setting.source is None or not text):
         try:
             with open(setting.text, "rb") as f:
@@ -102,14 +107,14 @@ def _secret(given: Settings, environ: Mapping[str, str]) -> bytes:
             raise setting.refused(f"the file cannot be read ({e.strerror}); give a readable one") from None
         except ValueError:
             raise setting.refused("this cannot be a file's name; give a readable file") from None
-        what = f"the file {setting.text!r} of --cluster-secret-file"
+        what = f"the file {setting.text!r} of --{option}"
     elif text:
-        secret, what = text.encode("utf-8", "surrogateescape").rstrip(b"\r\n"), SECRET_VARIABLE
+        secret, what = text.encode("utf-8", "surrogateescape").rstrip(b"\r\n"), variable
     else:
         return b""
     if not SECRET_BYTES_MIN <= len(secret) <= SECRET_BYTES_MAX:
         raise StartupError(
-            f"The cluster secret in {what} must be {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} bytes long, "
+            f"The {called} in {what} must be {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} bytes long, "
             f"this one has {len(secret)}; make one with: openssl rand -hex 32."
         )
     return secret

@@ -54,6 +54,12 @@ class UnsupportedMediaType(Definite):
     code = "unsupported_media_type"
 
 
+class Unauthorized(Definite):
+    """Whoever asks has not shown who they are."""
+
+    code = "unauthorized"
+
+
 class NotFound(Definite):
     """No such path."""
 

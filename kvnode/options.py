@@ -42,6 +42,7 @@ OPTIONS: Final = (
     Option("advertise-http", "URL", None, "How others reach this node's HTTP [default: from --http]."),
     Option("data-dir", "DIR", None, "Journal, snapshots, identity [default: ./kvnode-data/<node-id>]."),
     Option("cluster-secret-file", "FILE", None, "Proves a peer belongs; required once Raft listens off loopback."),
+    Option("session-key-file", "FILE", None, "Signs admin sessions, for all nodes [default: the cluster makes one]."),
     Option("cluster-id", "NAME", None, "The cluster's name; all members must agree [default: from --peers]."),
     Option("fsync", "always|interval|never", "always", "When the journal reaches the disk."),
     Option("leader-probe", "on|off", "on", "Whether /admin/healthz/leader exists."),

@@ -50,6 +50,14 @@ class Invalid:
 
 
 @dataclass(frozen=True, slots=True)
+class Turned:
+    """The session key's number now; not `adopted` where another change came first."""
+
+    number: int
+    adopted: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Reused:
     """The idempotency key belongs to another request, whose outcome stands; this one changed nothing."""
 
@@ -135,7 +143,7 @@ class TokensFull:
 
 Result = (
     Written | Deleted | Refused | Invalid | Reused | Concluded | Granted | Revoked | LeaseMissing | LeasesFull
-    | TokenChanged | TokenMissing | TokensFull
+    | TokenChanged | TokenMissing | TokensFull | Turned
 )  # fmt: skip
 
 # The results that a retry can be given again (`outcomes.py`), by their number in a snapshot.

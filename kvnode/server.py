@@ -93,6 +93,7 @@ def raft_settings(config: Config) -> RaftSettings:
         election_timeout_min_s=config.election_timeout_min_s,
         election_timeout_max_s=config.election_timeout_max_s,
         heartbeat_s=config.heartbeat_s,
+        session_keys=config.session_keys,
         join=partial(join, config.join, config.node_id, config.peers[config.node_id], config.advertise_http)
         if config.join
         else None,

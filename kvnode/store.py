@@ -25,6 +25,7 @@ from kvnode.commands import (
     FIELDS,
     PUT,
     PUT_FIELDS,
+    SESSION,
     TOKEN_CREATE,
     TXN,
     command_fault,
@@ -45,6 +46,7 @@ from kvnode.results import (
     Reused,
     Written,
 )  # fmt: skip
+from kvnode.session import NONE, change_session
 from kvnode.table import Table
 from kvnode.tokens import Tokens
 from kvnode.transactions import read_again, transact, transaction_fault
@@ -54,14 +56,14 @@ from kvnode.view import StoreView, read_contents
 class KeyValueStore:
     """The state machine. `apply` is its only way to change, apart from `restore` and `adopt`."""
 
-    __slots__ = ("_items", "_keys", "_outcomes", "changes", "leases", "revision", "tokens")
+    __slots__ = ("_items", "_keys", "_outcomes", "changes", "leases", "revision", "session", "tokens")
 
     def __init__(self) -> None:
         self.revision = 0
-        # Where `apply` notes what it changed (`changes.py`), if somebody wants to know and takes it away.
-        self.changes: list[Change] | None = None
+        self.changes: list[Change] | None = None  # noted by `apply` (`changes.py`) for whoever takes it away
         self._outcomes = Outcomes()
         self.leases = Leases()  # for reading, elsewhere
+        self.session = NONE  # for reading, elsewhere
         self.tokens = Tokens()  # likewise
         self._items: Table[str, bytes] = Table()
         self._keys: SortedList[str] = SortedList()
@@ -101,7 +103,12 @@ class KeyValueStore:
     def view(self) -> StoreView:
         """The store as it stands now, immutable. O(1): later changes copy what they touch, a little at a time."""
         return StoreView(
-            self.revision, self._items.view(), self._outcomes.view(), self.leases.view(), self.tokens.view()
+            self.revision,
+            self._items.view(),
+            self._outcomes.view(),
+            self.leases.view(),
+            self.tokens.view(),
+            self.session,
         )
 
     # --- changing --------------------------------------------------------------------------------
@@ -150,7 +157,7 @@ class KeyValueStore:
             return self.delete_all(self.with_prefix(request[1]))
         if kind >= TOKEN_CREATE:
             return self.tokens.change(kind, request[1], self.revision)
-        return change_lease(self, kind, request[1])
+        return change_session(self, request) if kind == SESSION else change_lease(self, kind, request[1])
 
     def _put(self, request: list[Any]) -> Result:
         if len(request) > PUT_FIELDS:
@@ -203,7 +210,7 @@ class KeyValueStore:
             self.leases.settle()
         return Deleted(len(keys), self.revision)
 
-    # --- leases ----------------------------------------------------------------------------------
+    # --- keys, for this file and `transactions.py` alone ----------------------------------------------
 
     def cannot_lease(self, wanted: list[list[Any]]) -> LeaseMissing | LeasesFull | None:
         """Why puts with these pairs of (lease, ttl) cannot be; nothing is changed before all of them can."""
@@ -212,8 +219,6 @@ class KeyValueStore:
                 return LeaseMissing(self.revision, lease)
         granting = sum(1 for _, ttl_s in wanted if ttl_s)
         return LeasesFull(self.revision) if granting and len(self.leases) + granting > LEASES_MAX else None
-
-    # --- keys, for this file and `transactions.py` alone ----------------------------------------------
 
     def write(
         self, key: str, value: bytes, content_type: str, revision: int, lease: int = 0, ttl_s: int = 0
@@ -290,9 +295,7 @@ class KeyValueStore:
         For a snapshot that was loaded in a worker thread: the loop swaps it in without a pause, whoever holds this
         store keeps holding the right one, and what was here can be given up elsewhere (`release`).
         """
-        for name in self.__slots__:
-            if name == "changes":
-                continue
+        for name in set(self.__slots__) - {"changes"}:
             mine, others = getattr(self, name), getattr(other, name)
             setattr(self, name, others)
             setattr(other, name, mine)
@@ -309,6 +312,7 @@ class KeyValueStore:
         store = cls()
         try:
             store.restore(contents.revision, contents.items, contents.outcomes, contents.leases, contents.tokens)
+            store.session = contents.session
         except struct.error:
             raise ValueError("an item of the snapshot has a number out of bounds") from None
         if len(store) != contents.item_count:

@@ -1,6 +1,6 @@
 """The store as it was at one revision: what a snapshot writes, and what is read back from its bytes.
 
-    snapshot = [format, revision, item count, outcome count, lease count, last lease id, {"tokens": [...]}]
+    snapshot = [format, revision, item count, outcome count, lease count, last lease id, {name: ...}]
              | outcomes ... | leases ... | items ...
 
 The map at the end of the first array holds what is small; without any of it, format 3 says the same without the map.
@@ -19,6 +19,7 @@ from kvnode.commands import CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_M
 from kvnode.items import Item, go_on, in_order, read_items, unpacked
 from kvnode.leases import Leases, LeasesView
 from kvnode.outcomes import Outcomes, OutcomesView
+from kvnode.session import NONE, SessionKeys, read_session_keys
 from kvnode.table import TableView
 from kvnode.tokens import Token, Tokens
 
@@ -38,6 +39,7 @@ class StoreView(NamedTuple):
     outcomes: OutcomesView
     leases: LeasesView
     tokens: tuple[Token, ...] = ()
+    session: SessionKeys = NONE
 
     def keys(self, rest: Callable[[], None] = go_on) -> Iterator[str]:
         """All keys in byte order. `rest` is called after each few milliseconds of sorting."""
@@ -59,8 +61,11 @@ class StoreView(NamedTuple):
         pack = packer.pack
         outcomes, leases = self.outcomes, self.leases
         counts = (len(self.items), len(outcomes.order), len(leases.granted))
-        if self.tokens:
-            yield pack((SNAPSHOT_FORMAT, self.revision, *counts, leases.last_id, {"tokens": self.tokens}))
+        small: dict[str, Any] = {"tokens": self.tokens} if self.tokens else {}
+        if self.session.number:
+            small["session"] = self.session.packed
+        if small:
+            yield pack((SNAPSHOT_FORMAT, self.revision, *counts, leases.last_id, small))
         else:
             yield pack((SNAPSHOT_FORMAT_WITHOUT_MAP, self.revision, *counts, leases.last_id))
         yield from outcomes.chunks()
@@ -89,6 +94,7 @@ class Contents(NamedTuple):
     outcomes: Outcomes
     leases: Leases
     tokens: Tokens
+    session: SessionKeys
     items: Iterator[tuple[str, Item]]
 
 
@@ -111,7 +117,8 @@ def read_contents(chunks: Iterable[bytes]) -> Contents:
     outcomes = Outcomes.load(source, outcome_count)
     leases = Leases()
     leases.load(source, lease_count, last_lease_id)
-    return Contents(revision, item_count, outcomes, leases, Tokens.load(small.get("tokens", [])), read_items(source))
+    tokens, session = Tokens.load(small.get("tokens", [])), read_session_keys(small.get("session", NONE.packed))
+    return Contents(revision, item_count, outcomes, leases, tokens, session, read_items(source))
 
 
 def _unpack(chunk: bytes) -> list[Any]:

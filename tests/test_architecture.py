@@ -22,7 +22,7 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.trace": set(),
     "kvnode.logs": {"kvnode.trace"},
     "kvnode.options": {"kvnode", "kvnode.errors", "kvnode.values"},
-    "kvnode.config": {"kvnode", "kvnode.errors", "kvnode.options", "kvnode.values"},
+    "kvnode.config": {"kvnode", "kvnode.errors", "kvnode.options", "kvnode.session", "kvnode.values"},
     "kvnode.table": set(),
     "kvnode.changes": set(),
     "kvnode.results": {"kvnode.items"},
@@ -32,8 +32,10 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.outcomes": {"kvnode.commands", "kvnode.results", "kvnode.table"},
     "kvnode.leases": {"kvnode.changes", "kvnode.commands", "kvnode.items", "kvnode.results", "kvnode.table"},
     "kvnode.transactions": {"kvnode.changes", "kvnode.commands", "kvnode.items", "kvnode.leases", "kvnode.results"},
+    "kvnode.session": {"kvnode.commands", "kvnode.errors", "kvnode.results"},
     "kvnode.tokens": {"kvnode.commands", "kvnode.results"},
     "kvnode.view": {
+        "kvnode.session",
         "kvnode.tokens",
         "kvnode.commands",
         "kvnode.items",
@@ -42,6 +44,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.table",
     },
     "kvnode.store": {
+        "kvnode.session",
         "kvnode.changes",
         "kvnode.commands",
         "kvnode.items",
@@ -54,13 +57,14 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.transactions",
         "kvnode.view",
     },
-    "kvnode.backup": {"kvnode.items", "kvnode.store", "kvnode.view"},
+    "kvnode.backup": {"kvnode.session", "kvnode.items", "kvnode.store", "kvnode.view"},
     # Who watches what: fed by raft/, read by http/, and as free of clocks and sockets as the store.
     "kvnode.watch": {"kvnode.changes", "kvnode.errors"},
     "kvnode.raft.status": set(),
     "kvnode.raft.pace": set(),
     "kvnode.raft": {
         "kvnode.raft.pace",
+        "kvnode.session",
         "kvnode.raft.status",
         "kvnode.watch",
         "kvnode.store",
@@ -79,6 +83,7 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.raft.recover": {"kvnode.raft", "kvnode.store", "kvnode.entries", "kvnode.errors"},
     "kvnode.raft.restore": {"kvnode.raft", "kvnode.store", "kvnode.errors"},
     "kvnode.http": {
+        "kvnode.session",
         "kvnode.backup",
         "kvnode.raft.pace",
         "kvnode.values",
@@ -151,7 +156,15 @@ LIBRARIES: dict[str, set[str]] = {
 FORBIDDEN: dict[str, set[str]] = {
     room: {"time", "random", "secrets", "uuid", "os", "io", "socket", "logging", "asyncio", "threading", "datetime"}
     for room in (
-        *("kvnode.store", "kvnode.view", "kvnode.items", "kvnode.outcomes", "kvnode.table", "kvnode.tokens"),
+        *(
+            "kvnode.store",
+            "kvnode.session",
+            "kvnode.view",
+            "kvnode.items",
+            "kvnode.outcomes",
+            "kvnode.table",
+            "kvnode.tokens",
+        ),
         *("kvnode.commands", "kvnode.entries", "kvnode.results", "kvnode.changes", "kvnode.watch"),
     )
 }

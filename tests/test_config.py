@@ -9,6 +9,7 @@ import pytest
 from kvnode import config, options
 from kvnode.config import Config
 from kvnode.errors import StartupError
+from kvnode.session import keys_of
 
 SECRET = "0123456789abcdef"
 SECRET_NAME = "KVNODE_CLUSTER_SECRET"
@@ -63,6 +64,7 @@ def test_every_option_can_be_set_in_the_environment(tmp_path: Path) -> None:
         "advertise-http": "https://n2.example.net",
         "data-dir": "/var/lib/kvnode",
         "cluster-secret-file": str(tmp_path / "secret"),
+        "session-key-file": str(tmp_path / "secret"),
         "cluster-id": "blue",
         "fsync": "interval",
         "leader-probe": "off",
@@ -94,6 +96,7 @@ def test_every_option_can_be_set_in_the_environment(tmp_path: Path) -> None:
         secret=SECRET.encode(),
         cluster_id="blue",
         join=(),
+        session_keys=keys_of(SECRET.encode()),
         fsync="interval",
         leader_probe=False,
         probe_timeout_s=1.5,

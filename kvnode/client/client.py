@@ -20,6 +20,7 @@ from kvnode.client.watching import Event, watch
 Consistency = Literal["linearizable", "stale"]
 
 MEMBERS: Final = "/admin/api/v1/members"
+SESSION_KEY: Final = "/admin/api/v1/session-key"
 PAGE_KEYS_MAX: Final = 1_000
 
 
@@ -226,6 +227,15 @@ class Client:
     async def change_members(self, method: str, path: str, **document: Any) -> dict[str, Any]:
         """POST a member, or to `/ID/promote`, or DELETE `/ID`; the configuration that came of it."""
         return parsed(await self._calls.call(method, MEMBERS + path, JSON, json.dumps(document).encode()))
+
+    async def session_key(self) -> dict[str, Any]:
+        """Which key signs admin sessions, by its fingerprint: the body of `GET /admin/api/v1/session-key`."""
+        return parsed(await self._calls.call("GET", SESSION_KEY, in_order=True))
+
+    async def rotate_session_key(self, grace_s: int) -> dict[str, Any]:
+        """Another key from now on; `grace_s` seconds long what the one before it signed is accepted."""
+        data = json.dumps({"grace_s": grace_s}).encode()
+        return parsed(await self._calls.call("POST", SESSION_KEY + "/rotate", JSON, data))
 
 
 def _batched(result: Mapping[str, Any]) -> Batched:

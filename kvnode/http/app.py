@@ -24,7 +24,7 @@ from kvnode.errors import (
     MethodNotAllowed,
     PreconditionFailed,
 )
-from kvnode.http import admin, backup, batch, kv, leases, listing, members, metrics, probes, txn, watch
+from kvnode.http import admin, backup, batch, kv, leases, listing, members, metrics, probes, sessions, txn, watch
 from kvnode.http.answer import JSON_TYPE, Answer, json_bytes
 from kvnode.http.connection import Connection
 from kvnode.http.group import Group
@@ -41,6 +41,7 @@ __all__ = ["LeaderProbe", "create_server"]
 STATUS_OF: Final = {
     "bad_request": 400,
     "idempotency_key_reused": 400,
+    "unauthorized": 401,
     "not_found": 404,
     "unknown_endpoint": 404,
     "key_not_found": 404,
@@ -99,6 +100,7 @@ def create_server(
         admin.routes(group, node_id, version),
         backup.routes(group),
         members.routes(group),
+        sessions.routes(group),
     )
     return Server(App(table, Stamp(group, node_id), meters, log_requests))
 

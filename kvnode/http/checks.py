@@ -42,6 +42,10 @@ def _applied_lag(status: RaftStatus) -> str | None:
     return None if lag <= APPLIED_LAG_ENTRIES_MAX else f"This node is {lag} entries behind the leader"
 
 
+def _session_key(status: RaftStatus) -> str | None:
+    return status.session_error
+
+
 def _membership(status: RaftStatus) -> str | None:
     return None if status.is_member else "This node is not a member of the cluster"
 
@@ -66,7 +70,7 @@ def _raft_tick(status: RaftStatus) -> str | None:
     return None
 
 
-STARTUP: Final[dict[str, Check]] = {"startup": _startup}
+STARTUP: Final[dict[str, Check]] = {"startup": _startup, "session_key": _session_key}
 
 LIVE: Final[dict[str, Check]] = {"event_loop": _event_loop, "raft_tick": _raft_tick}
 
@@ -75,6 +79,7 @@ READY: Final[dict[str, Check]] = {
     "storage": _storage,
     "leader": _leader,
     "applied_lag": _applied_lag,
+    "session_key": _session_key,
     "membership": _membership,
     "draining": _draining,
     "blocking_errors": _blocking_errors,

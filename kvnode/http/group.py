@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from kvnode.errors import KvnodeError
 from kvnode.meters import RaftLevels, RaftMeters
 from kvnode.raft.status import Membership, MemberStatus, RaftStatus
 from kvnode.results import Result
+from kvnode.session import SessionKeys
 from kvnode.store import KeyValueStore
 from kvnode.watch.hub import Hub
+
+
+class Signing(Protocol):
+    """`raft.session.SessionKey`: the keys that this node may use, the one that signs first."""
+
+    keys: tuple[bytes, ...]
+    known: SessionKeys
+    error: str | None
+
+    async def rotate(self, propose: Callable[[bytes], Awaitable[Result]], grace_s: int) -> SessionKeys: ...
 
 
 class Group(Protocol):
@@ -23,6 +34,10 @@ class Group(Protocol):
     @property
     def watches(self) -> Hub:
         """Who watches the local replica."""
+
+    @property
+    def session(self) -> Signing:
+        """The cluster's session key."""
 
     def status(self) -> RaftStatus:
         """Local state; sends nothing and waits for nothing."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -111,8 +111,8 @@ def _report(group: Group, name: str, wanted: Mapping[str, checks.Check], results
         failed = any(failure is not None for failure in found.values())
         results[name, "error" if failed else "ok"] += 1
         if parameters.flag("verbose"):
-            return _verbose(name, wanted, found)
-        return _json(found)
+            return _verbose(name, wanted, found, status.warnings if wanted is checks.READY else ())
+        return _json(found, status.warnings if wanted is checks.READY else ())
 
     return report
 
@@ -127,10 +127,12 @@ def _report_one(group: Group, known: Mapping[str, checks.Check]) -> Handler:
     return report_one
 
 
-def _json(found: Mapping[str, str | None]) -> Answer:
-    """`found`: each check's failure, or None."""
+def _json(found: Mapping[str, str | None], warnings: Sequence[str] = ()) -> Answer:
+    """`found`: each check's failure, or None. Warnings are told, and change no verdict."""
     failures = [failure for failure in found.values() if failure is not None]
-    document = {
+    # Until the key is there, that is what an operator waits for, whatever else is not ready yet.
+    failures.sort(key=lambda failure: failure is not found.get("session_key"))
+    document: dict[str, Any] = {
         "status": "error" if failures else "ok",
         "message": failures[0] if failures else "ok",
         "checks": [
@@ -138,10 +140,14 @@ def _json(found: Mapping[str, str | None]) -> Answer:
             for name, failure in found.items()
         ],
     }
+    if warnings:
+        document["warnings"] = list(warnings)
     return Answer(503 if failures else 200, _JSON, json_bytes(document))
 
 
-def _verbose(name: str, wanted: Mapping[str, checks.Check], found: Mapping[str, str | None]) -> Answer:
+def _verbose(
+    name: str, wanted: Mapping[str, checks.Check], found: Mapping[str, str | None], warnings: Sequence[str]
+) -> Answer:
     """One line for each check, as `kubectl get --raw '/readyz?verbose'` prints them."""
     lines = []
     for check in wanted:
@@ -152,6 +158,7 @@ def _verbose(name: str, wanted: Mapping[str, checks.Check], found: Mapping[str, 
             lines.append(f"[+]{check} ok")
         else:
             lines.append(f"[-]{check} failed: {failure}")
+    lines += [f"[!]warning: {warning}" for warning in warnings]
     failed = any(failure is not None for failure in found.values())
     lines.append(f"{name} check {'failed' if failed else 'passed'}")
     return Answer(503 if failed else 200, _PLAIN, ("\n".join(lines) + "\n").encode("utf-8", "replace"))

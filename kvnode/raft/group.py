@@ -24,17 +24,17 @@ from kvnode.raft.core import check_release
 from kvnode.raft.disk import Directory
 from kvnode.raft.engine import Engine
 from kvnode.raft.expiry import EngineLeader, Expiry
-from kvnode.raft.identity import Claim, check_peers, claim, is_claimed
 from kvnode.raft.journal import Journal
 from kvnode.raft.levels import levels
 from kvnode.raft.members import membership, seen_members, unseen_members
-from kvnode.raft.membership import Roster, first_cluster
+from kvnode.raft.origin import claimed_by, roster
 from kvnode.raft.pace import Pace
 from kvnode.raft.reconfiguration import Change, Reconfiguration
 from kvnode.raft.requests import forwarded_requests
 from kvnode.raft.segments import Segments
+from kvnode.raft.session import MISSING, EngineNode, SessionKey
 from kvnode.raft.settings import RaftSettings
-from kvnode.raft.snapshot import Snapshot, Snapshots
+from kvnode.raft.snapshot import Snapshots
 from kvnode.raft.standing import seen_status, unseen_status
 from kvnode.raft.status import Membership, MemberStatus, RaftStatus, leader_refusal
 from kvnode.raft.transfer import Transfer
@@ -64,6 +64,7 @@ class RaftGroup:
         self._expiry: Expiry | None = None
         self._reconfiguration: Reconfiguration | None = None
         self.store = KeyValueStore()
+        self.session = SessionKey(self.store, settings.session_keys)
         loop = asyncio.get_running_loop()
         self.watches = Hub(self.store, loop.call_soon)
         self.fatal: asyncio.Future[Fatal] = loop.create_future()
@@ -77,7 +78,7 @@ class RaftGroup:
         settings = self._settings
         self._disk = disk = Directory(settings.data_dir)
         try:
-            claimed = await self._claim(disk)
+            claimed = await claimed_by(settings, disk)
             self._cluster_id = claimed.cluster_id
             self._segments = segments = Segments(disk, self._cluster_id)
             snapshots = Snapshots(disk, self._cluster_id, Pace().rest)
@@ -100,10 +101,9 @@ class RaftGroup:
             journal.reconcile(newest.index if newest else 0, newest.term if newest else 0, where)
             self.store.adopt(store)
             self.watches.restart()
-            roster = self._roster(disk, claimed, journal, newest)
-            engine = Engine(
-                settings, segments, journal, snapshots, self.store, self.watches, self._cluster_id, roster, self._failed
-            )
+            members = roster(settings, disk, claimed, journal, newest)
+            at = self._cluster_id
+            engine = Engine(settings, segments, journal, snapshots, self.store, self.watches, at, members, self._failed)
             engine.on[wire.REQUESTS] = forwarded_requests
             self._transfer = Transfer(engine)
             self._reconfiguration = Reconfiguration(engine, self._transfer)
@@ -115,6 +115,7 @@ class RaftGroup:
             self._engine = engine
             self._expiry = Expiry(EngineLeader(engine), self.store, engine.clock)
             self._expiry.run(loop)
+            self.session.run(EngineNode(engine), engine.clock, disk)
         except OSError as error:
             raise StartupError(
                 f"The data directory {settings.data_dir} cannot be used ({error.strerror or error}): "
@@ -125,26 +126,10 @@ class RaftGroup:
                 disk.close()
                 self._disk = None
 
-    async def _claim(self, disk: Directory) -> Claim:
-        settings, invitation = self._settings, None
-        if settings.join is not None and not is_claimed(disk):
-            invitation = await settings.join()
-        return claim(disk, settings.node_id, settings.cluster_id, settings.peers, invitation)
-
-    def _roster(self, disk: Directory, claimed: Claim, journal: Journal, newest: Snapshot | None) -> Roster:
-        """The log's word counts, then the snapshot's, then that of the first start, with --peers for its addresses."""
-        peers = self._settings.peers
-        first = claimed.told or first_cluster({node_id: peers.get(node_id, ("", 0)) for node_id in claimed.members})
-        if newest is not None and newest.configuration.index:
-            first = newest.configuration
-        roster = Roster(self._settings.node_id, journal, first, claimed.told)
-        if roster.current.index == 0:
-            check_peers(disk, claimed, peers)
-        return roster
-
     async def stop(self) -> None:
         """Ends everything; what was acknowledged is on disk. Idempotent."""
         self._stopping = True
+        self.session.stop()
         if self._transfer is not None:
             self._transfer.stop()
         if self._expiry is not None:
@@ -274,9 +259,10 @@ class RaftGroup:
     def status(self) -> RaftStatus:
         """This node's view at this moment."""
         if self._engine is None:
-            return unseen_status(self._settings, self._cluster_id, self._draining)
+            return unseen_status(self._settings, self._cluster_id, self._draining, MISSING)
         fatal = self.fatal.result().message if self.fatal.done() else None
-        return seen_status(self._engine, self._cluster_id, not self._stopping, self._draining, fatal)
+        started = not self._stopping
+        return seen_status(self._engine, self._cluster_id, started, self._draining, fatal, self.session)
 
     def leader_refusal(self) -> str | None:
         """Why a leader probe is refused from local state alone, None where a majority must be asked."""

@@ -21,6 +21,8 @@ class RaftSettings:
     `join`: instead of `peers`, gets the invitation of the cluster to join; called at the first start alone.
     `cluster_id` None: derived from `peers`, which all members are first started with alike.
 
+    `session_keys`: those that this node was given, the newest first; none: the cluster makes its own.
+
     Election timeout: drawn anew from [min, max) each time. The minimum is several heartbeats, so that one
     lost heartbeat is no election; the spread is wide against a round trip, so that two candidates rarely
     collide (Raft §9.3). A leader that hears no majority for the maximum steps down.
@@ -37,4 +39,5 @@ class RaftSettings:
     election_timeout_min_s: float = 0.6
     election_timeout_max_s: float = 1.2
     heartbeat_s: float = 0.1
+    session_keys: tuple[bytes, ...] = ()
     join: Callable[[], Awaitable[Invitation]] | None = None

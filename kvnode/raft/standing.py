@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from kvnode.raft.engine import Engine
+from kvnode.raft.session import SessionKey
 from kvnode.raft.settings import RaftSettings
 from kvnode.raft.status import RaftStatus
 
 
-def unseen_status(settings: RaftSettings, cluster_id: bytes, draining: bool) -> RaftStatus:
+def unseen_status(settings: RaftSettings, cluster_id: bytes, draining: bool, session_error: str) -> RaftStatus:
     """That of a node which has not finished starting."""
     return RaftStatus(
         node_id=settings.node_id,
@@ -29,10 +30,13 @@ def unseen_status(settings: RaftSettings, cluster_id: bytes, draining: bool) -> 
         leader_commit_index=0,
         storage_error=None,
         blocking_errors=(),
+        session_error=session_error,
     )
 
 
-def seen_status(engine: Engine, cluster_id: bytes, started: bool, draining: bool, fatal: str | None) -> RaftStatus:
+def seen_status(
+    engine: Engine, cluster_id: bytes, started: bool, draining: bool, fatal: str | None, session: SessionKey
+) -> RaftStatus:
     """That of a running node. `fatal`: why it is about to stop, where it is."""
     replica, settings = engine.replica, engine.settings
     leading = replica.is_leader
@@ -55,5 +59,7 @@ def seen_status(engine: Engine, cluster_id: bytes, started: bool, draining: bool
         election_timeout_max_s=settings.election_timeout_max_s,
         leader_commit_index=replica.raftCommitIndex if leading else replica.guard.leader_commit_index,
         storage_error=engine.storage.error,
-        blocking_errors=tuple(sentence for sentence in (fatal, engine.audit.error) if sentence is not None),
+        blocking_errors=tuple(each for each in (fatal, engine.audit.error, session.blocking) if each is not None),
+        session_error=session.error,
+        warnings=tuple(each for each in (session.warning,) if each is not None),
     )

@@ -71,6 +71,8 @@ class RaftStatus:
     leader_commit_index: int  # as last heard; the node's own on the leader
     storage_error: str | None
     blocking_errors: tuple[str, ...]
+    session_error: str | None = None  # why this node has not adopted the cluster's session key
+    warnings: tuple[str, ...] = ()  # what an operator should know of, and no client needs to
 
 
 def is_leader(status: RaftStatus) -> bool:

@@ -17,6 +17,7 @@ from kvnode.errors import KvnodeError
 from kvnode.meters import RaftLevels, RaftMeters
 from kvnode.raft.status import MemberRecord, Membership, MemberStatus, RaftStatus, leader_refusal
 from kvnode.results import Result
+from kvnode.session import SessionKeys, fingerprint_of
 from kvnode.store import KeyValueStore
 from kvnode.watch.hub import Hub
 
@@ -45,11 +46,27 @@ LEADING = RaftStatus(
 MEMBERSHIP = Membership("c", 9, (MemberRecord("n1", "127.0.0.1:7001", None, "voter", False, 0),))
 
 
+class SingleSigning:
+    """Satisfies kvnode.http.group.Signing: one key, and another after each rotation."""
+
+    def __init__(self) -> None:
+        self.keys: tuple[bytes, ...] = (b"1" * 32,)
+        self.known = SessionKeys().turned(self.keys[0], fingerprint_of(self.keys[0]), 0)
+        self.error: str | None = None
+
+    async def rotate(self, propose: object, grace_s: int) -> SessionKeys:
+        new = b"%d" % (self.known.number + 1) * 32
+        self.keys = (new, self.keys[0]) if grace_s else (new,)
+        self.known = self.known.turned(new, fingerprint_of(new), grace_s)
+        return self.known
+
+
 class SingleGroup:
     """Satisfies kvnode.http.group.Group."""
 
     def __init__(self) -> None:
         self.store = KeyValueStore()
+        self.session = SingleSigning()
         self.watches = Hub(self.store, lambda work: asyncio.get_running_loop().call_soon(work))
         self.present = LEADING
         self.confirms: asyncio.Future[bool] | bool = True

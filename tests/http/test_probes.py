@@ -126,6 +126,7 @@ UNREADY: list[tuple[str, dict[str, Any], str]] = [
     ("leader", {"leader_id": None, "leader_heard_age_s": None}, "No leader is known"),
     ("leader", {**FOLLOWING, "leader_heard_age_s": 1.3}, "n2"),
     ("applied_lag", {"leader_commit_index": 8 + APPLIED_LAG_ENTRIES_MAX}, "entries behind"),
+    ("session_key", {"session_error": "Session key not resolved yet"}, "Session key not resolved yet"),
     ("membership", {"is_member": False}, "member"),
     ("draining", {"draining": True}, "draining"),
     ("blocking_errors", {"blocking_errors": ("Two nodes are called n1",)}, "Two nodes are called n1"),
@@ -142,7 +143,7 @@ async def test_readyz_names_what_is_wrong(node: Served, check: str, state: dict[
     assert reply.headers["cache-control"] == "no-store"
     assert reply.json["status"] == "error"
     assert message in reply.json["message"]
-    order = ["startup", "storage", "leader", "applied_lag", "membership", "draining", "blocking_errors"]
+    order = ["startup", "storage", "leader", "applied_lag", "session_key", "membership", "draining", "blocking_errors"]
     assert [c["name"] for c in reply.json["checks"]] == order
     assert [c["name"] for c in reply.json["checks"] if c["status"] == "error"] == [check]
     one = await node.ask("GET", f"/readyz/{check}")
@@ -168,6 +169,7 @@ async def test_readyz_in_words(node: Served) -> None:
         "[+]storage excluded: ok",
         "[-]leader failed: No leader is known",
         "[+]applied_lag ok",
+        "[+]session_key ok",
         "[+]membership ok",
         "[+]draining excluded: ok",
         "[+]blocking_errors ok",
@@ -202,7 +204,23 @@ async def test_liveness_depends_on_the_tick_and_on_no_peer(node: Served) -> None
 
 async def test_startup_probe(node: Served) -> None:
     reply = await node.ask("GET", "/healthz")
-    assert (reply.status, reply.json["checks"]) == (200, [{"name": "startup", "status": "ok", "message": "ok"}])
+    found = [{"name": name, "status": "ok", "message": "ok"} for name in ("startup", "session_key")]
+    assert (reply.status, reply.json["checks"]) == (200, found)
     node.group.present = replace(LEADING, started=False)
     reply = await node.ask("GET", "/healthz")
     assert (reply.status, reply.json["status"]) == (503, "error")
+    # Until the key is there, it is what both probes say first, whatever else is not ready yet.
+    node.group.becomes(leader_id=None, session_error="Session key not resolved yet")
+    for path in ("/healthz", "/readyz"):
+        reply = await node.ask("GET", path)
+        assert (reply.status, reply.json["status"]) == (503, "error")
+        assert reply.json["message"] == "Session key not resolved yet"
+
+
+async def test_warnings_are_told_and_change_no_verdict(node: Served) -> None:
+    assert "warnings" not in (await node.ask("GET", "/readyz")).json
+    node.group.becomes(warnings=("Mind this",))
+    reply = await node.ask("GET", "/readyz")
+    assert (reply.status, reply.json["message"], reply.json["warnings"]) == (200, "ok", ["Mind this"])
+    assert b"[!]warning: Mind this\nreadyz check passed\n" in (await node.ask("GET", "/readyz?verbose")).body
+    assert "warnings" not in (await node.ask("GET", "/livez")).json

@@ -1,0 +1,161 @@
+"""The cluster's session key as part of the replicated state, and what is signed with it. Pure: times come from outside.
+
+One key for the whole cluster. Where no node was given one, the first leader proposes one and the first proposal that
+is applied wins. Where the nodes were given one, it stays out of the log: only its fingerprint is replicated, so that
+a node with another key knows that it has another.
+
+    token   = payload "." signature                         both base64url without padding
+    payload = version u8 | ends at, seconds since 1970 u64 | subject
+    signature = HMAC-SHA256 under the key over "kvnode session" 0 payload
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple, Protocol
+
+from kvnode.commands import SESSION, SESSION_GRACE_S_MAX
+from kvnode.errors import StartupError
+from kvnode.results import Turned
+
+KEY_BYTES: Final = 32
+GIVEN_BYTES_MIN: Final = 16
+FINGERPRINT_BYTES: Final = 8
+TOKEN_CHARS_MAX: Final = 512
+SUBJECT_CHARS_MAX: Final = 64
+_VERSION: Final = b"\x01"
+
+
+class SessionKeys(NamedTuple):
+    """What the cluster agreed on. `number` counts the keys it has had; 0: none yet.
+
+    A key of b"" is one that the nodes were given; then the fingerprint alone says which. `previous` is (key,
+    fingerprint) for as long as what it signed is accepted, `grace_s` seconds from the change of keys.
+    """
+
+    number: int = 0
+    key: bytes = b""
+    fingerprint: bytes = b""
+    previous: tuple[bytes, bytes] | None = None
+    grace_s: int = 0
+
+    def turned(self, key: bytes, fingerprint: bytes, grace_s: int) -> SessionKeys:
+        """Another key signs from now on."""
+        previous = (self.key, self.fingerprint) if self.number and grace_s else None
+        return SessionKeys(self.number + 1, key, fingerprint, previous, grace_s if previous else 0)
+
+    def forgotten(self) -> SessionKeys:
+        """The time of the previous key is over."""
+        return self._replace(previous=None, grace_s=0)
+
+    @property
+    def packed(self) -> list[Any]:
+        previous = None if self.previous is None else list(self.previous)
+        return [self.number, self.key, self.fingerprint, previous, self.grace_s]
+
+
+NONE: Final = SessionKeys()
+
+
+def read_session_keys(packed: Any) -> SessionKeys:
+    """The inverse of `packed`. ValueError where it is not that."""
+    if type(packed) is list and len(packed) == 5:
+        number, key, fingerprint, previous, grace_s = packed
+        pair = previous if previous is not None else [b"", b""]
+        if (
+            type(number) is type(grace_s) is int
+            and type(pair) is list
+            and len(pair) == 2
+            and all(type(each) is bytes for each in (key, fingerprint, *pair))
+        ):
+            return SessionKeys(number, key, fingerprint, None if previous is None else (pair[0], pair[1]), grace_s)
+    raise ValueError("the snapshot's session key is not in a format that this version reads")
+
+
+class Holder(Protocol):
+    """What the command needs of the store."""
+
+    session: SessionKeys
+
+
+def change_session(store: Holder, request: list[Any]) -> Turned:
+    """Carries out a SESSION command without a fault; nothing changes where another came first."""
+    _, after, key, fingerprint, grace_s = request
+    keys = store.session
+    if after == keys.number:
+        store.session = keys.turned(key, fingerprint, grace_s) if fingerprint else keys.forgotten()
+    return Turned(store.session.number, after == keys.number)
+
+
+def command(after: int, key: bytes, fingerprint: bytes, grace_s: int) -> tuple[int, int, bytes, bytes, int]:
+    """To be encoded. `after` is the number of the key that this one replaces; no fingerprint: forget the previous."""
+    assert 0 <= grace_s <= SESSION_GRACE_S_MAX
+    return (SESSION, after, key, fingerprint, grace_s)
+
+
+# --- keys ------------------------------------------------------------------------------------------
+
+
+def keys_of(text: bytes) -> tuple[bytes, ...]:
+    """The keys that a configured text stands for: one, or the newest and the one before it, apart by white space."""
+    words = text.split()
+    if len(words) > 2 or any(len(word) < GIVEN_BYTES_MIN for word in words):
+        raise StartupError(
+            f"The session key is one text of {GIVEN_BYTES_MIN} bytes or more, or two: the new one, and the one before "
+            "it; make one with: openssl rand -hex 32."
+        )
+    return tuple(hashlib.blake2b(word, digest_size=KEY_BYTES, person=b"kvnode session").digest() for word in words)
+
+
+def fingerprint_of(key: bytes) -> bytes:
+    """Tells keys apart, and nothing of what they are."""
+    return hashlib.blake2b(key, digest_size=FINGERPRINT_BYTES, person=b"kvnode keyprint").digest()
+
+
+def usable(keys: SessionKeys, given: Iterable[bytes]) -> tuple[bytes, ...]:
+    """The key that signs, then the one that is still accepted, as far as this node has them; empty: it has not."""
+    mine = {fingerprint_of(key): key for key in given}
+    found = keys.key or mine.get(keys.fingerprint, b"")
+    if not keys.number or not found:
+        return ()
+    key, fingerprint = keys.previous or (b"", b"")
+    before = key or mine.get(fingerprint, b"")
+    return (found, before) if before else (found,)
+
+
+# --- what is signed ---------------------------------------------------------------------------------
+
+
+def sign(key: bytes, subject: str, ends_at_s: int) -> str:
+    """A token that every node of the cluster accepts until then. `subject`: up to 64 characters of ASCII."""
+    payload = _VERSION + ends_at_s.to_bytes(8, "big") + subject.encode("ascii")
+    return f"{_text(payload)}.{_text(_signature(key, payload))}"
+
+
+def subject_of(token: str, keys: Iterable[bytes], now_s: float) -> str | None:
+    """Whose token it is; None where no key of this cluster signed it, or its time is over. Never raises."""
+    if len(token) > TOKEN_CHARS_MAX or not token.isascii():
+        return None
+    try:
+        payload, signature = (urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in token.split("."))
+    except ValueError:
+        return None
+    if f"{_text(payload)}.{_text(signature)}" != token:
+        return None  # base64 has several spellings of the same bytes; what is signed has one
+    genuine = False
+    for key in keys:
+        genuine |= hmac.compare_digest(signature, _signature(key, payload))
+    if not genuine or payload[:1] != _VERSION or int.from_bytes(payload[1:9], "big") <= now_s:
+        return None
+    return payload[9:].decode("ascii", "replace")
+
+
+def _signature(key: bytes, payload: bytes) -> bytes:
+    return hmac.new(key, b"kvnode session\x00" + payload, hashlib.sha256).digest()
+
+
+def _text(data: bytes) -> str:
+    return urlsafe_b64encode(data).decode().rstrip("=")
