@@ -12,16 +12,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal
 
-from kvnode import values
-from kvnode.errors import StartupError
+from kvnode import security, values
 from kvnode.options import Settings
+from kvnode.security import Security
 from kvnode.session import keys_of
 from kvnode.values import HostPort
 
-SECRET_VARIABLE: Final = "KVNODE_CLUSTER_SECRET"
 SESSION_VARIABLE: Final = "KVNODE_SESSION_KEY"
-SECRET_BYTES_MIN: Final = 16  # 128 bits, if every byte is random; `openssl rand -hex 32` is comfortably over it
-SECRET_BYTES_MAX: Final = 4_096
 CLUSTER_SIZES: Final = (1, 3, 5, 7)  # an even cluster survives no more failures than the odd one below it
 
 # One lost heartbeat must not be an election: at least three fit into the shortest election timeout.
@@ -38,7 +35,7 @@ class Config:
     peers: Mapping[str, HostPort]
     advertise_http: str
     data_dir: Path
-    secret: bytes = field(repr=False)
+    security: Security
     cluster_id: str | None
     join: tuple[str, ...]
     session_keys: tuple[bytes, ...] = field(repr=False)
@@ -51,7 +48,6 @@ class Config:
     log_format: Literal["text", "json"]
     log_level: Literal["debug", "info", "warning", "error"]
     log_requests: bool
-    insecure: bool
     warnings: tuple[str, ...] = ()
 
 
@@ -60,10 +56,8 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None
     given = Settings(flags, environ, file)
     node_id = given.parse("node-id", values.name)
     http, raft = given.parse("http", values.host_port), given.parse("raft", values.host_port)
-    insecure = given.parse("insecure", values.switch)
-    secret = _secret(given, environ, "cluster-secret-file", SECRET_VARIABLE, "cluster secret")
-    session = _secret(given, environ, "session-key-file", SESSION_VARIABLE, "session key")
-    _check_exposure(given, http, raft, secret, insecure)
+    guard = security.load(given, environ, http, raft)
+    session = security.secret_of(given, environ, "session-key-file", SESSION_VARIABLE, "session key")
     peers, warnings = _peers(given, node_id, raft)
     election_min_s, election_max_s, heartbeat_s = _timing(given)
     data_dir = given.get("data-dir")
@@ -72,9 +66,9 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None
         http=http,
         raft=raft,
         peers=MappingProxyType(peers),
-        advertise_http=_advertise_http(given, http),
+        advertise_http=_advertise_http(given, http, "https" if guard.tls else "http"),
         data_dir=Path(data_dir.text) if data_dir else Path("kvnode-data") / node_id,
-        secret=secret,
+        security=guard,
         cluster_id=given.parse("cluster-id", values.name),
         join=given.parse("join", values.base_urls) or (),
         session_keys=keys_of(session),
@@ -88,51 +82,8 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None
         log_format=given.parse("log-format", values.choice, ("text", "json")),
         log_level=given.parse("log-level", values.choice, ("debug", "info", "warning", "error")),
         log_requests=given.parse("log-requests", values.switch),
-        insecure=insecure,
-        warnings=warnings,
+        warnings=(*warnings, *guard.warnings),
     )
-
-
-def _secret(given: Settings, environ: Mapping[str, str], option: str, variable: str, called: str) -> bytes:
-    """A shared secret, empty where none is given. A flag beats the variable; the variable beats the file's entry."""
-    setting = given.get(option)
-    text = environ.get(variable, "")
-    if setting and setting.source == f"{variable}_FILE" and text:
-        raise setting.refused(f"{variable} is set as well; keep one of the two")
-    if setting and (setting.source is None or not text):
-        try:
-            with open(setting.text, "rb") as f:
-                secret = f.read(SECRET_BYTES_MAX + 3).rstrip(b"\r\n")
-        except OSError as e:
-            raise setting.refused(f"the file cannot be read ({e.strerror}); give a readable one") from None
-        except ValueError:
-            raise setting.refused("this cannot be a file's name; give a readable file") from None
-        what = f"the file {setting.text!r} of --{option}"
-    elif text:
-        secret, what = text.encode("utf-8", "surrogateescape").rstrip(b"\r\n"), variable
-    else:
-        return b""
-    if not SECRET_BYTES_MIN <= len(secret) <= SECRET_BYTES_MAX:
-        raise StartupError(
-            f"The {called} in {what} must be {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} bytes long, "
-            f"this one has {len(secret)}; make one with: openssl rand -hex 32."
-        )
-    return secret
-
-
-def _check_exposure(given: Settings, http: HostPort, raft: HostPort, secret: bytes, insecure: bool) -> None:
-    """Off loopback, Raft must know its peers, and open HTTP must have been asked for."""
-    if not secret and not values.is_loopback(raft[0]):
-        raise given.refused(
-            "raft", f"Raft off loopback needs a shared secret; give --cluster-secret-file FILE or {SECRET_VARIABLE}"
-        )
-    if not insecure and not values.is_loopback(http[0]):
-        raise given.refused(
-            "http",
-            "HTTP asks for no credentials, so it stays on loopback; give --insecure to let anyone in reach use it",
-        )
-    if http == raft:
-        raise given.refused("raft", "HTTP and Raft cannot share an address; give each its own port")
 
 
 def _peers(given: Settings, node_id: str, raft: HostPort) -> tuple[dict[str, HostPort], tuple[str, ...]]:
@@ -174,16 +125,16 @@ def _joining(given: Settings, node_id: str, raft: HostPort) -> dict[str, HostPor
     return {node_id: given.parse("advertise-raft", values.host_port) or raft}
 
 
-def _advertise_http(given: Settings, http: HostPort) -> str:
+def _advertise_http(given: Settings, http: HostPort, scheme: str) -> str:
     url: str | None = given.parse("advertise-http", values.base_url)
     if url is not None:
         return url
     if values.is_any_address(http[0]):
         raise given.refused(
             "http",
-            f"others cannot reach this address; add --advertise-http http://NAME:{http[1]} with a name they can reach",
+            f"others cannot reach this address; add --advertise-http {scheme}://NAME:{http[1]} with a name they reach",
         )
-    return f"http://{values.show_host_port(http)}"
+    return f"{scheme}://{values.show_host_port(http)}"
 
 
 def _timing(given: Settings) -> tuple[float, float, float]:

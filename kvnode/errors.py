@@ -54,12 +54,6 @@ class UnsupportedMediaType(Definite):
     code = "unsupported_media_type"
 
 
-class Unauthorized(Definite):
-    """Whoever asks has not shown who they are."""
-
-    code = "unauthorized"
-
-
 class NotFound(Definite):
     """No such path."""
 
@@ -74,6 +68,31 @@ class MethodNotAllowed(Definite):
     def __init__(self, message: str, allow: str) -> None:
         super().__init__(message)
         self.allow = allow
+
+
+# --- before anything is proposed: who asks -------------------------------------------------------
+
+
+class Unauthorized(Definite):
+    """Whoever asks has not shown who they are, or not with what is valid now."""
+
+    code = "unauthorized"
+
+
+class Forbidden(Definite):
+    """The token's role does not allow this."""
+
+    code = "forbidden"
+
+
+class TooManyRequests(Definite):
+    """The client is over its rate, or there are more connections than there may be; it may try again later."""
+
+    code = "too_many_requests"
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 # --- at the door: the node cannot take the request now -------------------------------------------
@@ -146,6 +165,18 @@ class TooManyLeases(Definite):
     """There are as many leases as there may be."""
 
     code = "too_many_leases"
+
+
+class TokenNotFound(Definite):
+    """There is no such access token, or not any more."""
+
+    code = "token_not_found"
+
+
+class TooManyTokens(Definite):
+    """There are as many access tokens as there may be."""
+
+    code = "too_many_tokens"
 
 
 class PreconditionFailed(Definite):

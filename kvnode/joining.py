@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from kvnode import values
-from kvnode.client import Client
+from kvnode.client import Access, Client
 from kvnode.errors import Conflict, KvnodeError, StartupError, Unavailable
 from kvnode.raft.identity import Invitation
 from kvnode.raft.membership import Configuration, Member
@@ -24,10 +24,10 @@ AGAIN_S: Final = 2.0
 WITHIN_S: Final = 60.0  # for the cluster to answer: it may be starting as well
 
 
-async def join(urls: Sequence[str], node_id: str, address: HostPort, http_url: str) -> Invitation:
+async def join(urls: Sequence[str], node_id: str, address: HostPort, http_url: str, access: Access) -> Invitation:
     """Raises StartupError where the cluster does not let the node in, or did not answer in time."""
     try:
-        async with Client(urls, WITHIN_S) as client:
+        async with Client(urls, WITHIN_S, access=access) as client:
             membership = await _asked(client, node_id, address, http_url)
     except Unavailable as e:
         raise StartupError(f"The cluster at {','.join(urls)} cannot be joined now: {e.message}") from None

@@ -52,7 +52,20 @@ OPTIONS: Final = (
     Option("log-format", "text|json", "text", "What a log line looks like."),
     Option("log-level", "debug|info|warning|error", "info", "The least severe line to log."),
     Option("log-requests", "", "off", "Also log a line for each request, with its X-Request-Id.", switch=True),
-    Option("insecure", "", "off", "Allow HTTP, which asks for no credentials, to listen off loopback.", switch=True),
+    Option("token-file", "FILE", None, "HTTP asks for tokens; this is the first one, with the role full."),
+    Option("insecure", "", "off", "Allow HTTP to listen off loopback without asking for tokens.", switch=True),
+    Option("tls-cert", "FILE", None, "HTTP speaks TLS with this certificate; SIGHUP reads it again."),
+    Option("tls-key", "FILE", None, "The key of --tls-cert."),
+    Option("tls-ca", "FILE", None, "Who signs the certificates of other nodes' HTTP, for --join https://…"),
+    Option("raft-cert", "FILE", None, "Raft speaks TLS with this certificate, which names this node."),
+    Option("raft-key", "FILE", None, "The key of --raft-cert."),
+    Option("raft-ca", "FILE", None, "Who signs the --raft-cert of every node."),
+    Option("probes", "HOST:PORT", None, "A port of their own for probes and /metrics, without TLS and tokens."),
+    Option("trusted-proxies", "NET[,NET…]", None, "Balancers whose X-Forwarded-For says who the client is."),
+    Option("proxy-protocol", "", "off", "The trusted proxies begin with a PROXY protocol header.", switch=True),
+    Option("rate-limit", "N", None, "Requests a second for each client's address [default: no limit]."),
+    Option("max-connections", "N", "32768", "HTTP connections at a time."),
+    Option("max-connections-per-client", "N", None, "The same for each client's address [default: no limit]."),
 )
 
 

@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
 import uvloop
-from aiohttp import web
 
 from kvnode import __version__, errors, logs, values
+from kvnode.client import Access
 from kvnode.config import Config
-from kvnode.http.app import LeaderProbe, create_server
+from kvnode.front import Front
 from kvnode.http.looplag import watch_loop_lag
 from kvnode.joining import join
 from kvnode.meters import HttpMeters
 from kvnode.raft.group import RaftGroup
 from kvnode.raft.settings import RaftSettings
 from kvnode.raft.status import is_leader
+from kvnode.tls import Certificate, MutualCertificate
 
 log = logging.getLogger(__name__)
 
-BACKLOG: Final = 1_024
 TRANSFER_S: Final = (
     2.0  # the next leader needs a round trip and a commit; a cluster that cannot is not worth waiting for
 )
 LINGER_S: Final = 1.0  # two checks of a balancer that asks every 500 ms: it knows before the listener closes
-IN_FLIGHT_S: Final = 2.5  # for requests that have begun, once nothing new is let in; aiohttp may take it twice
 STOP_S: Final = 10.0  # from the signal to the end, whatever hangs; below the grace periods of init systems and engines
 EXIT_S: Final = 1.0  # for threads that outlive a finished stop: a name lookup cannot be interrupted
 
@@ -56,9 +54,14 @@ def run(config: Config) -> int:
 async def serve(config: Config) -> int:
     """The life of a node: HTTP answers first, with 503 on /healthz until the group has started."""
     with _signals() as signals:
-        group = RaftGroup(raft_settings(config))
+        settings = raft_settings(config)
+        group = RaftGroup(settings)
         meters = HttpMeters()
-        http = await _listen(config, group, meters)
+        http = Front(config, group, meters)
+        await http.open()
+        certificates = [each for each in (http.certificate, settings.certificate) if each is not None]
+        if certificates:
+            signals.reload = partial(_reload, certificates)
         lag = asyncio.create_task(watch_loop_lag(meters.loop_lag_s))
         try:
             if await _start(group, signals):
@@ -80,57 +83,30 @@ async def serve(config: Config) -> int:
 
 
 def raft_settings(config: Config) -> RaftSettings:
-    """What the Raft group needs to know of the configuration."""
+    """What the Raft group needs to know of the configuration. Raises StartupError for a bad certificate."""
+    security = config.security
+    access = Access(security.token, security.tls_ca)
     return RaftSettings(
         node_id=config.node_id,
         listen=config.raft,
         peers=config.peers,
         http_url=config.advertise_http,
         data_dir=config.data_dir,
-        secret=config.secret,
+        secret=security.secret,
         cluster_id=config.cluster_id,
         fsync=config.fsync,
         election_timeout_min_s=config.election_timeout_min_s,
         election_timeout_max_s=config.election_timeout_max_s,
         heartbeat_s=config.heartbeat_s,
         session_keys=config.session_keys,
-        join=partial(join, config.join, config.node_id, config.peers[config.node_id], config.advertise_http)
+        join=partial(join, config.join, config.node_id, config.peers[config.node_id], config.advertise_http, access)
         if config.join
         else None,
+        certificate=MutualCertificate("raft", *security.raft_tls) if security.raft_tls else None,
     )
 
 
 # --- start ------------------------------------------------------------------------------------------
-
-
-async def _listen(config: Config, group: RaftGroup, meters: HttpMeters) -> web.ServerRunner:
-    """HTTP on its port; raises StartupError with nothing left open."""
-    server = create_server(
-        group,
-        node_id=config.node_id,
-        leader_probe=LeaderProbe(group, config.probe_timeout_s) if config.leader_probe else None,
-        probe_timeout_s=config.probe_timeout_s,
-        version=__version__,
-        meters=meters,
-        log_requests=config.log_requests,
-    )
-    runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=IN_FLIGHT_S)
-    await runner.setup()
-    host, port = config.http
-    try:
-        await web.TCPSite(runner, host, port, backlog=BACKLOG, reuse_address=True).start()
-    except OSError as e:
-        await runner.cleanup()
-        raise errors.StartupError(_why_not_bound(values.show_host_port(config.http), e)) from None
-    return runner
-
-
-def _why_not_bound(address: str, e: OSError) -> str:
-    if e.errno == errno.EADDRINUSE:
-        return f"HTTP cannot listen on {address}: the port is in use; stop what uses it or choose another with --http."
-    if e.errno == errno.EACCES:
-        return f"HTTP cannot listen on {address}: not permitted; choose a port from 1024 up with --http."
-    return f"HTTP cannot listen on {address}: this machine has no such address; choose another with --http."
 
 
 async def _start(group: RaftGroup, signals: _Signals) -> bool:
@@ -153,7 +129,14 @@ def _announce(config: Config, members: int) -> None:
     raft = values.show_host_port(config.raft)
     log.info(
         "kvnode %s %s ready: http=%s raft=%s members=%d data=%s",
-        *(config.node_id, __version__, f"http://{values.show_host_port(config.http)}", raft, members, config.data_dir),
+        *(
+            config.node_id,
+            __version__,
+            f"{'https' if config.security.tls else 'http'}://{values.show_host_port(config.http)}",
+            raft,
+            members,
+            config.data_dir,
+        ),
     )
 
 
@@ -201,13 +184,24 @@ def _leave_within(seconds: float, code: int, why: str = "") -> None:
     timer.start()
 
 
+def _reload(certificates: Sequence[Certificate]) -> None:
+    """What SIGHUP asks for: the certificates that are in the files now, for all connections from here on."""
+    for certificate in certificates:
+        try:
+            certificate.reload()
+            log.info("Read --%s-cert again: new connections are shown what it holds now.", certificate.option)
+        except errors.StartupError as e:
+            log.error("The certificate stays what it was: %s", e.message)
+
+
 # --- signals ----------------------------------------------------------------------------------------
 
 
 class _Signals:
-    """Counts SIGTERM and SIGINT: the first asks to stop, the second to hurry."""
+    """Counts SIGTERM and SIGINT: the first asks to stop, the second to hurry. SIGHUP: `reload`, or to stop."""
 
     def __init__(self) -> None:
+        self.reload: Callable[[], None] = self.arrived
         self.count = 0
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
@@ -232,10 +226,11 @@ def _signals() -> Iterator[_Signals]:
     loop, signals, numbers = asyncio.get_running_loop(), _Signals(), (signal.SIGTERM, signal.SIGINT)
     for number in numbers:
         loop.add_signal_handler(number, signals.arrived)
+    loop.add_signal_handler(signal.SIGHUP, lambda: signals.reload())
     try:
         yield signals
     finally:
-        for number in numbers:
+        for number in (*numbers, signal.SIGHUP):
             loop.remove_signal_handler(number)
 
 

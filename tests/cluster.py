@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -90,9 +91,13 @@ def request(
     body: bytes | None = None,
     headers: Mapping[str, str] | None = None,
     timeout_s: float = 10.0,
+    tls: ssl.SSLContext | None = None,
 ) -> Answer:
     """One request on a connection of its own; the path goes out exactly as given. Raises OSError or HTTPException."""
-    connection = http.client.HTTPConnection(*address, timeout=timeout_s)
+    if tls is None:
+        connection = http.client.HTTPConnection(*address, timeout=timeout_s)
+    else:
+        connection = http.client.HTTPSConnection(*address, timeout=timeout_s, context=tls)
     try:
         connection.request(method, path, body=body, headers=dict(headers or {}))
         response = connection.getresponse()
@@ -120,12 +125,17 @@ class Node:
 
 @dataclass
 class Cluster:
-    """`size` nodes n1, n2, … with their data under `folder`; `args` and `env` are added to what every node gets."""
+    """`size` nodes n1, n2, … with their data under `folder`; `args` and `env` are added to what every node gets.
+
+    `{node}` in an argument stands for the node's name. `tls` and `token` are what requests to the nodes need.
+    """
 
     folder: Path
     size: int = 3
     args: Sequence[str] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    tls: ssl.SSLContext | None = None
+    token: str = ""
 
     def __post_init__(self) -> None:
         ports = free_ports(2 * self.size)
@@ -197,7 +207,7 @@ class Cluster:
             *(sys.executable, "-m", "kvnode", "serve", "--node-id", name),
             *("--http", f"{node.http[0]}:{node.http[1]}", "--raft", f"{node.raft[0]}:{node.raft[1]}"),
             *(*origin, "--data-dir", str(node.data_dir)),
-            *self.args,
+            *(argument.replace("{node}", name) for argument in self.args),
         ]
 
     def spawn(self, name: str) -> None:
@@ -269,7 +279,7 @@ class Cluster:
 
     def url(self, name: str, path: str = "") -> str:
         host, port = self.nodes[name].http
-        return f"http://{host}:{port}{path}"
+        return f"{'http' if self.tls is None else 'https'}://{host}:{port}{path}"
 
     def request(
         self,
@@ -280,7 +290,9 @@ class Cluster:
         headers: Mapping[str, str] | None = None,
         timeout_s: float = 10.0,
     ) -> Answer:
-        return request(self.nodes[name].http, method, path, body, headers, timeout_s)
+        if self.token:
+            headers = {"Authorization": f"Bearer {self.token}", **(headers or {})}
+        return request(self.nodes[name].http, method, path, body, headers, timeout_s, self.tls)
 
     def probe(self, name: str, path: str, timeout_s: float = 2.0) -> int | None:
         """The status that a probe path answers with; None where nobody answers."""

@@ -22,7 +22,18 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.trace": set(),
     "kvnode.logs": {"kvnode.trace"},
     "kvnode.options": {"kvnode", "kvnode.errors", "kvnode.values"},
-    "kvnode.config": {"kvnode", "kvnode.errors", "kvnode.options", "kvnode.session", "kvnode.values"},
+    "kvnode.security": {"kvnode", "kvnode.errors", "kvnode.options", "kvnode.proxies", "kvnode.values"},
+    "kvnode.config": {
+        "kvnode",
+        "kvnode.errors",
+        "kvnode.options",
+        "kvnode.security",
+        "kvnode.session",
+        "kvnode.values",
+    },
+    "kvnode.tls": {"kvnode.errors"},
+    "kvnode.proxies": set(),
+    "kvnode.reception": {"kvnode.proxies", "kvnode.tls"},
     "kvnode.table": set(),
     "kvnode.changes": set(),
     "kvnode.results": {"kvnode.items"},
@@ -63,6 +74,8 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.raft.status": set(),
     "kvnode.raft.pace": set(),
     "kvnode.raft": {
+        "kvnode.reception",
+        "kvnode.tls",
         "kvnode.raft.pace",
         "kvnode.session",
         "kvnode.raft.status",
@@ -84,6 +97,8 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.raft.restore": {"kvnode.raft", "kvnode.store", "kvnode.errors"},
     "kvnode.http": {
         "kvnode.session",
+        "kvnode.proxies",
+        "kvnode.tokens",
         "kvnode.backup",
         "kvnode.raft.pace",
         "kvnode.values",
@@ -102,7 +117,21 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.trace",
     },
     "kvnode.joining": {"kvnode.client", "kvnode.raft", "kvnode.errors", "kvnode.values"},
+    "kvnode.front": {
+        "kvnode",
+        "kvnode.config",
+        "kvnode.errors",
+        "kvnode.http",
+        "kvnode.meters",
+        "kvnode.raft",
+        "kvnode.reception",
+        "kvnode.tls",
+        "kvnode.values",
+    },
     "kvnode.server": {
+        "kvnode.client",
+        "kvnode.front",
+        "kvnode.tls",
         "kvnode",
         "kvnode.joining",
         "kvnode.http",
@@ -114,7 +143,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.logs",
         "kvnode.meters",
     },
-    "kvnode.client": {"kvnode.errors"},
+    "kvnode.client": {"kvnode.errors", "kvnode.tls"},
     # Looks at a machine and a cluster from outside of them.
     "kvnode.doctor": {
         "kvnode",
@@ -145,7 +174,7 @@ ARROWS: dict[str, set[str]] = {
 # Library -> the rooms that may know it.
 LIBRARIES: dict[str, set[str]] = {
     "pysyncobj": {"kvnode.raft"},
-    "aiohttp": {"kvnode.http", "kvnode.server", "kvnode.client"},
+    "aiohttp": {"kvnode.http", "kvnode.front", "kvnode.client"},
     "sortedcontainers": {"kvnode.store", "kvnode.leases", "kvnode.order"},
     "click": {"kvnode.cli"},
     "rich": {"kvnode.cli"},

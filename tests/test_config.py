@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from kvnode import config, options
 from kvnode.config import Config
 from kvnode.errors import StartupError
+from kvnode.proxies import Proxies
+from kvnode.security import Security
 from kvnode.session import keys_of
 
 SECRET = "0123456789abcdef"
@@ -36,7 +39,13 @@ def test_the_defaults_are_a_single_node_on_loopback() -> None:
     assert dict(c.peers) == {"n1": ("127.0.0.1", 7001)}
     assert c.advertise_http == "http://127.0.0.1:8001"
     assert c.data_dir == Path("kvnode-data/n1")
-    assert (c.secret, c.cluster_id, c.fsync, c.leader_probe, c.insecure) == (b"", None, "always", True, False)
+    assert (c.security.secret, c.cluster_id, c.fsync, c.leader_probe, c.security.insecure) == (
+        b"",
+        None,
+        "always",
+        True,
+        False,
+    )
     assert (c.probe_timeout_s, c.election_timeout_min_s, c.election_timeout_max_s, c.heartbeat_s) == (
         0.5,
         0.6,
@@ -75,6 +84,19 @@ def test_every_option_can_be_set_in_the_environment(tmp_path: Path) -> None:
         "log-level": "warning",
         "log-requests": "on",
         "insecure": "true",
+        "token-file": str(tmp_path / "secret"),
+        "tls-cert": "cert.pem",
+        "tls-key": "key.pem",
+        "tls-ca": "ca.pem",
+        "raft-cert": "peer.pem",
+        "raft-key": "peer-key.pem",
+        "raft-ca": "peer-ca.pem",
+        "probes": "127.0.0.1:9002",
+        "trusted-proxies": "10.0.0.7, 192.168.0.0/16",
+        "proxy-protocol": "on",
+        "rate-limit": "100",
+        "max-connections": "5000",
+        "max-connections-per-client": "50",
     }
     joining = {"join": "http://a:1,http://b:2/", "advertise-raft": "n2:7002"}  # instead of peers and cluster-id
     assert set(given | joining) == {option.name for option in options.OPTIONS}
@@ -93,7 +115,20 @@ def test_every_option_can_be_set_in_the_environment(tmp_path: Path) -> None:
         peers={"n1": ("127.0.0.1", 7001), "n2": ("127.0.0.1", 7002), "n3": ("127.0.0.1", 7003)},
         advertise_http="https://n2.example.net",
         data_dir=Path("/var/lib/kvnode"),
-        secret=SECRET.encode(),
+        security=Security(
+            secret=SECRET.encode(),
+            token=SECRET,
+            insecure=True,
+            tls=(Path("cert.pem"), Path("key.pem")),
+            tls_ca=Path("ca.pem"),
+            raft_tls=(Path("peer.pem"), Path("peer-key.pem"), Path("peer-ca.pem")),
+            probes=("127.0.0.1", 9002),
+            proxies=Proxies((IPv4Network("10.0.0.7"), IPv4Network("192.168.0.0/16")), prefaced=True),
+            rate_limit=100,
+            connections_max=5000,
+            connections_per_client=50,
+            warnings=(),
+        ),
         cluster_id="blue",
         join=(),
         session_keys=keys_of(SECRET.encode()),
@@ -106,7 +141,6 @@ def test_every_option_can_be_set_in_the_environment(tmp_path: Path) -> None:
         log_format="json",
         log_level="warning",
         log_requests=True,
-        insecure=True,
     )
 
 
@@ -144,7 +178,7 @@ def test_peers_may_be_a_table_in_the_file(tmp_path: Path) -> None:
 
 
 def test_a_secret_is_never_shown() -> None:
-    assert SECRET not in repr(config.load({}, {"KVNODE_CLUSTER_SECRET": SECRET}))
+    assert SECRET not in repr(config.load({}, {"KVNODE_CLUSTER_SECRET": SECRET, "KVNODE_TOKEN": SECRET}))
 
 
 @pytest.mark.parametrize(
@@ -180,6 +214,13 @@ def test_a_secret_is_never_shown() -> None:
         ({"advertise-http": "http://n1/x"}, ["--advertise-http", "only scheme, host and port"]),
         ({"advertise-http": "http://n 1:80"}, ["--advertise-http", "host"]),
         ({"raft": "0.0.0.0:7001"}, ["--raft", "--cluster-secret-file", "KVNODE_CLUSTER_SECRET"]),
+        ({"tls-cert": "a.pem"}, ["--tls-cert", "--tls-key"]),
+        ({"raft-key": "a.pem", "raft-ca": "b.pem"}, ["--raft-key", "--raft-cert"]),
+        ({"probes": "127.0.0.1:8001"}, ["--probes", "port that nothing else has"]),
+        ({"proxy-protocol": "on"}, ["--proxy-protocol", "--trusted-proxies"]),
+        ({"trusted-proxies": "haproxy"}, ["--trusted-proxies", "10.0.0.7"]),
+        ({"rate-limit": "0"}, ["--rate-limit", "1 to 1000000"]),
+        ({"max-connections": "many"}, ["--max-connections", "write a number"]),
         ({"raft": "n1:7001"}, ["--raft", "--cluster-secret-file"]),
         ({"peers": ""}, ["--peers", "no '='"]),
         ({"peers": "n1"}, ["--peers", "'n1'", "no '='"]),
@@ -261,15 +302,32 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     assert "cannot be read: Is a directory" in refusal({}, {}, tmp_path)
 
 
+# --- tokens ------
+
+
+def test_http_off_loopback_is_allowed_with_a_token() -> None:
+    off = {"http": "192.0.2.1:8001"}
+    by_variable = config.load(off, {"KVNODE_TOKEN": SECRET})
+    assert (by_variable.security.token, by_variable.security.insecure) == (SECRET, False)
+    assert "without TLS" in by_variable.warnings[0]
+    encrypted = config.load(off | {"tls-cert": "c", "tls-key": "k"}, {"KVNODE_TOKEN": SECRET})
+    assert (encrypted.warnings, encrypted.advertise_http) == ((), "https://192.0.2.1:8001")
+
+
+@pytest.mark.parametrize("token", ["short", "a space in the middle of it", "ümlautümlautümlaut", "x" * 513])
+def test_a_token_fits_into_a_header_line(token: str) -> None:
+    assert "openssl rand -hex 32" in refusal({}, {"KVNODE_TOKEN": token})
+
+
 # --- the secret -----------------------------------------------------------------------------------
 
 
 def test_raft_off_loopback_is_allowed_with_a_secret(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(SECRET.encode() + b"\r\n")
     flags = {"raft": "0.0.0.0:7001", "peers": THREE}
-    assert config.load(flags, {"KVNODE_CLUSTER_SECRET": SECRET}).secret == SECRET.encode()
+    assert config.load(flags, {"KVNODE_CLUSTER_SECRET": SECRET}).security.secret == SECRET.encode()
     by_file = config.load({**flags, "cluster-secret-file": str(tmp_path / "secret")}, {})
-    assert by_file.secret == SECRET.encode()
+    assert by_file.security.secret == SECRET.encode()
 
 
 def test_raft_on_every_address_needs_its_own_name_in_peers() -> None:
@@ -292,8 +350,8 @@ def test_which_secret_counts_is_never_a_guess(tmp_path: Path) -> None:
     path = str(tmp_path / "secret")
     (tmp_path / "node.toml").write_text(f'cluster-secret-file = "{path}"')
     variable = {"KVNODE_CLUSTER_SECRET": SECRET}
-    assert config.load({"cluster-secret-file": path}, variable).secret == b"f" * 16
-    assert config.load({}, variable, tmp_path / "node.toml").secret == SECRET.encode()
+    assert config.load({"cluster-secret-file": path}, variable).security.secret == b"f" * 16
+    assert config.load({}, variable, tmp_path / "node.toml").security.secret == SECRET.encode()
     assert "keep one of the two" in refusal({}, {**variable, "KVNODE_CLUSTER_SECRET_FILE": path})
 
 

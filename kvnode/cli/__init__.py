@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "transfer": ("kvnode.cli.cluster", "transfer", "Hand leadership to another member."),
     "member": ("kvnode.cli.members", "member", "List, add, remove or promote members."),
     "session-key": ("kvnode.cli.session_key", "session_key", "Show or rotate the key of admin sessions."),
+    "token": ("kvnode.cli.tokens", "token", "Create, list or revoke access tokens."),
     "backup": ("kvnode.cli.backup", "backup", "Save all keys to a file."),
     "restore": ("kvnode.cli.restore", "restore", "Make a cluster of one of a backup."),
     "recover": ("kvnode.cli.recover", "recover", "Make a cluster of one when the majority is lost."),

@@ -6,13 +6,17 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 import click
 
 from kvnode import backup as files
 from kvnode import errors
+from kvnode.cli.access import access
 from kvnode.cli.calls import finish, output_option, print_json, url_option
+
+if TYPE_CHECKING:
+    from kvnode.client.access import Access
 
 PATH: Final = "/admin/api/v1/backup"
 SHOW_S: Final = 0.5
@@ -33,7 +37,7 @@ def backup(file: Path, stale: bool, output: str, url: str) -> None:
     try:
         try:
             with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as target:
-                finish(_receive(urls, PATH + ("?consistency=stale" if stale else ""), target))
+                finish(_receive(urls, PATH + ("?consistency=stale" if stale else ""), target, access()))
                 target.flush()
                 os.fsync(target.fileno())
             head = files.check(part)
@@ -54,11 +58,11 @@ def backup(file: Path, stale: bool, output: str, url: str) -> None:
         print(f"{file}: {size:,} bytes, revision {head.revision}, items: {head.items}")
 
 
-async def _receive(urls: list[str], path: str, target: BinaryIO) -> None:
+async def _receive(urls: list[str], path: str, target: BinaryIO, access: Access) -> None:
     from kvnode.client.fetching import fetch  # aiohttp takes longer to load than all the rest
 
     received, shown_at, terminal = 0, time.monotonic(), sys.stderr.isatty()
-    async for piece in fetch(urls, path):
+    async for piece in fetch(urls, path, access):
         target.write(piece)
         received += len(piece)
         if terminal and time.monotonic() - shown_at >= SHOW_S:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from kvnode import errors
+from kvnode.cli.access import access, access_options
 
 if TYPE_CHECKING:
     from kvnode.client import Client
@@ -30,7 +31,7 @@ _EXIT_CODES: Final = (
     (errors.BadRequest, 2),
 )
 
-url_option = click.option(
+_url_option = click.option(
     "--url",
     metavar="URL[,URL…]",
     envvar="KVNODE_URL",
@@ -52,8 +53,13 @@ output_option = click.option(
 )
 
 
+def url_option(command: F) -> F:
+    """Adds the options that say where the cluster is and who asks."""
+    return _url_option(access_options(command))
+
+
 def connected(command: F) -> F:
-    """Adds the options that say where the cluster is."""
+    """The same, and for how long it may take."""
     return url_option(timeout_option(command))
 
 
@@ -61,8 +67,10 @@ def call(url: str, timeout_s: float, work: Callable[[Client], Awaitable[T]]) -> 
     """Runs `work` with a client and returns what it returns; a failure is one sentence and the command's end."""
     from kvnode.client import Client  # aiohttp takes longer to load than most calls take
 
+    urls, shown = [each.strip() for each in url.split(",") if each.strip()], access()
+
     async def connect() -> T:
-        async with Client([each.strip() for each in url.split(",") if each.strip()], timeout_s) as client:
+        async with Client(urls, timeout_s, access=shown) as client:
             return await work(client)
 
     return finish(connect())

@@ -1,5 +1,6 @@
 """The Python client: `Client` for asyncio, `SyncClient` for everything else. docs/CLIENT.md shows them at work."""
 
+from kvnode.client.access import Access
 from kvnode.client.client import Client
 from kvnode.client.leases import Lease, Leases
 from kvnode.client.lock import Lock, LockLost
@@ -9,6 +10,7 @@ from kvnode.client.transactions import delete, delete_prefix, get, put, when
 from kvnode.client.watching import Event
 
 __all__ = [
+    "Access",
     "Batched",
     "Client",
     "Event",

@@ -21,6 +21,7 @@ import aiohttp
 from yarl import URL
 
 from kvnode import errors
+from kvnode.client.access import OPEN, Access
 from kvnode.client.answers import Answer, refusal
 
 CONNECT_S: Final = 2.0
@@ -37,7 +38,8 @@ JSON: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
 class Calls:
     """A session and the base URLs of a cluster. `timeout_s` bounds each call as a whole, over all nodes and retries."""
 
-    def __init__(self, urls: Sequence[str], timeout_s: float) -> None:
+    def __init__(self, urls: Sequence[str], timeout_s: float, access: Access = OPEN) -> None:
+        self._access = access
         if not urls:
             raise errors.BadRequest("No node to talk to: give at least one URL.")
         self.urls = [_checked(url) for url in urls]
@@ -48,7 +50,7 @@ class Calls:
 
     def open(self) -> None:
         """With the loop running."""
-        session = aiohttp.ClientSession(auto_decompress=False)
+        session = self._access.session()
         # aiohttp sends a PUT or DELETE a second time by itself when the connection breaks before the answer. A
         # conditional write that was applied would then be told that it failed. There is no public switch.
         session._retry_connection = False

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, Self, cast
 from urllib.parse import quote, urlencode
 
 from kvnode import errors
+from kvnode.client.access import OPEN, Access
 from kvnode.client.answers import Answer, error_of, etag_revision, parsed, shaped
 from kvnode.client.calls import JSON, PAUSE_S, RESEND_S, Calls, json_bytes, once
 from kvnode.client.leases import Leases
@@ -21,6 +22,7 @@ Consistency = Literal["linearizable", "stale"]
 
 MEMBERS: Final = "/admin/api/v1/members"
 SESSION_KEY: Final = "/admin/api/v1/session-key"
+TOKENS: Final = "/admin/api/v1/tokens"
 PAGE_KEYS_MAX: Final = 1_000
 
 
@@ -29,10 +31,11 @@ class Client:
 
     `timeout_s` bounds each call as a whole, over all nodes and retries. Every write carries an idempotency key.
     Failures are `kvnode.errors`: a Definite one was not applied, after an Indefinite one nobody knows.
+    `access`: a token, and whose certificates are trusted.
     """
 
-    def __init__(self, urls: Sequence[str], timeout_s: float = 10.0) -> None:
-        self._calls = Calls(urls, timeout_s)
+    def __init__(self, urls: Sequence[str], timeout_s: float = 10.0, *, access: Access = OPEN) -> None:
+        self._calls = Calls(urls, timeout_s, access)
         self.leases = Leases(self._calls)
 
     async def __aenter__(self) -> Self:
@@ -236,6 +239,14 @@ class Client:
         """Another key from now on; `grace_s` seconds long what the one before it signed is accepted."""
         data = json.dumps({"grace_s": grace_s}).encode()
         return parsed(await self._calls.call("POST", SESSION_KEY + "/rotate", JSON, data))
+
+    async def tokens(self) -> dict[str, Any]:
+        """The access tokens: the body of `GET /admin/api/v1/tokens`."""
+        return parsed(await self._calls.call("GET", TOKENS))
+
+    async def change_tokens(self, method: str, path: str, **document: Any) -> dict[str, Any]:
+        """POST a token to be made, or DELETE `/ID`; what the node answers."""
+        return parsed(await self._calls.call(method, TOKENS + path, JSON, json.dumps(document).encode()))
 
 
 def _batched(result: Mapping[str, Any]) -> Batched:

@@ -9,6 +9,7 @@ import aiohttp
 from yarl import URL
 
 from kvnode import errors
+from kvnode.client.access import OPEN, Access
 from kvnode.client.answers import Answer, refusal
 
 CONNECT_S: Final = 2.0
@@ -16,14 +17,14 @@ SILENCE_S: Final = 60.0  # a node sorts its keys before it sends the first: seco
 PIECE_BYTES: Final = 262_144
 
 
-async def fetch(urls: Sequence[str], path: str) -> AsyncIterator[bytes]:
+async def fetch(urls: Sequence[str], path: str, access: Access = OPEN) -> AsyncIterator[bytes]:
     """The body of `GET path`, by the first node that begins to answer with 200.
 
     Raises what the last node refused with, or Unavailable: also where the connection breaks before the end.
     """
     last: errors.KvnodeError = errors.BadRequest("No node to talk to: give at least one URL.")
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
-    async with aiohttp.ClientSession(auto_decompress=False, timeout=timeout) as session:
+    async with access.session(timeout=timeout) as session:
         for url in urls:
             begun = False
             try:

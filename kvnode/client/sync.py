@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
+from kvnode.client.access import OPEN, Access
 from kvnode.client.client import Client
 from kvnode.client.leases import Leases
 from kvnode.client.lock import TTL_S, Lock, LockLost
@@ -102,8 +103,8 @@ class SyncLeases:
 class SyncClient:
     """`Client`, waiting: the same arguments, results and errors. Use as a context manager."""
 
-    def __init__(self, urls: Sequence[str], timeout_s: float = 10.0) -> None:
-        self.client = Client(urls, timeout_s)
+    def __init__(self, urls: Sequence[str], timeout_s: float = 10.0, *, access: Access = OPEN) -> None:
+        self.client = Client(urls, timeout_s, access=access)
 
     def __enter__(self) -> Self:
         self.loop = Loop()

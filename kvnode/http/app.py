@@ -23,17 +23,37 @@ from kvnode.errors import (
     KvnodeError,
     MethodNotAllowed,
     PreconditionFailed,
+    TooManyRequests,
+    Unauthorized,
 )
-from kvnode.http import admin, backup, batch, kv, leases, listing, members, metrics, probes, sessions, txn, watch
+from kvnode.http import (
+    admin,
+    backup,
+    batch,
+    kv,
+    leases,
+    listing,
+    members,
+    metrics,
+    probes,
+    sessions,
+    tokens,
+    txn,
+    watch,
+)
 from kvnode.http.answer import JSON_TYPE, Answer, json_bytes
+from kvnode.http.audit import audited
 from kvnode.http.connection import Connection
+from kvnode.http.door import Door
 from kvnode.http.group import Group
+from kvnode.http.guests import Guests
 from kvnode.http.paths import split_target
 from kvnode.http.probes import LeaderProbe
 from kvnode.http.route import RouteTable
 from kvnode.http.stream import HEARTBEAT_S
 from kvnode.http.tracing import REQUEST_ID, Traced
 from kvnode.meters import HttpMeters
+from kvnode.proxies import Proxies
 
 __all__ = ["LeaderProbe", "create_server"]
 
@@ -41,11 +61,13 @@ __all__ = ["LeaderProbe", "create_server"]
 STATUS_OF: Final = {
     "bad_request": 400,
     "idempotency_key_reused": 400,
-    "unauthorized": 401,
     "not_found": 404,
     "unknown_endpoint": 404,
     "key_not_found": 404,
     "lease_not_found": 404,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "token_not_found": 404,
     "method_not_allowed": 405,
     "request_timeout": 408,
     "conflict": 409,
@@ -54,6 +76,8 @@ STATUS_OF: Final = {
     "too_large": 413,
     "unsupported_media_type": 415,
     "too_many_leases": 429,
+    "too_many_tokens": 429,
+    "too_many_requests": 429,
     "internal": 500,
     "unavailable": 503,
     "no_leader": 503,
@@ -65,6 +89,8 @@ STATUS_OF: Final = {
     "outcome_unknown": 504,
     "disk_full": 507,
 }
+CONNECTIONS_MAX: Final = 32_768
+PROBERS_MAX: Final = 256
 WRITING: Final = frozenset(("PUT", "POST", "DELETE", "PATCH"))
 # How long the rest of a refused body is read and dropped, so that the client gets to see why (RFC 9112, 9.6).
 LINGER_S: Final = 2.0
@@ -82,27 +108,57 @@ def create_server(
     heartbeat_s: float = HEARTBEAT_S,
     meters: HttpMeters | None = None,
     log_requests: bool = False,
-) -> web.Server:
+    token: str = "",
+    rate_limit: int = 0,
+    proxies: Proxies | None = None,
+    connections: tuple[int, int] = (CONNECTIONS_MAX, 0),
+    with_metrics: bool = True,
+) -> Server:
     """The server for one node, for `loop.create_server`. To be called with the loop running.
 
+    `token` '' lets everybody in; `rate_limit` in requests per second and client, 0 for none; `connections` at most, in
+    all and for each client.
     `leader_probe` None leaves `/admin/healthz/leader` out. On the way down: `pre_shutdown()`, `shutdown(timeout)`.
     """
     meters = HttpMeters() if meters is None else meters
+    door = Door(group, token, rate_limit, proxies)
     table = RouteTable(
         probes.routes(group, leader_probe, probe_timeout_s, meters),
-        metrics.routes(group, meters, version),
+        metrics.routes(group, meters, version) if with_metrics else {},
         kv.routes(group),
         watch.routes(group, heartbeat_s),
         listing.routes(group),
         txn.routes(group),
         batch.routes(group),
         leases.routes(group),
-        admin.routes(group, node_id, version),
-        backup.routes(group),
-        members.routes(group),
-        sessions.routes(group),
+        audited(
+            {
+                **admin.routes(group, node_id, version),
+                **backup.routes(group),
+                **members.routes(group),
+                **sessions.routes(group),
+                **tokens.routes(group),
+            },
+            door,
+        ),
     )
-    return Server(App(table, Stamp(group, node_id), meters, log_requests))
+    asks = door if token or rate_limit else None
+    return Server(App(table, Stamp(group, node_id), meters, log_requests, asks), connections)
+
+
+def create_probe_server(
+    group: Group,
+    node_id: str,
+    leader_probe: LeaderProbe | None,
+    probe_timeout_s: float,
+    version: str,
+    meters: HttpMeters,
+) -> Server:
+    """For a port of its own: what a node says about itself, to whoever asks."""
+    table = RouteTable(
+        probes.routes(group, leader_probe, probe_timeout_s, meters), metrics.routes(group, meters, version)
+    )
+    return Server(App(table, Stamp(group, node_id), meters, False, None), (PROBERS_MAX, 0))
 
 
 class Stamp:
@@ -134,9 +190,12 @@ class Stamp:
 class App:
     """Finds the handler, runs it, and answers whatever happens."""
 
-    __slots__ = ("_codes", "_log_requests", "_stamp", "_table")
+    __slots__ = ("_codes", "_door", "_log_requests", "_stamp", "_table")
 
-    def __init__(self, table: RouteTable, stamp: Stamp, meters: HttpMeters, log_requests: bool) -> None:
+    def __init__(
+        self, table: RouteTable, stamp: Stamp, meters: HttpMeters, log_requests: bool, door: Door | None
+    ) -> None:
+        self._door = door  # None: everybody may do everything, as often as they like
         self._log_requests = log_requests
         self._codes = meters.codes
         self._table = table
@@ -147,6 +206,8 @@ class App:
         traced = Traced(request) if self._log_requests or REQUEST_ID in request.headers else None
         try:
             path, query = split_target(request.raw_path)
+            if self._door is not None:
+                self._door.admit(request, method, path)
             handler, rest = self._table.find(method, path)
             outcome = handler(request, rest, query)
             answer = outcome if isinstance(outcome, Answer) else await outcome
@@ -169,7 +230,11 @@ class App:
             sentence = "A line of the request is too long, or it has too many header lines."
         else:
             sentence = "These bytes are not an HTTP request; check the request line and the headers."
-        answer = failure(BadRequest(sentence), writing=False)
+        return self.refused(BadRequest(sentence))
+
+    def refused(self, error: KvnodeError) -> Answer:
+        """The answer for a connection that ends with it."""
+        answer = failure(error, writing=False)
         answer.close = True
         self._codes[answer.status] += 1
         answer.stamp = self._stamp.lines()
@@ -189,6 +254,10 @@ def failure(error: KvnodeError, *, writing: bool) -> Answer:
         headers += f"Allow: {error.allow}\r\n".encode()
     elif isinstance(error, PreconditionFailed) and error.current_revision is not None:
         headers += b'ETag: "%d"\r\n' % error.current_revision
+    elif isinstance(error, Unauthorized):
+        headers += b'WWW-Authenticate: Bearer realm="kvnode"\r\n'
+    elif isinstance(error, TooManyRequests):
+        headers += b"Retry-After: %d\r\n" % error.retry_after_s
     elif status == 503 and isinstance(error, Definite):
         headers += b"Retry-After: 1\r\n"
     return Answer(status, headers, json_bytes(document))
@@ -203,11 +272,13 @@ def _unexpected(method: str, error: Exception) -> KvnodeError:
 class Server(web.Server):
     """aiohttp's server with connections that answer malformed requests as everything else is answered."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, connections: tuple[int, int] = (CONNECTIONS_MAX, 0)) -> None:
         # An Answer is not a StreamResponse, and has all that the connection asks of one (answer.py).
         handler = cast(Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], app.handle)
         super().__init__(handler, access_log=None, auto_decompress=False, lingering_time=LINGER_S)
         self.app = app
+        self._guests = Guests(*connections, app.handle, app.refused)
 
-    def __call__(self) -> web.RequestHandler:
-        return Connection(self, self.app.malformed, loop=self._loop, **self._kwargs)
+    def __call__(self, address: str = "") -> web.RequestHandler:
+        connection = Connection(self, self.app.malformed, loop=self._loop, **self._kwargs)
+        return connection.counted(self._guests, address)

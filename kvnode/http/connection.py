@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, cast
 
 from aiohttp import web
 
 from kvnode.http.answer import Answer
+from kvnode.tokens import Token
 
 
 class Listener(Protocol):
@@ -23,10 +25,17 @@ class Listener(Protocol):
         """The connection is gone."""
 
 
+class Guests(Protocol):
+    """Who counts connections."""
+
+    def came(self, connection: Connection) -> None: ...
+    def went(self, connection: Connection) -> None: ...
+
+
 class Connection(web.RequestHandler):
     """`listener` is nobody but for watches; `malformed` answers bytes that are no request."""
 
-    __slots__ = ("_malformed", "listener")
+    __slots__ = ("_guests", "_malformed", "_named", "credential", "listener")
 
     def __init__(
         self, server: web.Server, malformed: Callable[[BaseException | None], Answer], **settings: Any
@@ -34,6 +43,30 @@ class Connection(web.RequestHandler):
         super().__init__(server, **settings)
         self._malformed = malformed
         self.listener: Listener | None = None
+        self._guests: Guests | None = None
+        self._named = ""
+        self.credential: tuple[str, Token] | None = None  # the last valid one that came (door.Door)
+
+    @property
+    def address(self) -> str:
+        """The client's, by the connection itself or by what its balancer said in front of it."""
+        if not self._named and isinstance(self.peername, tuple):
+            self._named = self.peername[0]
+        return self._named
+
+    def counted(self, guests: Guests, address: str) -> Connection:
+        """Before the connection is made: who counts it, and its client's address where that is known already."""
+        self._guests, self._named = guests, address
+        return self
+
+    def refused(self, refuse: Callable[[web.BaseRequest], Awaitable[Answer]]) -> None:
+        """Whatever is asked on this connection, `refuse` answers it."""
+        self._request_handler = cast(Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], refuse)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self._guests is not None:
+            self._guests.came(self)
 
     def handle_error(
         self,
@@ -59,4 +92,6 @@ class Connection(web.RequestHandler):
         # aiohttp lets a handler run on when its client has gone, which is right for a write and wrong for a watch.
         if self.listener is not None:
             self.listener.lost()
+        if self._guests is not None:
+            self._guests.went(self)
         super().connection_lost(exc)

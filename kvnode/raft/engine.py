@@ -77,7 +77,7 @@ class Engine:
         instance = os.urandom(ORIGIN_BYTES)
         me = Identity(settings.node_id, cluster_id, settings.http_url, instance, settings.secret)
         self.roster = roster
-        self.network = Network(me, roster, self)
+        self.network = Network(me, roster, self, settings.certificate)
         self._acquaintance = Acquaintance(roster, self.network, snapshots.disk, fail)
         self.members_changed = self._acquaintance.changed
         self.storage = Storage()

@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol, cast
 
 from kvnode.raft import handshake, wire
 from kvnode.raft.handshake import Circle, Identity, Peer
+from kvnode.tls import MutualCertificate, names
 
 STRANGERS_MAX: Final = 64  # connections that have not proved themselves yet
 SILENCE_S: Final = 5  # unacknowledged bytes for this long: the connection is dead (TCP_USER_TIMEOUT)
@@ -19,6 +20,7 @@ class Owner(Protocol):
     me: Identity
     strangers: int
     circle: Circle
+    certificate: MutualCertificate | None
 
     def opened(self, transport: asyncio.Transport) -> None: ...
     def closed(self, transport: asyncio.Transport) -> None: ...
@@ -157,11 +159,18 @@ class Accepted(Link):
                 self.transport.write(self._acceptor.greeted(body))
                 self._greeted = True
             else:
-                self.peer = self._acceptor.proved(body)
+                self.peer = self._vouched(self._acceptor.proved(body))
                 self._known()
                 self.reader.frame_bytes_max = wire.FRAME_BYTES_MAX
                 self.transport.write(handshake.WELCOME)
                 self.network.accepted_up(self.peer, self.transport)
+
+    def _vouched(self, peer: Peer) -> Peer:
+        """The peer, whose certificate must be its own."""
+        certified = self.network.certificate is None or names(self.transport.get_extra_info("peercert"), peer.node_id)
+        if not certified:
+            raise handshake.Refused(f"its certificate does not name node {peer.node_id!r}: give each node its own")
+        return peer
 
     def refuse(self, refused: handshake.Refused) -> None:
         host = (self.transport.get_extra_info("peername") or ("?",))[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from kvnode.raft.identity import Invitation
+from kvnode.tls import MutualCertificate
 
 Fsync = Literal["always", "interval", "never"]
 HostPort = tuple[str, int]
@@ -19,6 +20,7 @@ class RaftSettings:
 
     `peers` names every member of the first cluster, this node included, with its Raft address.
     `join`: instead of `peers`, gets the invitation of the cluster to join; called at the first start alone.
+    `certificate` None: peers speak without TLS.
     `cluster_id` None: derived from `peers`, which all members are first started with alike.
 
     `session_keys`: those that this node was given, the newest first; none: the cluster makes its own.
@@ -41,3 +43,4 @@ class RaftSettings:
     heartbeat_s: float = 0.1
     session_keys: tuple[bytes, ...] = ()
     join: Callable[[], Awaitable[Invitation]] | None = None
+    certificate: MutualCertificate | None = None

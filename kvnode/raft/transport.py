@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import ssl
 from collections.abc import Mapping
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from kvnode.errors import StartupError
 from kvnode.raft import handshake, wire
 from kvnode.raft.handshake import Circle, Identity, Peer
-from kvnode.raft.links import Accepted, Dialled
+from kvnode.raft.links import STRANGERS_MAX, Accepted, Dialled
+from kvnode.reception import Reception, bound
+from kvnode.tls import HANDSHAKE_S, SHUTDOWN_S, MutualCertificate
 
 log = logging.getLogger("kvnode.raft")
 
@@ -47,14 +50,17 @@ class Listener(Protocol):
 class Network:
     """All connections of one node. `addresses` maps each peer to (host, port); `circle` says who may connect."""
 
-    def __init__(self, me: Identity, circle: Circle, listener: Listener) -> None:
+    def __init__(
+        self, me: Identity, circle: Circle, listener: Listener, certificate: MutualCertificate | None = None
+    ) -> None:
+        self.certificate = certificate
         self.me = me
         self.circle = circle
         self.addresses: dict[str, tuple[str, int]] = {}
         self.listener = listener
         self.http_urls: dict[str, str] = {}
         self.strangers = 0
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | Reception | None = None
         self._dialled: dict[str, asyncio.Transport] = {}
         self._accepted: dict[str, asyncio.Transport] = {}
         self._open: set[asyncio.Transport] = set()
@@ -68,7 +74,13 @@ class Network:
         """Listens and begins to dial. Raises StartupError where the port cannot be had."""
         loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(lambda: Accepted(self), host, port, backlog=128)
+            if self.certificate is None:
+                self._server = await loop.create_server(lambda: Accepted(self), host, port, backlog=128)
+            else:
+                sockets = await bound(host, port)
+                self._server = Reception(
+                    sockets, lambda _: Accepted(self), self.certificate, None, self._stranger, STRANGERS_MAX
+                )
         except OSError as error:
             raise StartupError(
                 f"Raft cannot listen on {host}:{port} ({error.strerror or error}): "
@@ -82,7 +94,9 @@ class Network:
         for task in self._dialers.values():
             task.cancel()
         await asyncio.gather(*self._dialers.values(), return_exceptions=True)
-        if self._server is not None:
+        if isinstance(self._server, Reception):
+            await self._server.stop()
+        elif self._server is not None:
             self._server.close()
         for transport in list(self._open):
             transport.abort()
@@ -144,7 +158,7 @@ class Network:
             try:
                 async with asyncio.timeout(DIAL_DEADLINE_S):
                     host, port = self.addresses[node_id]
-                    await loop.create_connection(link.itself, host, port)
+                    await loop.create_connection(link.itself, host, port, **self._dialling(node_id))
                 async with asyncio.timeout(handshake.DEADLINE_S):
                     await link.established
                 pause_s = REDIAL_S[0]
@@ -153,6 +167,9 @@ class Network:
                 self.log_once(node_id, f"Peer {node_id} at {host}:{port} cannot be talked to: {refused}.")
                 if refused.told:
                     self.listener.told(refused.told)
+            except ssl.SSLError as error:
+                why = (error.reason or str(error)).replace("_", " ").lower()
+                self.log_once(node_id, f"Peer {node_id} at {host}:{port} cannot be talked to by TLS ({why}).")
             except (OSError, TimeoutError):
                 pass  # not there yet, or gone: the status page and the readiness probe say so
             finally:
@@ -163,6 +180,16 @@ class Network:
                     await heard_from.wait()  # it has just dialled us: no reason to wait longer
             except TimeoutError:
                 pause_s = min(pause_s * 2, REDIAL_S[1])
+
+    def _dialling(self, node_id: str) -> dict[str, Any]:
+        """What a connection is dialled with: the certificate that comes must name the node, wherever it is."""
+        if self.certificate is None:
+            return {}
+        deadlines = {"ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": SHUTDOWN_S}
+        return {"ssl": self.certificate.dialling, "server_hostname": node_id, **deadlines}
+
+    def _stranger(self, address: str, why: str) -> None:
+        self.log_once(address, f"Refused a peer connection from {address}: {why}.")
 
     def dialled_up(self, peer: Peer, transport: asyncio.Transport) -> None:
         self._dialled[peer.node_id] = transport

@@ -1,0 +1,42 @@
+"""What a client shows to nodes that ask who it is, and how it knows that they are the nodes it means."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from kvnode.errors import BadRequest
+from kvnode.tls import trusting
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A token, or '' for none; and who has signed the certificates of https:// URLs, None: whom the system trusts."""
+
+    token: str = field(default="", repr=False)
+    ca: Path | None = None
+
+    def session(self, **settings: Any) -> aiohttp.ClientSession:
+        """With the loop running. Raises BadRequest for what cannot be used."""
+        headers = {}
+        if self.token:
+            if not all("!" <= character <= "~" for character in self.token):
+                raise BadRequest("The token is ASCII without spaces, as 'kvnode token create' prints it.")
+            headers["Authorization"] = f"Bearer {self.token}"
+        connector = None if self.ca is None else aiohttp.TCPConnector(ssl=_trusting(self.ca))
+        return aiohttp.ClientSession(auto_decompress=False, headers=headers, connector=connector, **settings)
+
+
+OPEN = Access()
+
+
+def _trusting(ca: Path) -> ssl.SSLContext:
+    try:
+        return trusting(ca)
+    except (OSError, ValueError) as e:
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else "it is no PEM file"
+        raise BadRequest(f"The certificate {str(ca)!r} cannot be used ({reason}); give the one that signs.") from None

@@ -1,0 +1,125 @@
+"""A node's HTTP listeners: the clients' port, and where it is asked for one of their own for probes and metrics."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import resource
+from typing import Final
+
+from aiohttp import web
+
+from kvnode import __version__, errors, values
+from kvnode.config import Config
+from kvnode.http.app import LeaderProbe, Server, create_probe_server, create_server
+from kvnode.meters import HttpMeters
+from kvnode.raft.group import RaftGroup
+from kvnode.reception import Reception, bound
+from kvnode.tls import Certificate
+from kvnode.values import HostPort
+
+log = logging.getLogger(__name__)
+
+BACKLOG: Final = 1_024
+IN_FLIGHT_S: Final = 2.5  # for requests that have begun, once nothing new is let in; aiohttp may take it twice
+FILES_KEPT: Final = 128  # file descriptors that clients may not take: the journal, snapshots and peers need some
+
+
+class Front:
+    """Open from `open` to `cleanup`."""
+
+    def __init__(self, config: Config, group: RaftGroup, meters: HttpMeters) -> None:
+        """Raises StartupError for a certificate that cannot be used."""
+        self._config = config
+        security = config.security
+        self.certificate = Certificate("tls", *security.tls) if security.tls else None
+        probe = LeaderProbe(group, config.probe_timeout_s) if config.leader_probe else None
+        self._server = create_server(
+            group,
+            node_id=config.node_id,
+            leader_probe=probe,
+            probe_timeout_s=config.probe_timeout_s,
+            version=__version__,
+            meters=meters,
+            log_requests=config.log_requests,
+            token=security.token,
+            rate_limit=security.rate_limit,
+            proxies=security.proxies,
+            connections=(_room_for(security.connections_max), security.connections_per_client),
+            with_metrics=security.probes is None,
+        )
+        self._probes = create_probe_server(group, config.node_id, probe, config.probe_timeout_s, __version__, meters)
+        self._runners: list[web.ServerRunner] = []
+        self._reception: Reception | None = None
+
+    async def open(self) -> None:
+        """Listens. Raises StartupError with nothing left open."""
+        security = self._config.security
+        try:
+            if self.certificate is None and not (security.proxies and security.proxies.prefaced):
+                await self._listen(self._server, self._config.http, "http")
+            else:
+                await self._receive()
+            if security.probes is not None:
+                await self._listen(self._probes, security.probes, "probes")
+        except errors.StartupError:
+            await self.cleanup()
+            raise
+
+    async def _listen(self, server: Server, address: HostPort, option: str) -> None:
+        runner = await self._runner(server)
+        try:
+            await web.TCPSite(runner, *address, backlog=BACKLOG, reuse_address=True).start()
+        except OSError as e:
+            raise errors.StartupError(_why_not_bound(address, option, e)) from None
+
+    async def _receive(self) -> None:
+        """The clients' port, where something comes before HTTP."""
+        await self._runner(self._server)
+        proxies = self._config.security.proxies
+        try:
+            sockets = await bound(*self._config.http)
+        except OSError as e:
+            raise errors.StartupError(_why_not_bound(self._config.http, "http", e)) from None
+        prefaced = proxies if proxies is not None and proxies.prefaced else None
+        self._reception = Reception(sockets, self._server, self.certificate, prefaced, _turned_away)
+
+    async def _runner(self, server: Server) -> web.ServerRunner:
+        runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=IN_FLIGHT_S)
+        await runner.setup()
+        self._runners.append(runner)
+        return runner
+
+    async def cleanup(self) -> None:
+        """Lets nothing new in, gives what is in flight its time, and closes."""
+        if self._reception is not None:
+            await self._reception.stop()
+        for runner in self._runners:
+            await runner.cleanup()
+
+
+def _turned_away(address: str, why: str) -> None:
+    # Port scanners and impatient clients: nothing that an operator must know of.
+    log.debug("A connection from %s came to nothing: %s.", address, why)
+
+
+def _room_for(most: int) -> int:
+    """So many connections at most as there are files for; takes what the system gives for the asking."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = most + FILES_KEPT
+    wanted = min(hard, most + FILES_KEPT)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    return max(1, wanted - FILES_KEPT)
+
+
+def _why_not_bound(address: HostPort, option: str, e: OSError) -> str:
+    what = "HTTP cannot listen" if option == "http" else "Probes cannot be listened for"
+    where = values.show_host_port(address)
+    if e.errno == errno.EADDRINUSE:
+        return f"{what} on {where}: the port is in use; stop what uses it or choose another with --{option}."
+    if e.errno == errno.EACCES:
+        return f"{what} on {where}: not permitted; choose a port from 1024 up with --{option}."
+    return f"{what} on {where}: this machine has no such address; choose another with --{option}."

@@ -1,0 +1,45 @@
+"""The audit log: one line for each administrative action, with who asked, from where, and what came of it.
+
+It is the logger `kvnode.audit`, at level info. Reading the state of the cluster is no action; taking a backup is one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from kvnode.errors import KvnodeError
+from kvnode.http.answer import Answer
+from kvnode.http.door import FULL_ONLY, READING, Door
+from kvnode.http.route import Handler, Methods
+
+log = logging.getLogger("kvnode.audit")
+
+
+def audited(table: Mapping[str, Methods], door: Door) -> dict[str, Methods]:
+    """The same routes, whose actions leave a line."""
+    return {
+        path: {
+            method: _noting(handler, method, path, door) if method not in READING or path == FULL_ONLY[0] else handler
+            for method, handler in methods.items()
+        }
+        for path, methods in table.items()
+    }
+
+
+def _noting(handler: Handler, method: str, path: str, door: Door) -> Handler:
+    async def noting(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        who = door.who(request)
+        target = path.partition("{")[0] + rest[:200] + (f"?{query[:200]}" if query else "")
+        try:
+            outcome = handler(request, rest, query)
+            answer = outcome if isinstance(outcome, Answer) else await outcome
+        except KvnodeError as error:
+            log.info("%s: %s %s: %s (%s).", who, method, target, error.code, error.outcome)
+            raise
+        log.info("%s: %s %s: %d.", who, method, target, answer.status)
+        return answer
+
+    return noting

@@ -1,0 +1,86 @@
+"""Access tokens: making one, listing them, revoking one. Replicated, so that it holds on every node.
+
+A token is made on the node that is asked, which shows it once: what goes into the log is its hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from typing import Any, Final
+
+from aiohttp import web
+
+from kvnode.commands import ROLES, TOKEN_NAME_BYTES_MAX, CreateToken, RevokeToken, text_fault
+from kvnode.errors import BadRequest, TokenNotFound, TooManyTokens
+from kvnode.http.answer import NO_STORE, Answer, json_answer
+from kvnode.http.body import read_body
+from kvnode.http.group import Group
+from kvnode.http.paths import decode
+from kvnode.http.route import Methods
+from kvnode.results import TokenChanged, TokenMissing, TokensFull
+from kvnode.tokens import Token
+
+PATH: Final = "/admin/api/v1/tokens"
+REQUEST_BYTES_MAX: Final = 65_536
+SECRET_BYTES: Final = 32
+ID_BYTES: Final = 4
+
+
+def routes(group: Group) -> dict[str, Methods]:
+    async def tokens(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        await group.read_barrier()
+        return json_answer(200, {"tokens": [_shown(token) for token in group.store.tokens.view()]}, NO_STORE)
+
+    async def create(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        name, role = await _wanted(request)
+        secret = secrets.token_urlsafe(SECRET_BYTES)
+        token = Token(secrets.token_hex(ID_BYTES), name, role, hashlib.sha256(secret.encode()).digest(), _now_ms())
+        result = await group.propose(CreateToken(*token).encode())
+        if isinstance(result, TokensFull):
+            raise TooManyTokens("The cluster holds as many tokens as it may; revoke those that nobody uses.")
+        if not isinstance(result, TokenChanged):
+            raise BadRequest("The token could not be made; send the request again.")
+        return json_answer(200, {**_shown(token), "token": f"kvnode_{token.id}_{secret}"}, NO_STORE)
+
+    async def revoke(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        token_id = decode(rest, "token")
+        result = await group.propose(RevokeToken(token_id).encode())
+        if isinstance(result, TokenChanged):
+            return json_answer(200, {"revoked": token_id}, NO_STORE)
+        if isinstance(result, TokenMissing):
+            raise TokenNotFound("There is no token with this id, or not any more.")
+        raise BadRequest("This is not the id of a token; kvnode token list shows them.")
+
+    return {
+        PATH: {"GET": tokens, "HEAD": tokens, "POST": create},
+        PATH + "/{token}": {"DELETE": revoke},
+    }
+
+
+async def _wanted(request: web.BaseRequest) -> tuple[str, str]:
+    """The name and the role of the token to make."""
+    body = await read_body(request, REQUEST_BYTES_MAX)
+    try:
+        document: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadRequest("The body is not JSON.") from None
+    if not isinstance(document, dict) or not set(document) <= {"name", "role"}:
+        raise BadRequest('The body is a JSON object with "name" and "role".')
+    name, role = document.get("name"), document.get("role")
+    fault = text_fault("token's name", name, 1, TOKEN_NAME_BYTES_MAX)
+    if fault is not None or not str(name).isprintable():
+        raise BadRequest(f'"name" says whose token it is, in 1 to {TOKEN_NAME_BYTES_MAX} bytes of printable text.')
+    if role not in ROLES:
+        raise BadRequest(f'"role" is {" or ".join(ROLES)}.')
+    return str(name), str(role)
+
+
+def _shown(token: Token) -> dict[str, Any]:
+    return {"id": token.id, "name": token.name, "role": token.role, "created_ms": token.created_ms}
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,136 @@
+"""Where connections come in that are not simply taken over: TLS first, or a balancer's word on who the client is.
+
+Each connection is taken in by a task of its own, bounded in number and in time, and handed to its protocol when it has
+proved what it must. (`loop.create_server` counts no handshake that is under way, and cannot read what a balancer
+says in front of it.) Whoever holds the listener decides with each connection anew which certificate is shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from kvnode.proxies import Proxies, Refused
+from kvnode.tls import HANDSHAKE_S, SHUTDOWN_S, Certificate
+
+log = logging.getLogger(__name__)
+
+NEWCOMERS_MAX: Final = 512  # connections whose handshake is under way; more are closed at once
+PREFACE_S: Final = 3.0  # for the line of a balancer
+PAUSE_S: Final = 0.2  # after an accept that failed: no file descriptor is left, mostly
+BACKLOG: Final = 1_024
+
+
+async def bound(host: str, port: int, backlog: int = BACKLOG) -> list[socket.socket]:
+    """Listening sockets on every address that the host has. Raises OSError with nothing left open."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            each = socket.socket(family, kind, protocol)
+            sockets.append(each)
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            each.setblocking(False)
+            each.bind(address)
+            each.listen(backlog)
+    except OSError:
+        for each in sockets:
+            each.close()
+        raise
+    return sockets
+
+
+class Reception:
+    """Takes connections from listening sockets and hands each to `protocol(client address)`.
+
+    `certificate` None: no TLS. `proxies` None: nobody speaks for another. `refused` is told (address, sentence) of who
+    was turned away; it must not raise.
+    """
+
+    def __init__(
+        self,
+        sockets: list[socket.socket],
+        protocol: Callable[[str], asyncio.BaseProtocol],
+        certificate: Certificate | None,
+        proxies: Proxies | None,
+        refused: Callable[[str, str], None],
+        newcomers_max: int = NEWCOMERS_MAX,
+    ) -> None:
+        self._sockets = sockets
+        self._protocol = protocol
+        self._certificate = certificate
+        self._proxies = proxies
+        self._refused = refused
+        self._newcomers_max = newcomers_max
+        self._newcomers: set[asyncio.Task[None]] = set()
+        self._accepting = [asyncio.create_task(self._accept(each), name="accept") for each in sockets]
+
+    async def stop(self) -> None:
+        """Takes no more; what was handed over goes on."""
+        tasks = [*self._accepting, *self._newcomers]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for each in self._sockets:
+            each.close()
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, address = await loop.sock_accept(listening)
+            except OSError as error:
+                log.error(
+                    "A connection could not be accepted (%s): is the limit of open files too low?", error.strerror
+                )
+                await asyncio.sleep(PAUSE_S)
+                continue
+            if len(self._newcomers) >= self._newcomers_max:
+                connection.close()
+                self._refused(address[0], f"more than {self._newcomers_max} connections have not proved themselves yet")
+                continue
+            task = asyncio.create_task(self._receive(connection, address[0]))
+            self._newcomers.add(task)
+            task.add_done_callback(self._newcomers.discard)
+
+    async def _receive(self, connection: socket.socket, address: str) -> None:
+        """One connection until its protocol has it."""
+        loop = asyncio.get_running_loop()
+        try:
+            client = address
+            if self._proxies is not None and self._proxies.trusts(address):
+                async with asyncio.timeout(PREFACE_S):
+                    client = await self._proxies.preface(connection) or address
+            certificate = self._certificate
+            if certificate is None:
+                await loop.connect_accepted_socket(lambda: self._protocol(client), connection)
+                return
+            await loop.connect_accepted_socket(
+                lambda: self._protocol(client),
+                connection,
+                ssl=certificate.context,
+                ssl_handshake_timeout=HANDSHAKE_S,
+                ssl_shutdown_timeout=SHUTDOWN_S,
+            )
+        except Refused as refused:
+            connection.close()
+            self._refused(address, str(refused))
+        except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
+            connection.close()
+            self._refused(address, f"its TLS handshake failed ({_why(error)})")
+        except asyncio.CancelledError:
+            connection.close()
+            raise
+
+
+def _why(error: Exception) -> str:
+    reason = getattr(error, "reason", None)
+    if isinstance(reason, str):
+        return reason.replace("_", " ").lower()
+    return "it took too long" if isinstance(error, TimeoutError | ConnectionAbortedError) else "it went away"

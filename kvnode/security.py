@@ -1,0 +1,160 @@
+"""What the configuration says of who may do what: secrets, certificates, limits, and what is needed off loopback."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from kvnode import values
+from kvnode.errors import StartupError
+from kvnode.options import Settings
+from kvnode.proxies import Network, Proxies
+from kvnode.values import HostPort, Malformed
+
+SECRET_VARIABLE: Final = "KVNODE_CLUSTER_SECRET"
+TOKEN_VARIABLE: Final = "KVNODE_TOKEN"  # what the client commands read as well
+SECRET_BYTES_MIN: Final = 16  # 128 bits, if every byte is random; `openssl rand -hex 32` is comfortably over it
+SECRET_BYTES_MAX: Final = 4_096
+TOKEN_CHARS_MAX: Final = 512  # it travels in a header line with each request
+PROXIES_MAX: Final = 64
+RATE_MAX: Final = 1_000_000
+CONNECTIONS_MAX: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Security:
+    """`token` '': HTTP asks for none. Certificates are paths here; `tls.py` loads them."""
+
+    secret: bytes = field(repr=False)
+    token: str = field(repr=False)
+    insecure: bool
+    tls: tuple[Path, Path] | None
+    tls_ca: Path | None
+    raft_tls: tuple[Path, Path, Path] | None
+    probes: HostPort | None
+    proxies: Proxies | None
+    rate_limit: int
+    connections_max: int
+    connections_per_client: int
+    warnings: tuple[str, ...]
+
+
+def load(given: Settings, environ: Mapping[str, str], http: HostPort, raft: HostPort) -> Security:
+    """Raises StartupError where a node would be open to anybody, or where something does not fit together."""
+    secret = secret_of(given, environ, "cluster-secret-file", SECRET_VARIABLE, "cluster secret")
+    token = _token(secret_of(given, environ, "token-file", TOKEN_VARIABLE, "token"))
+    insecure = given.parse("insecure", values.switch)
+    _check_exposure(given, http, raft, secret, token, insecure)
+    tls, raft_tls = _files(given, "tls-cert", "tls-key"), _files(given, "raft-cert", "raft-key", "raft-ca")
+    tls_ca = given.get("tls-ca")
+    probes = given.parse("probes", values.host_port)
+    if probes in (http, raft):
+        raise given.refused("probes", "probes need a port that nothing else has; choose another, or leave it out")
+    warnings: tuple[str, ...] = ()
+    if not (values.is_loopback(http[0]) or tls or insecure):
+        warnings = ("HTTP off loopback without TLS: tokens and values can be read on the way; give --tls-cert.",)
+    return Security(
+        secret=secret,
+        token=token,
+        insecure=insecure,
+        tls=None if tls is None else (tls[0], tls[1]),
+        tls_ca=Path(tls_ca.text) if tls_ca else None,
+        raft_tls=None if raft_tls is None else (raft_tls[0], raft_tls[1], raft_tls[2]),
+        probes=probes,
+        proxies=_proxies(given),
+        rate_limit=given.parse("rate-limit", count, RATE_MAX) or 0,
+        connections_max=given.parse("max-connections", count, CONNECTIONS_MAX),
+        connections_per_client=given.parse("max-connections-per-client", count, CONNECTIONS_MAX) or 0,
+        warnings=warnings,
+    )
+
+
+def secret_of(given: Settings, environ: Mapping[str, str], option: str, variable: str, what: str) -> bytes:
+    """The secret, empty where none is given. A flag beats the variable; the variable beats the file's entry."""
+    setting = given.get(option)
+    text = environ.get(variable, "")
+    if setting and setting.source == variable + "_FILE" and text:
+        raise setting.refused(f"{variable} is set as well; keep one of the two")
+    if setting and (setting.source is None or not text):
+        try:
+            with open(setting.text, "rb") as f:
+                secret = f.read(SECRET_BYTES_MAX + 3).rstrip(b"\r\n")
+        except OSError as e:
+            raise setting.refused(f"the file cannot be read ({e.strerror}); give a readable one") from None
+        except ValueError:
+            raise setting.refused("this cannot be a file's name; give a readable file") from None
+        where = f"the file {setting.text!r} of --{option}"
+    elif text:
+        secret, where = text.encode("utf-8", "surrogateescape").rstrip(b"\r\n"), variable
+    else:
+        return b""
+    if not SECRET_BYTES_MIN <= len(secret) <= SECRET_BYTES_MAX:
+        raise StartupError(
+            f"The {what} in {where} must be {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} bytes long, "
+            f"this one has {len(secret)}; make one with: openssl rand -hex 32."
+        )
+    return secret
+
+
+def _token(secret: bytes) -> str:
+    text = secret.decode("ascii", "replace")
+    if len(text) > TOKEN_CHARS_MAX or not all("!" <= character <= "~" for character in text):
+        raise StartupError(
+            f"The token must be up to {TOKEN_CHARS_MAX} ASCII characters without spaces, as it stands in a header "
+            "line; make one with: openssl rand -hex 32."
+        )
+    return text
+
+
+def _check_exposure(given: Settings, http: HostPort, raft: HostPort, secret: bytes, token: str, insecure: bool) -> None:
+    """Off loopback, Raft must know its peers, and HTTP its clients, unless open HTTP was asked for."""
+    if not secret and not values.is_loopback(raft[0]):
+        raise given.refused(
+            "raft", f"Raft off loopback needs a shared secret; give --cluster-secret-file FILE or {SECRET_VARIABLE}"
+        )
+    if not (insecure or token) and not values.is_loopback(http[0]):
+        raise given.refused(
+            "http",
+            "HTTP that asks for no credentials stays on loopback; give --token-file FILE, or --insecure to let "
+            "anyone in reach use it",
+        )
+    if http == raft:
+        raise given.refused("raft", "HTTP and Raft cannot share an address; give each its own port")
+
+
+def _files(given: Settings, *options: str) -> tuple[Path, ...] | None:
+    """All of these, or none."""
+    found = [given.get(option) for option in options]
+    paths = tuple(Path(setting.text) for setting in found if setting is not None)
+    if 0 < len(paths) < len(options):
+        missing = next(option for option, setting in zip(options, found, strict=True) if setting is None)
+        present = next(option for option, setting in zip(options, found, strict=True) if setting is not None)
+        raise given.refused(present, f"it is of use only together with --{missing}; give both")
+    return paths or None
+
+
+def _proxies(given: Settings) -> Proxies | None:
+    networks = given.parse("trusted-proxies", _networks)
+    prefaced = given.parse("proxy-protocol", values.switch)
+    if prefaced and not networks:
+        raise given.refused("proxy-protocol", "name the balancers that speak it with --trusted-proxies")
+    return Proxies(networks, prefaced) if networks else None
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        found = tuple(ipaddress.ip_network(each.strip()) for each in text.split(","))
+    except ValueError:
+        raise Malformed("write addresses or networks, such as 10.0.0.7,192.168.1.0/24") from None
+    if len(found) > PROXIES_MAX:
+        raise Malformed(f"write {PROXIES_MAX} networks at most")
+    return found
+
+
+def count(text: str, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
+        raise Malformed(f"write a number from 1 to {most}")
+    return int(text)
