@@ -60,7 +60,7 @@ def export(file: BinaryIO, prefix: str, url: str, timeout_s: float) -> None:
         return done
 
     done = call(url, timeout_s, write)
-    print(f"{done} keys exported", file=sys.stderr)
+    print(f"{_keys(done)} exported", file=sys.stderr)
 
 
 @click.command("import")
@@ -93,7 +93,7 @@ def import_lines(file: BinaryIO, url: str, timeout_s: float) -> None:
         return done
 
     done = call(url, timeout_s, read)
-    print(f"{done} keys imported", file=sys.stderr)
+    print(f"{_keys(done)} imported", file=sys.stderr)
 
 
 Batch = list[tuple[int, dict[str, Any]]]
@@ -150,6 +150,10 @@ def _entry(line: bytes, number: int) -> dict[str, Any]:
     if not isinstance(entry, dict) or not isinstance(entry.get("key"), str) or not set(entry) <= FIELDS:
         raise errors.BadRequest(f"Line {number} is no JSON object with key, value (or text), content_type and ttl.")
     return entry
+
+
+def _keys(count: int) -> str:
+    return f"{count} key{'' if count == 1 else 's'}"
 
 
 def _size(file: BinaryIO) -> int | None:

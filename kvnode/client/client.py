@@ -61,7 +61,7 @@ class Client:
     ) -> Put:
         """Sets the key. `if_match`: only while its mod_revision is this; `if_absent`: only while it does not exist.
 
-        `ttl` in whole seconds, or the id of a `lease`: the key leaves with it; without either it keeps what it has.
+        `ttl` in whole seconds, or the id of a `lease`: the key leaves with it; without either it stays.
         `idempotency_key`: the caller's own, 1 to 64 printable ASCII characters, for a put that it may repeat later.
         """
         headers = {"Content-Type": content_type or "application/octet-stream", **_if_match(if_match)}

@@ -35,6 +35,7 @@ from kvnode.http import (
     listing,
     members,
     metrics,
+    openapi,
     probes,
     sessions,
     tokens,
@@ -49,7 +50,7 @@ from kvnode.http.group import Group
 from kvnode.http.guests import Guests
 from kvnode.http.paths import split_target
 from kvnode.http.probes import LeaderProbe
-from kvnode.http.route import RouteTable
+from kvnode.http.route import Methods, RouteTable
 from kvnode.http.stream import HEARTBEAT_S
 from kvnode.http.tracing import REQUEST_ID, Traced
 from kvnode.meters import HttpMeters
@@ -122,7 +123,7 @@ def create_server(
     """
     meters = HttpMeters() if meters is None else meters
     door = Door(group, token, rate_limit, proxies)
-    table = RouteTable(
+    tables: tuple[dict[str, Methods], ...] = (
         probes.routes(group, leader_probe, probe_timeout_s, meters),
         metrics.routes(group, meters, version) if with_metrics else {},
         kv.routes(group),
@@ -142,6 +143,7 @@ def create_server(
             door,
         ),
     )
+    table = RouteTable(*tables, openapi.routes(tables, STATUS_OF, version))
     asks = door if token or rate_limit else None
     return Server(App(table, Stamp(group, node_id), meters, log_requests, asks), connections)
 
@@ -234,7 +236,7 @@ class App:
 
     def refused(self, error: KvnodeError) -> Answer:
         """The answer for a connection that ends with it."""
-        answer = failure(error, writing=False)
+        answer = failure(error, writing=True)  # whatever was asked: nothing came of it
         answer.close = True
         self._codes[answer.status] += 1
         answer.stamp = self._stamp.lines()

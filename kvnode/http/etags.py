@@ -64,6 +64,8 @@ def _tags(request: web.BaseRequest, name: istr) -> list[tuple[bool, int]] | None
         weak, revision = match.groups()
         tags.append((weak is not None, int(revision) if _REVISION.fullmatch(revision) else 0))
         at = match.end()
+    if not tags:
+        raise BadRequest(f'{name} is empty; send an ETag with its quotes, as "12", or leave the header out.')
     if len(tags) > TAGS_MAX:
         raise BadRequest(f"{name} holds more than {TAGS_MAX} ETags.")
     return tags

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64decode, b64encode, urlsafe_b64encode
 from typing import Any, Final
 
 from aiohttp import hdrs, web
@@ -110,7 +110,7 @@ def _behind_cursor(parameters: Query) -> str:
     if "cursor" not in parameters:
         return ""
     try:
-        last = urlsafe_b64decode(parameters["cursor"].encode("ascii")).decode()
+        last = b64decode(parameters["cursor"].encode("ascii"), b"-_", validate=True).decode()
     except ValueError:
         raise BadRequest("The cursor is not one that this API gave out; begin the listing again.") from None
     return last + "\0"  # nothing sorts between a key and itself followed by a zero

@@ -9,7 +9,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from kvnode import values
-from kvnode.errors import BadRequest, NotFound
+from kvnode.errors import BadRequest
 from kvnode.http.answer import NO_STORE, Answer, json_answer
 from kvnode.http.body import read_body
 from kvnode.http.group import Group
@@ -41,14 +41,12 @@ def routes(group: Group) -> dict[str, Methods]:
         return _answer(await group.remove_member(_node_id(node_id), force))
 
     async def promote(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        raw, slash, verb = rest.partition("/")
-        if not slash or verb != "promote":
-            raise NotFound("There is no such endpoint in the admin API.", "unknown_endpoint")
-        return _answer(await group.promote_member(_node_id(decode(raw, "member"))))
+        return _answer(await group.promote_member(_node_id(decode(rest, "member"))))
 
     return {
         PATH: {"GET": members, "HEAD": members, "POST": add, "DELETE": remove},
-        PATH + "/{member}": {"DELETE": remove, "POST": promote},
+        PATH + "/{member}": {"DELETE": remove},
+        PATH + "/{member}/promote": {"POST": promote},
     }
 
 

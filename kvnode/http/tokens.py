@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from kvnode.commands import ROLES, TOKEN_NAME_BYTES_MAX, CreateToken, RevokeToken, text_fault
+from kvnode.commands import ROLES, TOKEN_ID_CHARS_MAX, TOKEN_NAME_BYTES_MAX, CreateToken, RevokeToken, text_fault
 from kvnode.errors import BadRequest, TokenNotFound, TooManyTokens
 from kvnode.http.answer import NO_STORE, Answer, json_answer
 from kvnode.http.body import read_body
@@ -47,6 +47,8 @@ def routes(group: Group) -> dict[str, Methods]:
 
     async def revoke(request: web.BaseRequest, rest: str, query: str) -> Answer:
         token_id = decode(rest, "token")
+        if text_fault("token's id", token_id, 1, TOKEN_ID_CHARS_MAX) is not None:
+            raise BadRequest("This is not the id of a token; kvnode token list shows them.")
         result = await group.propose(RevokeToken(token_id).encode())
         if isinstance(result, TokenChanged):
             return json_answer(200, {"revoked": token_id}, NO_STORE)

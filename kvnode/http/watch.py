@@ -156,7 +156,8 @@ def _named_revision(request: web.BaseRequest, parameters: Query) -> int | None:
         if not named:
             raise BadRequest("The query parameter 'from_revision' is the number of a revision, from 1 up.")
     if LAST_EVENT_ID in request.headers:
-        last = _number(request.headers[LAST_EVENT_ID])
+        given = request.headers.getall(LAST_EVENT_ID)
+        last = _number(given[0]) if len(given) == 1 else None
         if last is None:
             raise BadRequest(
                 "The header Last-Event-ID is not an id that this API gave out; leave it out to begin anew."

@@ -1,0 +1,123 @@
+"""The routes under /v1: keys, transactions, leases, watches."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kvnode.http.openapi.operation import ANY, BODY, BYTES, JSON, LEASING, READ, WRITE, Operation, Reply, json
+from kvnode.http.openapi.shapes import ref
+
+DATA: Final[dict[str, Operation]] = {
+    # --- keys -------------------------------------------------------------------------------------
+    "PUT /v1/kv/{key}": Operation(
+        "put_key",
+        "Sets a key to the body, byte for byte; its Content-Type is kept.",
+        json("Written", "It is set.", "ETag", "Kvnode-Revision"),
+        (*WRITE, *BODY, *LEASING, "precondition_failed"),
+        ("key", "ttl", "lease", "If-Match", "If-None-Match-any", "Idempotency-Key"),
+        {"application/octet-stream": {"type": "string", "format": "binary", "maxLength": 1_048_576}},
+        body_required=False,
+    ),
+    "GET /v1/kv/{key}": Operation(
+        "get_key",
+        "The key's value as it was put.",
+        {
+            200: Reply(
+                "The value.",
+                {ANY: BYTES},
+                ("ETag", "Kvnode-Revision", "Kvnode-Lease", "Kvnode-TTL", "Kvnode-Applied-Lag"),
+            ),
+            304: Reply("It is still the one that If-None-Match names.", {}, ("ETag", "Kvnode-Revision")),
+        },
+        (*READ, "key_not_found", "precondition_failed"),
+        ("key", "consistency", "If-Match", "If-None-Match"),
+    ),
+    "DELETE /v1/kv/{key}": Operation(
+        "delete_key",
+        "Removes a key.",
+        json("DeletedOne", "It is gone.", "Kvnode-Revision"),
+        (*WRITE, "key_not_found", "precondition_failed"),
+        ("key", "If-Match", "Idempotency-Key"),
+    ),
+    "GET /v1/kv": Operation(
+        "list_keys",
+        "A range of keys in byte order, in pages.",
+        json("Page", "A page.", "Kvnode-Revision", "Kvnode-Applied-Lag"),
+        READ,
+        ("prefix", "start", "end", "limit", "cursor", "keys_only", "count", "consistency"),
+    ),
+    "DELETE /v1/kv": Operation(
+        "delete_prefix",
+        "Removes all keys that begin with a prefix, in one revision.",
+        json("Deleted", "How many there were.", "Kvnode-Revision"),
+        WRITE,
+        ("prefix_to_delete", "Idempotency-Key"),
+    ),
+    # --- several keys -----------------------------------------------------------------------------
+    "POST /v1/txn": Operation(
+        "transaction",
+        "Compares, then carries out `success` or `failure`: all of it or nothing, in one revision. A branch writes a "
+        "key once at most; 2 MiB in all.",
+        json("Concluded", "Which branch ran, and what its operations did.", "Kvnode-Revision"),
+        (*WRITE, *BODY, *LEASING),
+        ("Idempotency-Key",),
+        {JSON: ref("Txn")},
+    ),
+    "POST /v1/batch": Operation(
+        "batch",
+        "Independent writes, each with an outcome of its own; 8 MiB in all.",
+        json("Batched", "What became of each, in order."),
+        (*WRITE, *BODY),
+        ("Idempotency-Key",),
+        {JSON: ref("Batch")},
+    ),
+    # --- leases -----------------------------------------------------------------------------------
+    "POST /v1/leases": Operation(
+        "grant_lease",
+        "A time to live that keys share.",
+        json("Lease", "The new lease."),
+        (*WRITE, *BODY, "too_many_leases"),
+        ("Idempotency-Key",),
+        {JSON: ref("Grant")},
+    ),
+    "GET /v1/leases": Operation(
+        "list_leases",
+        "All leases, in pages.",
+        json("Leases", "A page.", "Kvnode-Applied-Lag"),
+        READ,
+        ("lease_cursor", "consistency"),
+    ),
+    "GET /v1/leases/{id}": Operation(
+        "get_lease",
+        "A lease with its first keys.",
+        json("LeaseWithKeys", "The lease.", "Kvnode-Applied-Lag"),
+        (*READ, "lease_not_found"),
+        ("id", "consistency"),
+    ),
+    "DELETE /v1/leases/{id}": Operation(
+        "revoke_lease",
+        "Ends a lease and deletes its keys, in one revision.",
+        json("Revoked", "It is gone.", "Kvnode-Revision"),
+        (*WRITE, "lease_not_found"),
+        ("id", "Idempotency-Key"),
+    ),
+    "POST /v1/leases/{id}/keepalive": Operation(
+        "keep_lease_alive",
+        "Gives a lease its whole time again.",
+        json("Lease", "It is renewed."),
+        (*WRITE, "lease_not_found"),
+        ("id", "Idempotency-Key"),
+    ),
+    # --- what happens -----------------------------------------------------------------------------
+    "GET /v1/watch": Operation(
+        "watch",
+        "Every change, once, in the order of revisions: a stream of Server-Sent Events, or one answer with `wait`.",
+        {
+            200: Reply(
+                "The changes.", {JSON: ref("Events"), "text/event-stream": {"type": "string"}}, ("Kvnode-Revision",)
+            )
+        },
+        (*READ, "compacted"),
+        ("watched_prefix", "watched_key", "from_revision", "wait", "consistency", "Last-Event-ID"),
+    ),
+}

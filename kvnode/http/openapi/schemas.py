@@ -1,0 +1,239 @@
+"""The JSON bodies by name. Fields that may be missing are said to be; there are no others."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kvnode.changes import KIND_NAMES
+from kvnode.commands import (
+    CONTENT_TYPE_BYTES_MAX,
+    KEY_BYTES_MAX,
+    LEASE_ID_MAX,
+    ROLES,
+    SESSION_GRACE_S_MAX,
+    TOKEN_NAME_BYTES_MAX,
+    TTL_S_MAX,
+)
+from kvnode.http import batch
+from kvnode.http.leases import KEYS_SHOWN, PAGE_LEASES
+from kvnode.http.listing import PAGE_KEYS_MAX
+from kvnode.http.openapi.shapes import Schema, closed, nullable, one_of, record, ref, several, text, whole
+from kvnode.raft.status import Membership, MemberStatus
+from kvnode.transactions import OPERATIONS_MAX, OPERATORS
+
+_NODE: Final = text("The name of a node.", pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+_KEY: Final = text(f"1 to {KEY_BYTES_MAX} bytes of UTF-8.", minLength=1, maxLength=KEY_BYTES_MAX)
+_BASE64: Final = text(
+    "Base64, up to 1 MiB of bytes.", pattern="^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+)
+_TEXT: Final = text("The value as text, up to 1 MiB of UTF-8.")
+_TYPE: Final = text("Given back with the value.", pattern=f"^[ -~]{{0,{CONTENT_TYPE_BYTES_MAX}}}$")
+_TTL: Final = whole(1, TTL_S_MAX, "Seconds.")
+_LEASE: Final = whole(1, LEASE_ID_MAX)
+_REVISION: Final = whole(1)
+_REVISIONS: Final = {"create_revision": _REVISION, "mod_revision": _REVISION, "version": whole(1)}
+_FLAG: Final[Schema] = {"type": "boolean"}
+
+_ROLE: Final = {"enum": list(ROLES)}
+_TOKEN: Final = {"id": text(), "name": text(), "role": _ROLE, "created_ms": whole()}
+
+_LEASED: Final = {"id": _LEASE, "ttl": _TTL, "remaining": whole(0, about="Seconds, as far as this node knows.")}
+_DELETED: Final = {"deleted": whole()}
+
+
+def _put() -> Schema:
+    """Either of `value` and `text`, at most one of `ttl` and `lease`."""
+    variants = [
+        closed({"key": _KEY, **value}, {"content_type": _TYPE, **leasing})
+        for value in ({"value": _BASE64}, {"text": _TEXT})
+        for leasing in ({"ttl": _TTL}, {"lease": _LEASE})
+    ]
+    return {"anyOf": variants}
+
+
+def _compare() -> Schema:
+    numbers = ("version", "create_revision", "mod_revision")
+    any_sign: Schema = {"op": {"enum": list(OPERATORS), "default": "="}}
+    return {
+        "oneOf": [
+            *(closed({"key": _KEY, name: whole()}, any_sign) for name in numbers),
+            closed({"key": _KEY, "exists": _FLAG}, {"op": {"enum": ["=", "!="], "default": "="}}),
+            closed({"key": _KEY, "value": _BASE64}, any_sign),
+            closed({"key": _KEY, "text": _TEXT}, any_sign),
+        ]
+    }
+
+
+SCHEMAS: Final[dict[str, Schema]] = {
+    "Error": closed(
+        {"error": text("A code that stays as it is, for programs."), "message": text("One sentence, for people.")},
+        {
+            "outcome": {
+                "enum": ["not_applied", "unknown"],
+                "description": "Of writes: it did not happen and never will, or nobody can tell.",
+            },
+            "oldest_revision": nullable(_REVISION),
+        },
+    ),
+    "Put": _put(),
+    "Written": closed({"key": _KEY, "revision": _REVISION, "version": whole(1), "created": _FLAG}, {"lease": _LEASE}),
+    "DeletedOne": closed({"deleted": {"const": 1}, "revision": _REVISION}),
+    "Deleted": closed({**_DELETED, "revision": whole()}),
+    "Item": closed(
+        {"key": _KEY, **_REVISIONS}, {"value": _BASE64, "content_type": _TYPE, "lease": _LEASE, "ttl": whole()}
+    ),
+    "Page": {
+        "anyOf": [
+            closed(
+                {"items": several(ref("Item"), 0, PAGE_KEYS_MAX), "revision": whole()},
+                {"cursor": text("Asks for the next page; none on the last."), "count": whole()},
+            ),
+            closed({"count": whole(), "revision": whole()}),
+        ]
+    },
+    "Compare": _compare(),
+    "Operation": one_of(
+        {
+            "put": ref("Put"),
+            "get": closed({"key": _KEY}),
+            "delete": closed({"key": _KEY}),
+            "delete_prefix": closed({"prefix": _KEY}),
+        }
+    ),
+    "Txn": closed(
+        {},
+        {
+            "compare": several(ref("Compare"), 0, OPERATIONS_MAX),
+            "success": several(ref("Operation"), 0, OPERATIONS_MAX),
+            "failure": several(ref("Operation"), 0, OPERATIONS_MAX),
+        },
+    ),
+    "Concluded": closed(
+        {"succeeded": _FLAG, "revision": whole(), "results": several(ref("Outcome"), 0, OPERATIONS_MAX)}
+    ),
+    "Outcome": one_of(
+        {
+            "put": ref("Written"),
+            "get": {
+                "oneOf": [
+                    closed({"key": _KEY, "exists": {"const": False}}),
+                    closed(
+                        {
+                            "key": _KEY,
+                            "exists": {"const": True},
+                            "value": nullable(_BASE64),
+                            **_REVISIONS,
+                        }
+                    ),
+                ]
+            },
+            "delete": closed(_DELETED),
+            "delete_prefix": closed(_DELETED),
+        }
+    ),
+    "Batch": closed(
+        {"operations": several(one_of({"put": ref("Put"), "delete": closed({"key": _KEY})}), 1, batch.OPERATIONS_MAX)}
+    ),
+    "Batched": closed(
+        {
+            "results": several(
+                {
+                    "oneOf": [
+                        ref("Written"),
+                        closed({"key": _KEY, "deleted": {"const": 1}, "revision": _REVISION}),
+                        closed(
+                            {
+                                "key": _KEY,
+                                "error": text(),
+                                "message": text(),
+                                "outcome": {"enum": ["not_applied", "unknown"]},
+                            }
+                        ),
+                    ]
+                },
+                1,
+                batch.OPERATIONS_MAX,
+            )
+        }
+    ),
+    "Grant": closed({"ttl": _TTL}),
+    "Lease": closed(_LEASED),
+    "LeaseWithKeys": closed({**_LEASED, "keys": several(_KEY, 0, KEYS_SHOWN), "key_count": whole()}),
+    "Leases": closed({"leases": several(ref("Lease"), 0, PAGE_LEASES)}, {"cursor": text()}),
+    "Revoked": closed({**_LEASED, "deleted": whole(), "revision": whole()}),
+    "Event": {
+        "oneOf": [
+            closed(
+                {
+                    "event": {"const": "put"},
+                    "key": _KEY,
+                    "value": _BASE64,
+                    "content_type": _TYPE,
+                    **_REVISIONS,
+                }
+            ),
+            closed(
+                {
+                    "event": {"enum": [name for name in KIND_NAMES.values() if name != "put"]},
+                    "key": _KEY,
+                    "mod_revision": _REVISION,
+                }
+            ),
+        ]
+    },
+    "Events": closed({"events": several(ref("Event")), "revision": whole(), "from_revision": whole(1)}),
+    "Report": closed(
+        {
+            "status": {"enum": ["ok", "error"]},
+            "message": text("The first failure, in plain words."),
+            "checks": several(closed({"name": text(), "status": {"enum": ["ok", "error"]}, "message": text()})),
+        }
+    ),
+    "Cluster": closed(
+        {
+            "node_id": _NODE,
+            "version": text(),
+            "timestamp": text(format="date-time"),
+            "groups": several(
+                closed(
+                    {
+                        "group_id": text(),
+                        "leader_id": nullable(_NODE),
+                        "term": whole(),
+                        "members": several(record(MemberStatus)),
+                        "is_leader": _FLAG,
+                    }
+                )
+            ),
+        }
+    ),
+    "Transfer": closed({}, {"to": nullable(_NODE)}),
+    "Transferred": closed({"leader_id": _NODE, "term": whole()}),
+    "Draining": closed({"draining": {"const": True}}),
+    "SessionBegun": closed({"subject": text(), "ends_at": whole(about="Seconds since 1970.")}),
+    "Session": closed({"subject": text()}),
+    "SessionEnded": closed({"ended": {"const": True}}),
+    "SessionKey": closed(
+        {
+            "number": whole(),
+            "fingerprint": nullable(text()),
+            "origin": nullable({"enum": ["cluster", "given"]}),
+            "previous": nullable(text()),
+            "grace_s": whole(0, SESSION_GRACE_S_MAX),
+            "error": nullable(text()),
+        }
+    ),
+    "Rotate": closed({}, {"grace_s": whole(0, SESSION_GRACE_S_MAX, "Seconds.")}),
+    "WantedToken": closed(
+        {"name": text("Whose it is; printable.", minLength=1, maxLength=TOKEN_NAME_BYTES_MAX), "role": _ROLE}
+    ),
+    "Tokens": closed({"tokens": several(closed(_TOKEN))}),
+    "NewToken": closed({**_TOKEN, "token": text("What a client sends: Authorization: Bearer TOKEN.")}),
+    "RevokedToken": closed({"revoked": text()}),
+    "Members": record(Membership),
+    "NewMember": closed(
+        {"id": _NODE, "raft": text("HOST:PORT, where it listens for its peers.")},
+        {"http": text("Its URL."), "learner": _FLAG, "moved": _FLAG},
+    ),
+    "OldMember": closed({}, {"id": _NODE, "force": _FLAG}),
+}

@@ -1,0 +1,133 @@
+"""Bad input for every parameter of every operation: 400 with a sentence, and nothing changed.
+
+The operations and their parameters are those of /openapi.json, which has them all: a new one needs a row here.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from kvnode.http.openapi.operation import JSON
+from kvnode.http.openapi.operations import OPERATIONS
+from kvnode.http.openapi.parameters import PARAMETERS
+from tests.http.serving import Reply, Served
+
+BROKEN = ["%", "%zz", "%ff"]  # no escape, no escape, no UTF-8
+LONG = "x" * 1_025
+FLAGS = ["yes", "2", "True"]
+LEASES = ["", "0", "-1", "x", "1.5", "1e3", "9007199254740992", "9" * 30, "١"]
+TAGS = ["", "12", '"1', "abc", '"1" "2"', ",".join(['"1"'] * 17)]
+# What is none by the name of its entry in parameters.py; None: any text is one.
+BAD: dict[str, list[str] | None] = {
+    "key": ["", LONG, "é" * 513],
+    "id": [each for each in LEASES if each.isascii()],
+    "member": ["%20", "-a", "a%2Fb", "n" * 64],
+    "token": ["", "x" * 33],
+    "livez_check": ["leader", "x", "%00"],
+    "readyz_check": ["raft_tick", "x", "a%2Fb"],
+    "ttl": [*LEASES, "31622401"],
+    "lease": LEASES,
+    "consistency": ["", "strong", "Stale"],
+    "prefix": None,
+    "prefix_to_delete": ["", LONG],
+    "watched_prefix": [LONG],
+    "watched_key": ["", LONG],
+    "start": None,
+    "end": None,
+    "limit": ["", "0", "-1", "1001", "x", "1.5", "٣"],
+    "cursor": ["x", "?", "_w==", "é"],
+    "lease_cursor": LEASES,
+    "keys_only": FLAGS,
+    "count": [*FLAGS, "all"],
+    "from_revision": ["", "0", "-1", "x", "1.5", "9" * 19, "99"],
+    "wait": ["", "x", "30", "-1s", "61s", "2m", "1h", "1e1s"],
+    "verbose": FLAGS,
+    "exclude": None,
+    "force": FLAGS,
+    "member_to_remove": ["", " ", "a/b", "n" * 64],
+    "If-Match": TAGS,
+    "If-None-Match": TAGS,
+    "If-None-Match-any": ["", '"1"', "x", "*, *"],
+    "Idempotency-Key": ["", "x" * 65, "é", "a\tb"],
+    "Last-Event-ID": ["", "x", "-1", "1.5", "9" * 19],
+}
+REPEATED = {"exclude"}
+GOOD = {"key": "a", "id": "1", "member": "n1", "token": "x", "livez_check": "raft_tick", "readyz_check": "leader"}
+BODIES = [b"", b" ", b"{", b"[]", b"1", b"null", b'"x"', b"\xff\xfe", b'{"what": 1}', b"[" * 60_000]
+
+
+def bad_values(name: str) -> list[str]:
+    parameter = PARAMETERS[name]
+    values = list(BAD[name] or [])
+    if parameter["in"] != "header":
+        values += BROKEN
+    if parameter["in"] != "path" and name not in REPEATED:
+        values.append("twice")
+    return values
+
+
+def test_every_parameter_has_its_bad_values() -> None:
+    assert set(BAD) == set(PARAMETERS), "a parameter of kvnode/http/openapi/parameters.py needs a row in BAD"
+
+
+async def ask(node: Served, route: str, bad: str, value: str) -> Reply:
+    """The request with this one value; all that it has to have besides is right."""
+    method, path = route.split(" ")
+    query: list[str] = []
+    headers: dict[str, str] = {}
+    for name in OPERATIONS[route].parameters:
+        parameter = PARAMETERS[name]
+        text = value if name == bad else GOOD.get(name, "")
+        if parameter["in"] == "path":
+            path = path.replace(f"{{{parameter['name']}}}", text)
+        elif name != bad:
+            pass
+        elif parameter["in"] == "header":
+            again = '"1"\r\n' + f'{parameter["name"]}: "é' if "Match" in name else f"1\r\n{parameter['name']}: 2"
+            headers[parameter["name"]] = again if value == "twice" else text
+        elif value == "twice":
+            query += [f"{parameter['name']}=1", f"{parameter['name']}=1"]
+        else:
+            query.append(f"{parameter['name']}={text}")
+    target = path + ("?" + "&".join(query) if query else "")
+    return await node.ask(method, target.encode(), headers, b"{}" if OPERATIONS[route].body else None)
+
+
+def assert_refused(reply: Reply, status: int = 400) -> None:
+    assert reply.status == status
+    assert reply.json["error"] in ("bad_request", "not_found")
+    assert reply.json["message"][-1] in ".?"
+
+
+@pytest.fixture
+async def used(node: Served) -> Served:
+    """A node with one key and one lease, which bad requests leave as they are."""
+    assert (await node.ask("PUT", "/v1/kv/a?ttl=60", body=b"1")).status == 200
+    return node
+
+
+@pytest.mark.parametrize(
+    ("route", "name"), [(route, name) for route, operation in OPERATIONS.items() for name in operation.parameters]
+)
+async def test_a_bad_parameter_is_400_and_changes_nothing(used: Served, route: str, name: str) -> None:
+    before = used.group.store.revision, used.group.proposals
+    for value in bad_values(name):
+        reply = await ask(used, route, name, value)
+        assert_refused(reply, 404 if name.endswith("_check") and value not in BROKEN else 400)
+        assert (used.group.store.revision, used.group.proposals, used.group.changes) == (*before, []), value
+
+
+@pytest.mark.parametrize("route", [route for route, operation in OPERATIONS.items() if JSON in (operation.body or {})])
+async def test_a_bad_body_is_refused_and_changes_nothing(used: Served, route: str) -> None:
+    before = used.group.store.revision, used.group.proposals
+    method, path = route.split(" ")
+    path = path.replace("{member}", "n1")
+    operation = OPERATIONS[route]
+    for body in BODIES:
+        if body.strip() or operation.body_required:
+            assert_refused(await used.ask(method, path, body=body))
+    packed = await used.ask(method, path, {"Content-Encoding": "gzip"}, b"{}")
+    assert (packed.status, packed.json["error"]) == (415, "unsupported_media_type")
+    large = await used.ask(method, path, {"Content-Length": str(8 * 1_048_576 + 1)})
+    assert (large.status, large.json["error"]) == (413, "too_large")
+    assert (used.group.store.revision, used.group.proposals, used.group.changes) == (*before, [])
