@@ -58,6 +58,8 @@ frontend clients
   bind 127.0.0.1:@clients@
   acl reads method GET HEAD
   acl stale_ok url_param(consistency) -m str stale
+  acl watching path /v1/watch
+  use_backend watches if reads watching { nbsrv(watches) gt 0 }
   use_backend stale if reads stale_ok { nbsrv(stale) gt 0 }
   use_backend reads if reads
   default_backend writes
@@ -98,6 +100,14 @@ backend stale
   default-server on-marked-down shutdown-sessions
 @checked@
 
+# Any ready node, the one with the fewest. A stream says something every 10 s, a long poll nothing for up to 60 s.
+backend watches
+  balance leastconn
+  timeout server 75s
+  retry-on conn-failure empty-response 503
+  default-server on-marked-down shutdown-sessions
+@tracking_stale@
+
 frontend statistics
   bind 127.0.0.1:@statistics@
   http-request use-service prometheus-exporter if { path /metrics }
@@ -127,6 +137,9 @@ def render(nodes: Mapping[str, int], clients_port: int, statistics_port: int) ->
         "statistics": str(statistics_port),
         "checked": "\n".join(f"  server {name} {address} check" for name, address in addresses.items()),
         "tracking": "\n".join(f"  server {name} {address} track writes/{name}" for name, address in addresses.items()),
+        "tracking_stale": "\n".join(
+            f"  server {name} {address} track stale/{name}" for name, address in addresses.items()
+        ),
         "leader_first": "\n".join(f"  use-server {name} if {{ srv_is_up(leader/{name}) }}" for name in addresses),
     }
     config = _TEMPLATE

@@ -9,6 +9,7 @@ lease have leases of their own afterwards. Revisions and versions begin anew.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import re
 import sys
@@ -59,7 +60,13 @@ def export(file: BinaryIO, prefix: str, url: str, timeout_s: float) -> None:
         file.flush()
         return done
 
-    done = call(url, timeout_s, write)
+    try:
+        done = call(url, timeout_s, write)
+    except OSError as e:
+        if e.errno == errno.EPIPE:
+            raise  # whoever read along has enough
+        print(f"kvnode: The file cannot be written: {e.strerror}.", file=sys.stderr)
+        raise SystemExit(1) from None
     print(f"{_keys(done)} exported", file=sys.stderr)
 
 

@@ -45,6 +45,7 @@ class Calls:
         self.urls = [_checked(url) for url in urls]
         self.timeout_s = timeout_s
         self._session: aiohttp.ClientSession | None = None
+        self._streams: aiohttp.ClientSession | None = None
         self._node_of: dict[str, str] = {}  # URL -> who answered there last; behind a balancer, one of many
         self._leader: str | None = None
 
@@ -55,16 +56,25 @@ class Calls:
         # conditional write that was applied would then be told that it failed. There is no public switch.
         session._retry_connection = False
         self._session = session
+        # A watch holds its connection. In the pool of the calls, a hundred of them would leave none for anything else.
+        self._streams = aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=0))
 
     async def close(self) -> None:
-        if self._session is not None:
+        if self._session is not None and self._streams is not None:
             await self._session.close()
-            self._session = None
+            await self._streams.close()
+            self._session = self._streams = None
 
     @property
     def session(self) -> aiohttp.ClientSession:
         assert self._session is not None, "use `async with Client(...)`"
         return self._session
+
+    @property
+    def streams(self) -> aiohttp.ClientSession:
+        """For watches, as many as the caller opens."""
+        assert self._streams is not None, "use `async with Client(...)`"
+        return self._streams
 
     async def call(
         self,

@@ -201,7 +201,7 @@ class Client:
         from the listing's revision + 1), BadRequest, Unavailable.
         """
         query = {"prefix": prefix} if key is None else {"key": key}
-        return watch(self._calls.session, self._calls.urls, query, from_revision, self._calls.timeout_s)
+        return watch(self._calls.streams, self._calls.urls, query, from_revision, self._calls.timeout_s)
 
     def lock(self, name: str, *, ttl_s: int = TTL_S, value: bytes | None = None) -> Lock:
         """A lock that no two clients hold at a time; `value` is what others see of its holder."""

@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from kvnode.client.access import OPEN, Access
 from kvnode.client.client import Client
-from kvnode.client.leases import Leases
+from kvnode.client.leases import Lease, Leases
 from kvnode.client.lock import TTL_S, Lock, LockLost
 from kvnode.client.watching import Event
 
@@ -98,6 +98,10 @@ class SyncLeases:
     keep_alive = _waiting_lease(Leases.keep_alive)
     revoke = _waiting_lease(Leases.revoke)
     get = _waiting_lease(Leases.get)
+
+    def list(self) -> Iterator[Lease]:
+        """As `Leases.list`."""
+        return self.loop.iterate(self.leases.list())
 
 
 class SyncClient:

@@ -149,3 +149,19 @@ async def test_writes_go_to_the_leader_once_it_is_known_and_to_the_others_when_i
         for _ in range(2):
             await client.put("k", b"v")
         assert [len(each.asked) for each in (n1, n2, n3)] == [3, 1, 4]
+
+
+async def test_any_number_of_watches_leaves_connections_for_calls(node: str) -> None:
+    """aiohttp's pool has a hundred, and whoever comes later waits for one of them."""
+    async with Client([node], 5) as client:
+
+        async def first_of(number: int) -> bytes:
+            async for event in client.watch(key=f"many/{number}", from_revision=1):
+                return event.value
+            raise AssertionError("the watch ended")
+
+        watches = [asyncio.create_task(first_of(number)) for number in range(150)]
+        await asyncio.sleep(0)
+        for number in range(150):
+            await client.put(f"many/{number}", b"%d" % number)
+        assert await asyncio.gather(*watches) == [b"%d" % number for number in range(150)]

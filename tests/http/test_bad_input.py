@@ -53,7 +53,7 @@ BAD: dict[str, list[str] | None] = {
 }
 REPEATED = {"exclude"}
 GOOD = {"key": "a", "id": "1", "member": "n1", "token": "x", "livez_check": "raft_tick", "readyz_check": "leader"}
-BODIES = [b"", b" ", b"{", b"[]", b"1", b"null", b'"x"', b"\xff\xfe", b'{"what": 1}', b"[" * 60_000]
+BODIES = [b"", b" ", b"{", b"[]", b"1", b"null", b'"x"', b"\xff\xfe", b'{"what": 1}', b"[" * 4_000]
 
 
 def bad_values(name: str) -> list[str]:

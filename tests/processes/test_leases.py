@@ -47,11 +47,24 @@ def gone_at(cluster: Cluster, key: str, via: str, timeout_s: float) -> float:
     return wait_until(gone, timeout_s, f"{key} gone")
 
 
+def told(cluster: Cluster, key: str, via: str, count: int) -> list[tuple[str, int]]:
+    """(kind, revision) of all that happened to the key, as one node tells it; at least `count`, within 5 s."""
+
+    def poll() -> list[tuple[str, int]]:
+        page = cluster.request(via, "GET", f"/v1/watch?key={key}&from_revision=1&wait=100ms").json()
+        return [(event["event"], event["mod_revision"]) for event in page["events"]]
+
+    return wait_until(lambda: found if len(found := poll()) >= count else None, 5, f"{count} events of {key}")
+
+
 def test_a_key_leaves_when_its_time_is_over_and_not_before(cluster: Cluster) -> None:
     leader, follower = cluster.leader(), cluster.followers()[0]
     sent_at = put_for_a_while(cluster, "plain", follower)
     assert 0 < int(cluster.request(leader, "GET", "/v1/kv/plain").headers["Kvnode-TTL"]) <= TTL_S
     assert TTL_S <= gone_at(cluster, "plain", follower, TTL_S + 5) - sent_at < TTL_S + 2
+    for name in cluster.nodes:
+        assert [event for event, _ in told(cluster, "plain", name, 2)] == ["put", "expire"]
+    assert len({tuple(told(cluster, "plain", name, 2)) for name in cluster.nodes}) == 1, "one history on every node"
 
 
 def test_a_change_of_leader_begins_the_time_anew(cluster: Cluster) -> None:
