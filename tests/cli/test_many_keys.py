@@ -129,14 +129,15 @@ def test_a_line_that_cannot_be_set_is_named_and_ends_the_import(url: str, line: 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_an_export_that_finds_no_space_is_a_sentence(url: str) -> None:
     run(url, "put", "full/a", "x" * 100_000)
-    done = subprocess.run(
-        [*COMMAND, "export", "--prefix", "full/", "--url", url],
-        stdout=Path("/dev/full").open("wb"),  # noqa: SIM115
-        stderr=subprocess.PIPE,
-        env=environment(),
-        timeout=30,
-        check=False,
-    )
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "export", "--prefix", "full/", "--url", url],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment(),
+            timeout=30,
+            check=False,
+        )
     assert (done.returncode, is_one_sentence(done.stderr.decode())) == (1, True), done.stderr
 
 

@@ -20,7 +20,7 @@ from tests.http.serving import Served
 
 METHODS = {"get", "head", "put", "post", "delete"}
 # What a request costs schemathesis to make up, not what it costs a node, decides how many of them a test can have:
-# other methods are left to test_routes.py, and the 700 transactions that differ in one field to test_writes_of_many.py.
+# other methods are left to test_routes.py, and the 900 bodies that differ in one field to test_writes_of_many.py.
 # Draining would fail the probes for all that comes after it.
 SETTINGS = """
 [generation]
@@ -30,7 +30,7 @@ deterministic = true
 unexpected-methods = []
 
 [[operations]]
-include-operation-id = "transaction"
+include-operation-id = ["transaction", "batch"]
 phases.coverage.enabled = false
 
 [[operations]]
