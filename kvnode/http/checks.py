@@ -59,8 +59,8 @@ def _blocking_errors(status: RaftStatus) -> str | None:
 
 
 def _event_loop(status: RaftStatus) -> str | None:
-    # That this line runs is the proof: a stuck loop answers nothing, and the prober's own deadline sees that.
-    return None
+    # A stuck loop answers nothing, and the prober's own deadline sees that. Once it answers, the watchdog still knows.
+    return status.loop_error
 
 
 def _raft_tick(status: RaftStatus) -> str | None:

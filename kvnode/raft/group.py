@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from kvnode import trace
@@ -32,12 +33,13 @@ from kvnode.raft.pace import Pace
 from kvnode.raft.reconfiguration import Change, Reconfiguration
 from kvnode.raft.requests import forwarded_requests
 from kvnode.raft.segments import Segments
-from kvnode.raft.session import MISSING, EngineNode, SessionKey
+from kvnode.raft.session import EngineNode, SessionKey
 from kvnode.raft.settings import RaftSettings
 from kvnode.raft.snapshot import Snapshots
 from kvnode.raft.standing import seen_status, unseen_status
 from kvnode.raft.status import Membership, MemberStatus, RaftStatus, leader_refusal
 from kvnode.raft.transfer import Transfer
+from kvnode.raft.watchdog import Watchdog
 from kvnode.results import Result
 from kvnode.store import KeyValueStore
 from kvnode.watch.hub import Hub
@@ -64,6 +66,7 @@ class RaftGroup:
         self._expiry: Expiry | None = None
         self._reconfiguration: Reconfiguration | None = None
         self.store = KeyValueStore()
+        self.watchdog = Watchdog()
         self.session = SessionKey(self.store, settings.session_keys)
         loop = asyncio.get_running_loop()
         self.watches = Hub(self.store, loop.call_soon)
@@ -74,6 +77,7 @@ class RaftGroup:
     async def start(self) -> None:
         """Loads what is on disk and joins the group. Raises StartupError; then nothing is left behind."""
         check_release()
+        self.watchdog.start()
         loop = asyncio.get_running_loop()
         settings = self._settings
         self._disk = disk = Directory(settings.data_dir)
@@ -130,6 +134,7 @@ class RaftGroup:
         """Ends everything; what was acknowledged is on disk. Idempotent."""
         self._stopping = True
         self.session.stop()
+        self.watchdog.stop()
         if self._transfer is not None:
             self._transfer.stop()
         if self._expiry is not None:
@@ -259,10 +264,10 @@ class RaftGroup:
     def status(self) -> RaftStatus:
         """This node's view at this moment."""
         if self._engine is None:
-            return unseen_status(self._settings, self._cluster_id, self._draining, MISSING)
+            return unseen_status(self._settings, self._cluster_id, self._draining, self.watchdog.error)
         fatal = self.fatal.result().message if self.fatal.done() else None
-        started = not self._stopping
-        return seen_status(self._engine, self._cluster_id, started, self._draining, fatal, self.session)
+        seen = seen_status(self._engine, self._cluster_id, not self._stopping, self._draining, fatal, self.session)
+        return replace(seen, loop_error=self.watchdog.error) if self.watchdog.error is not None else seen
 
     def leader_refusal(self) -> str | None:
         """Why a leader probe is refused from local state alone, None where a majority must be asked."""

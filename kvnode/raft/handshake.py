@@ -1,9 +1,9 @@
 """How two nodes make sure of each other before a single Raft message passes.
 
     dialer    "KVN1" | frame [version, cluster id, from, to, http url, instance, nonce, index]
-    acceptor  frame [true, http url, instance, nonce, proof]        or  frame [false, reason]
+    acceptor  frame [true, http url, instance, nonce, proof]        or  frame [false, reason, code]
     dialer    frame [proof]
-    acceptor  frame [true]       or  frame [false, reason]       or  frame [false, reason, members, proof]
+    acceptor  frame [true]       or  frame [false, reason, code]  or  frame [false, reason, members, proof]
 
 A proof is HMAC-SHA256 under the cluster secret over who is speaking and everything said so far, both nonces
 included: it proves the secret without showing it, cannot be replayed, and binds the names to the connection.
@@ -32,16 +32,23 @@ DEADLINE_S: Final = 3.0
 _VERSION: Final = 2
 _NONCE_BYTES: Final = 16
 
+# Why a node is refused, where it should know which of the reasons it is.
+OTHER_CLUSTER: Final = "other_cluster"
+STRANGER: Final = "stranger"
+DUPLICATE: Final = "duplicate"
+
 
 class Refused(Exception):
     """The other side is not one to talk to, or says that about us. The text is one sentence for the log.
 
     `told` is the packed configuration that the other side refers to, or empty; where it came from there, it is proved.
+    `code` is one of those above, or empty.
     """
 
-    def __init__(self, reason: str, told: bytes = b"") -> None:
+    def __init__(self, reason: str, told: bytes = b"", code: str = "") -> None:
         super().__init__(reason)
         self.told = told
+        self.code = STRANGER if told else code
 
 
 class Circle(Protocol):
@@ -143,12 +150,13 @@ class Acceptor:
         if cluster_id != me.cluster_id:
             raise Refused(
                 f"it belongs to cluster {cluster_id.hex()[:12]}, this node to {me.cluster_id.hex()[:12]}: start all "
-                "nodes of one cluster with the same --peers (or the same --cluster-id) and empty data directories"
+                "nodes of one cluster with the same --peers (or the same --cluster-id) and empty data directories",
+                code=OTHER_CLUSTER,
             )
         if to != me.node_id:
             raise Refused(f"it looks for node {to!r}, this is {me.node_id!r}: check the addresses in --peers")
         if node_id == me.node_id:
-            raise Refused(f"node {node_id!r} is this one: give each node its own --node-id")
+            raise Refused(f"node {node_id!r} is this one: give each node its own --node-id", code=DUPLICATE)
         self._peer = Peer(node_id, http_url, instance)
         mine = [me.http_url, me.instance, os.urandom(_NONCE_BYTES)]
         self._said = body + _pack(mine)
@@ -167,7 +175,7 @@ class Acceptor:
     def refusal(self, refused: Refused) -> bytes:
         """The frame that tells the other side why."""
         if not refused.told:
-            return refusal(str(refused))
+            return refusal(str(refused), refused.code)
         proof = _proof(self._me.secret, b"verdict", self._said + refused.told)
         return _frame(_pack([False, str(refused), refused.told, proof]))
 
@@ -175,9 +183,9 @@ class Acceptor:
 WELCOME: Final = b"\x00\x00\x00\x02\x91\xc3"  # the frame [true]
 
 
-def refusal(reason: str) -> bytes:
+def refusal(reason: str, code: str = "") -> bytes:
     """The frame that tells the other side why."""
-    return _frame(_pack([False, reason]))
+    return _frame(_pack([False, reason, code] if code else [False, reason]))
 
 
 def _proof(secret: bytes, role: bytes, said: bytes) -> bytes:
@@ -208,5 +216,5 @@ def _is(fields: list[Any], *types: type) -> bool:
 
 
 def _raise_if_refused(answer: list[Any]) -> None:
-    if _is(answer, bool, str) and answer[0] is False:
-        raise Refused(f"it refused: {answer[1][:200]}")
+    if (_is(answer, bool, str) or _is(answer, bool, str, str)) and answer[0] is False:
+        raise Refused(f"it refused: {answer[1][:200]}", code="".join(answer[2:3]))

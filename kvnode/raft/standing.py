@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from kvnode.raft.engine import Engine
-from kvnode.raft.session import SessionKey
+from kvnode.raft.handshake import DUPLICATE, OTHER_CLUSTER, STRANGER
+from kvnode.raft.session import MISSING, SessionKey
 from kvnode.raft.settings import RaftSettings
 from kvnode.raft.status import RaftStatus
 
 
-def unseen_status(settings: RaftSettings, cluster_id: bytes, draining: bool, session_error: str) -> RaftStatus:
+def unseen_status(settings: RaftSettings, cluster_id: bytes, draining: bool, loop_error: str | None) -> RaftStatus:
     """That of a node which has not finished starting."""
     return RaftStatus(
         node_id=settings.node_id,
@@ -30,7 +31,8 @@ def unseen_status(settings: RaftSettings, cluster_id: bytes, draining: bool, ses
         leader_commit_index=0,
         storage_error=None,
         blocking_errors=(),
-        session_error=session_error,
+        session_error=MISSING,
+        loop_error=loop_error,
     )
 
 
@@ -40,6 +42,7 @@ def seen_status(
     """That of a running node. `fatal`: why it is about to stop, where it is."""
     replica, settings = engine.replica, engine.settings
     leading = replica.is_leader
+    unfit, odd = _refusals(engine)
     return RaftStatus(
         node_id=settings.node_id,
         cluster_id=cluster_id.hex(),
@@ -59,7 +62,23 @@ def seen_status(
         election_timeout_max_s=settings.election_timeout_max_s,
         leader_commit_index=replica.raftCommitIndex if leading else replica.guard.leader_commit_index,
         storage_error=engine.storage.error,
-        blocking_errors=tuple(each for each in (fatal, engine.audit.error, session.blocking) if each is not None),
+        blocking_errors=tuple(each for each in (fatal, engine.audit.error, session.blocking, *unfit) if each),
         session_error=session.error,
-        warnings=tuple(each for each in (session.warning,) if each is not None),
+        warnings=tuple(each for each in (session.warning, *odd) if each),
     )
+
+
+def _refusals(engine: Engine) -> tuple[list[str], list[str]]:
+    """What peers have against this node: what makes it unfit, and what is more likely a fault of theirs.
+
+    Whose id another process has is told so by a peer that talks to that process. Of two clusters, the node that hears
+    no leader is the one that is wrong here; one that is led by its own takes the peer for the stranger.
+    """
+    unfit, odd = [], []
+    for peer_id, refused in sorted(engine.network.refusals.items()):
+        sentence = f"Peer {peer_id} does not talk to this node: {refused}"
+        if refused.code == DUPLICATE or (refused.code in (OTHER_CLUSTER, STRANGER) and engine.leader_id is None):
+            unfit.append(sentence)
+        else:
+            odd.append(sentence)
+    return unfit, odd

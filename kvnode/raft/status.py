@@ -72,6 +72,7 @@ class RaftStatus:
     storage_error: str | None
     blocking_errors: tuple[str, ...]
     session_error: str | None = None  # why this node has not adopted the cluster's session key
+    loop_error: str | None = None  # the event loop hangs, or has only just stopped to
     warnings: tuple[str, ...] = ()  # what an operator should know of, and no client needs to
 
 

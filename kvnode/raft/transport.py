@@ -59,10 +59,13 @@ class Network:
         self.addresses: dict[str, tuple[str, int]] = {}
         self.listener = listener
         self.http_urls: dict[str, str] = {}
+        self.refusals: dict[str, handshake.Refused] = {}  # by peer: why it did not talk to this node at the last try
         self.strangers = 0
         self._server: asyncio.Server | Reception | None = None
         self._dialled: dict[str, asyncio.Transport] = {}
         self._accepted: dict[str, asyncio.Transport] = {}
+        self._at_address: dict[str, bytes] = {}  # which process answers where the peer is dialled, while it does
+        self._claims: dict[str, bytes] = {}  # which one the accepted stream of that name comes from
         self._open: set[asyncio.Transport] = set()
         self._dialers: dict[str, asyncio.Task[None]] = {}
         self._heard_from: dict[str, asyncio.Event] = {}
@@ -116,6 +119,7 @@ class Network:
 
     def _drop(self, node_id: str) -> None:
         del self.addresses[node_id]
+        self.refusals.pop(node_id, None)
         task = self._dialers.pop(node_id, None)
         if task is not None:
             task.cancel()
@@ -164,6 +168,7 @@ class Network:
                 pause_s = REDIAL_S[0]
                 await link.closed.wait()
             except handshake.Refused as refused:
+                self.refusals[node_id] = refused
                 self.log_once(node_id, f"Peer {node_id} at {host}:{port} cannot be talked to: {refused}.")
                 if refused.told:
                     self.listener.told(refused.told)
@@ -171,7 +176,9 @@ class Network:
                 why = (error.reason or str(error)).replace("_", " ").lower()
                 self.log_once(node_id, f"Peer {node_id} at {host}:{port} cannot be talked to by TLS ({why}).")
             except (OSError, TimeoutError):
-                pass  # not there yet, or gone: the status page and the readiness probe say so
+                self.refusals.pop(
+                    node_id, None
+                )  # not there yet, or gone: the status page and the readiness probe say so
             finally:
                 link.abort()
             heard_from = self._heard_from[node_id] = asyncio.Event()
@@ -192,21 +199,35 @@ class Network:
         self.log_once(address, f"Refused a peer connection from {address}: {why}.")
 
     def dialled_up(self, peer: Peer, transport: asyncio.Transport) -> None:
-        self._dialled[peer.node_id] = transport
+        node_id = peer.node_id
+        self._dialled[node_id], self._at_address[node_id] = transport, peer.instance
+        self.refusals.pop(node_id, None)
+        if self._claims.get(node_id, peer.instance) != peer.instance:
+            self._accepted[node_id].abort()  # it will come back, and be told
         self.http_urls[peer.node_id] = peer.http_url
         self.listener.link_up(peer.node_id)
 
     def dialled_down(self, node_id: str, transport: asyncio.Transport) -> None:
         if self._dialled.get(node_id) is transport:
-            del self._dialled[node_id]
+            del self._dialled[node_id], self._at_address[node_id]
             self.listener.link_down(node_id)
             self.listener.peer_closed(node_id)
 
     # --- accepted connections ------------------------------------------------------------------------
 
+    def check_single(self, peer: Peer) -> None:
+        """Raises Refused where another process answers at the address of this name: two nodes must never share one."""
+        if self._at_address.get(peer.node_id, peer.instance) != peer.instance:
+            host, port = self.addresses[peer.node_id]
+            raise handshake.Refused(
+                f"another running process is node {peer.node_id!r} already, at {host}:{port}: give each node its own "
+                "--node-id and --data-dir, and stop the one that is wrong",
+                code=handshake.DUPLICATE,
+            )
+
     def accepted_up(self, peer: Peer, transport: asyncio.Transport) -> None:
         superseded = self._accepted.get(peer.node_id)
-        self._accepted[peer.node_id] = transport
+        self._accepted[peer.node_id], self._claims[peer.node_id] = transport, peer.instance
         self.http_urls[peer.node_id] = peer.http_url
         if superseded is not None:
             # Frames of an older connection must not be read behind those of a newer one (R3).
@@ -216,7 +237,7 @@ class Network:
 
     def accepted_down(self, node_id: str, transport: asyncio.Transport) -> None:
         if self._accepted.get(node_id) is transport:
-            del self._accepted[node_id]
+            del self._accepted[node_id], self._claims[node_id]
             self.listener.peer_closed(node_id)
 
     def frames(self, node_id: str, transport: asyncio.Transport, bodies: list[bytes]) -> None:
