@@ -31,7 +31,7 @@ _EXIT_CODES: Final = (
     (errors.BadRequest, 2),
 )
 
-_url_option = click.option(
+where_option = click.option(
     "--url",
     metavar="URL[,URL…]",
     envvar="KVNODE_URL",
@@ -55,7 +55,7 @@ output_option = click.option(
 
 def url_option(command: F) -> F:
     """Adds the options that say where the cluster is and who asks."""
-    return _url_option(access_options(command))
+    return where_option(access_options(command))
 
 
 def connected(command: F) -> F:

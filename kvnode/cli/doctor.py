@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from kvnode import config
-from kvnode.cli.calls import finish, output_option, print_json, url_option
+from kvnode.cli.calls import finish, output_option, print_json, where_option
 from kvnode.cli.serve import given_options, serve_parameters
 from kvnode.errors import StartupError
 
@@ -45,12 +45,14 @@ def _run(url: str, output: str, **given: Any) -> int:
 
 
 async def _examine(settings: config.Config, secret: str | None, urls: list[str]) -> list[Finding]:
-    from kvnode.client import Client  # aiohttp and the Raft core, not worth loading to print --help
+    from kvnode.client import Access, Client  # aiohttp and the Raft core, not worth loading to print --help
     from kvnode.doctor import machine, network
 
     findings = [machine.versions(), machine.file_limit(), *machine.disk(settings.data_dir)]
     findings += [finding for finding in (machine.secret_file(secret),) if finding is not None]
-    async with Client(urls) as client:
+    # As the node itself would: with its token, and trusting whom it trusts.
+    access = Access(settings.security.token, settings.security.tls_ca)
+    async with Client(urls, access=access) as client:
         findings += await network.names(settings)
         findings += await network.ports(client, settings)
         findings += await network.cluster(client, urls)
@@ -69,4 +71,6 @@ def _print(findings: Iterable[Finding]) -> None:
         print(f"{level} {finding.check:9} {finding.message}")
 
 
-doctor = url_option(output_option(click.Command("doctor", params=serve_parameters(), callback=_run, help=_run.__doc__)))
+doctor = where_option(
+    output_option(click.Command("doctor", params=serve_parameters(), callback=_run, help=_run.__doc__))
+)

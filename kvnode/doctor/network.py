@@ -43,7 +43,7 @@ async def _name(host: str, source: str) -> Finding:
 
 async def ports(client: Client, config: Config) -> Iterable[Finding]:
     """This node's two ports are free, or the node has them; its peers can be dialled."""
-    mine = await _node_at(client, f"http://{show_host_port(config.http)}")
+    mine = await _node_at(client, f"{'https' if config.security.tls else 'http'}://{show_host_port(config.http)}")
     runs = mine is not None and mine["node_id"] == config.node_id
     findings = [_port("http", config.http, runs, config.node_id), _port("raft", config.raft, runs, config.node_id)]
     others = {name: address for name, address in config.peers.items() if name != config.node_id}
