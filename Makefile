@@ -17,8 +17,9 @@ FUZZ_ARGS ?=
 BENCH_ARGS ?=
 DEV_ARGS ?=
 CHAOS_ARGS ?=
+ROLLING_ARGS ?=
 
-.PHONY: help setup haproxy dev test lint format fuzz chaos bench bench-failover bench-million compose-up compose-down compose-test clean
+.PHONY: help setup haproxy dev test lint format fuzz chaos rolling bench bench-failover bench-million compose-up compose-down compose-test clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -63,6 +64,9 @@ fuzz: $(STAMP) ## thousands of simulated schedules; a failure prints the seed th
 
 chaos: $(STAMP) ## real nodes under load, killed, frozen, cut off, out of disk; nothing may be lost
 	$(BIN)/python -m tests.chaos.run $(CHAOS_ARGS)
+
+rolling: $(STAMP) haproxy ## restarts three nodes behind HAProxy one by one, under load; nothing may fail or be lost
+	$(BIN)/python -m tests.rolling.run $(ROLLING_ARGS)
 
 bench: $(STAMP) ## requests per second beside etcd and beside aiohttp doing nothing; writes docs/THROUGHPUT.md
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check '.[bench]'

@@ -126,3 +126,22 @@ def transfer(node: str | None, output: str, url: str, timeout_s: float) -> None:
         print_json({"leader_id": leader_id, "term": term})
     else:
         print(f"{leader_id} leads in term {term}" if sys.stdout.isatty() else leader_id)
+
+
+@click.command()
+@output_option
+@connected
+def drain(output: str, url: str, timeout_s: float) -> None:
+    """Take the node at --url out of rotation: its probes fail, it hands over the leadership, and watches go elsewhere.
+
+    It still serves what comes, until it is stopped; starting it again ends the drain. Exit code 1 where it has to go on
+    leading.
+    """
+    body = call(url, timeout_s, lambda c: c.drain())
+    if output == "json":
+        print_json(body)
+    elif not body["leads"]:
+        print(f"draining; {body['leader_id'] or 'nobody'} leads")
+    if body["leads"]:
+        print(f"kvnode: The node drains and still leads: {body['message']}", file=sys.stderr)
+        raise SystemExit(1)

@@ -223,6 +223,10 @@ class Client:
         body = parsed(await self._calls.call("POST", "/admin/api/v1/leader/transfer", JSON, data))
         return shaped(lambda: (str(body["leader_id"]), int(body["term"])))
 
+    async def drain(self) -> dict[str, Any]:
+        """The first node that answers is drained: its probes fail, it hands over, and it still serves."""
+        return parsed(await self._calls.call("POST", "/admin/api/v1/drain", in_order=True))
+
     async def members(self) -> dict[str, Any]:
         """The configuration: the body of `GET /admin/api/v1/members`."""
         return parsed(await self._calls.call("GET", MEMBERS, in_order=True))

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from kvnode.errors import BadRequest
+from kvnode.errors import BadRequest, KvnodeError
 from kvnode.http.answer import NO_STORE, Answer, json_answer
 from kvnode.http.body import read_body
 from kvnode.http.group import Group
@@ -45,9 +45,20 @@ def routes(group: Group, node_id: str, version: str) -> dict[str, Methods]:
         leader_id, term = await group.transfer(await _transfer_target(request), TRANSFER_TIMEOUT_S)
         return json_answer(200, {"leader_id": leader_id, "term": term}, NO_STORE)
 
-    def drain(request: web.BaseRequest, rest: str, query: str) -> Answer:
+    async def drain(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        """Probes fail first; then leadership moves. A node that has to go on leading says why, and still drains."""
+        led = is_leader(group.status())
         group.begin_drain()
-        return json_answer(200, {"draining": True}, NO_STORE)
+        kept: str | None = None
+        if led:
+            try:
+                await group.transfer(None, TRANSFER_TIMEOUT_S)
+            except KvnodeError as error:
+                kept = error.message
+        status = group.status()
+        leads = is_leader(status)
+        document = {"draining": True, "leader_id": status.leader_id, "leads": leads, "message": kept if leads else None}
+        return json_answer(200, document, NO_STORE)
 
     return {
         "/admin/api/v1/cluster": {"GET": cluster, "HEAD": cluster},

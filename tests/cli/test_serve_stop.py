@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 import time
 from collections.abc import Callable
 
+from tests.cli.command import kvnode
 from tests.cluster import LEADER_PROBE, Cluster, wait_until
 
 
@@ -24,6 +26,29 @@ def test_a_stopping_leader_answers_its_balancers_until_they_know(cluster: Cluste
     assert "Leadership handed over to" in cluster.log(leader)
     survivor = next(name for name in cluster.nodes if name != leader)
     assert cluster.get("k", via=survivor) == b"while it drains"
+
+
+def test_a_drained_leader_hands_over_ends_its_watches_with_a_place_to_go_on_from_and_serves_on(
+    cluster: Cluster,
+) -> None:
+    leader = cluster.leader()
+    revision = cluster.put("k", b"v", via=leader)["revision"]
+    stream = http.client.HTTPConnection(*cluster.nodes[leader].http, timeout=10)
+    stream.request("GET", f"/v1/watch?key=k&from_revision={revision}")
+    events = stream.getresponse()
+    drained = kvnode("drain", "--url", cluster.url(leader))
+    assert (drained.code, drained.err) == (0, "")
+    told = events.read().decode()  # to its end
+    assert "event: end" in told
+    assert f'"from_revision":{revision + 1}' in told
+    assert cluster.leader() != leader
+    assert drained.out.decode() == f"draining; {cluster.leader()} leads\n"
+    probe = cluster.request(leader, "GET", LEADER_PROBE)
+    assert (probe.status, cluster.probe(leader, "/readyz"), cluster.probe(leader, "/livez")) == (503, 503, 200)
+    assert cluster.put("k", b"through the drained one", via=leader)["version"] == 2
+    assert kvnode("drain", "--url", cluster.url(leader)).code == 0  # again: nothing else to do
+    assert cluster.terminate(leader) == 0
+    cluster.restart(leader)  # which ends the drain
 
 
 def test_a_second_signal_skips_the_waits(cluster: Cluster) -> None:

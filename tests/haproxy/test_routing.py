@@ -71,17 +71,6 @@ def test_a_frozen_leader_is_left_and_requests_that_wait_for_it_are_ended(cluster
     assert_nothing_lost(load, balancer)
 
 
-def test_a_rolling_restart_fails_no_request(cluster: Cluster, balancer: Balancer) -> None:
-    with steady_load(balancer.address) as load:
-        for name in cluster.nodes:
-            assert cluster.terminate(name) == 0
-            load.acknowledge_more(15)
-            cluster.restart(name)
-            balancer.has_up("writes", [name])
-    assert load.failures == []
-    assert_nothing_lost(load, balancer)
-
-
 def test_without_a_majority_a_write_is_answered_in_time_with_its_outcome(cluster: Cluster, balancer: Balancer) -> None:
     for name in cluster.followers():
         cluster.kill(name)

@@ -149,6 +149,7 @@ class SingleGroup:
 
     async def transfer(self, to: str | None, timeout_s: float = 5.0) -> tuple[str, int]:
         self._fail()
+        self.becomes(role="follower", leader_id=to or "n2", serving=False)
         return to or "n2", 4
 
     def begin_drain(self) -> None:

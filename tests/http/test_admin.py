@@ -76,7 +76,15 @@ async def test_a_transfer_that_makes_no_sense(node: Served, body: bytes, status:
 
 
 async def test_drain_fails_the_probes_at_once(node: Served) -> None:
-    assert (await node.ask("POST", "/admin/api/v1/drain")).json == {"draining": True}
-    assert (await node.ask("GET", "/admin/healthz/leader")).headers["kvnode-reason"] == "draining"
+    drained = {"draining": True, "leader_id": "n2", "leads": False, "message": None}
+    assert (await node.ask("POST", "/admin/api/v1/drain")).json == drained
+    assert (await node.ask("GET", "/admin/healthz/leader")).status == 503
     assert (await node.ask("GET", "/readyz")).status == 503
     assert (await node.ask("GET", "/livez")).status == 200
+
+
+async def test_a_leader_that_nobody_takes_over_from_drains_all_the_same_and_says_why(node: Served) -> None:
+    node.group.raises = errors.Conflict("Nobody answers.")
+    kept = {"draining": True, "leader_id": "n1", "leads": True, "message": "Nobody answers."}
+    assert (await node.ask("POST", "/admin/api/v1/drain")).json == kept
+    assert (await node.ask("GET", "/admin/healthz/leader")).headers["kvnode-reason"] == "draining"

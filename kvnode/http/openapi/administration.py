@@ -43,7 +43,10 @@ ADMINISTRATION: Final[dict[str, Operation]] = {
         body_required=False,
     ),
     "POST /admin/api/v1/drain": Operation(
-        "drain", "This node's probes fail from now on; it still serves.", json("Draining", "It drains."), ADMIN
+        "drain",
+        "This node's probes fail from now on, and it hands over; it still serves.",
+        json("Draining", "It drains."),
+        ADMIN,
     ),
     "GET /admin/api/v1/backup": Operation(
         "backup",

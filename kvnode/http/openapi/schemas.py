@@ -209,7 +209,14 @@ SCHEMAS: Final[dict[str, Schema]] = {
     ),
     "Transfer": closed({}, {"to": nullable(_NODE)}),
     "Transferred": closed({"leader_id": _NODE, "term": whole()}),
-    "Draining": closed({"draining": {"const": True}}),
+    "Draining": closed(
+        {
+            "draining": {"const": True},
+            "leader_id": nullable(text()),
+            "leads": {"type": "boolean"},
+            "message": nullable(text(about="Why it still leads.")),
+        }
+    ),
     "SessionBegun": closed({"subject": text(), "ends_at": whole(about="Seconds since 1970.")}),
     "Session": closed({"subject": text()}),
     "SessionEnded": closed({"ended": {"const": True}}),
