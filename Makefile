@@ -19,7 +19,7 @@ DEV_ARGS ?=
 CHAOS_ARGS ?=
 ROLLING_ARGS ?=
 
-.PHONY: help setup haproxy dev test lint format fuzz chaos rolling bench bench-failover bench-million compose-up compose-down compose-test clean
+.PHONY: help setup haproxy proxies dev test lint format fuzz chaos rolling bench bench-failover bench-million compose-up compose-down compose-test clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -44,10 +44,22 @@ haproxy: ## installs HAProxy where that takes no more than apt-get as root
 	fi; \
 	echo "HAProxy is missing (Debian and Ubuntu: sudo apt-get install haproxy; macOS: brew install haproxy): going on without it." >&2
 
+# Likewise, for the tests of deploy/ alone.
+proxies: ## installs Caddy and nginx where that takes no more than apt-get as root
+	@PATH="$$PATH:/usr/sbin:/usr/local/sbin"; missing=; \
+	command -v caddy >/dev/null || missing="$$missing caddy"; command -v nginx >/dev/null || missing="$$missing nginx-light"; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing$$missing with apt-get"; export DEBIAN_FRONTEND=noninteractive; \
+	  { apt-get install -y -qq --no-install-recommends $$missing || \
+	    { apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; }; } >/dev/null 2>&1 && exit 0; \
+	fi; \
+	echo "Missing:$$missing (Debian and Ubuntu: sudo apt-get install$$missing): their tests are skipped." >&2
+
 dev: $(STAMP) haproxy ## a cluster of three on this machine, HAProxy in front; Ctrl-C stops it
 	@exec $(BIN)/kvnode dev $(DEV_ARGS)
 
-test: $(STAMP) haproxy lint ## everything: format, lint, types, tests
+test: $(STAMP) haproxy proxies lint ## everything: format, lint, types, tests
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP) ## format, lint and types, nothing changed

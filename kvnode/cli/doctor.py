@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -18,6 +19,8 @@ from kvnode.errors import StartupError
 if TYPE_CHECKING:
     from kvnode.doctor.finding import Finding
 
+# What nobody else on the machine should be able to read.
+PRIVATE: Final = ("cluster-secret-file", "session-key-file", "token-file", "tls-key", "raft-key")
 COLOURS: Final = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
@@ -25,8 +28,9 @@ def _run(url: str, output: str, **given: Any) -> int:
     """Examine this machine, a node's options and the cluster.
 
     Takes the options of `kvnode serve`, from the same places, and looks at what a node with them would need: names,
-    ports, disk, limits, secret. Then asks the cluster at --url how it is. Each finding is one sentence. The disk is
-    written to for a moment; nothing else is changed. Exit codes: 0 no problem (warnings aside), 1 a problem, 2 usage.
+    ports, disk, limits, secrets. Then asks the cluster at --url how it is, with the node's own token and --tls-ca. Each
+    finding is one sentence. The disk is written to for a moment; nothing else is changed. Exit codes: 0 no problem
+    (warnings aside), 1 a problem, 2 usage.
     """
     flags, file = given_options(given)
     try:
@@ -34,9 +38,13 @@ def _run(url: str, output: str, **given: Any) -> int:
     except StartupError as e:
         print(f"kvnode: {e.message}", file=sys.stderr)
         return 2
-    secret = flags.get("cluster-secret-file") or os.environ.get("KVNODE_CLUSTER_SECRET_FILE")
+    private = [
+        path
+        for option in PRIVATE
+        if (path := flags.get(option) or os.environ.get("KVNODE_" + option.replace("-", "_").upper()))
+    ]
     urls = [each.strip() for each in url.split(",") if each.strip()]
-    findings = finish(_examine(settings, secret, urls))
+    findings = finish(_examine(settings, private, urls))
     if output == "json":
         print_json([asdict(finding) for finding in findings])
     else:
@@ -44,17 +52,18 @@ def _run(url: str, output: str, **given: Any) -> int:
     return 1 if any(finding.level == "problem" for finding in findings) else 0
 
 
-async def _examine(settings: config.Config, secret: str | None, urls: list[str]) -> list[Finding]:
+async def _examine(settings: config.Config, private: list[str], urls: list[str]) -> list[Finding]:
     from kvnode.client import Access, Client  # aiohttp and the Raft core, not worth loading to print --help
     from kvnode.doctor import machine, network
 
     findings = [machine.versions(), machine.file_limit(), *machine.disk(settings.data_dir)]
-    findings += [finding for finding in (machine.secret_file(secret),) if finding is not None]
-    # As the node itself would: with its token, and trusting whom it trusts.
-    access = Access(settings.security.token, settings.security.tls_ca)
-    async with Client(urls, access=access) as client:
-        findings += await network.names(settings)
+    findings += [machine.private_file(path) for path in private]
+    security, ca = settings.security, os.environ.get("KVNODE_CACERT")
+    trusted = security.tls_ca or (Path(ca) if ca else None)
+    findings += await network.names(settings)
+    async with Client(urls, access=Access("", trusted)) as client:  # whoever has our port gets no token from us
         findings += await network.ports(client, settings)
+    async with Client(urls, access=Access(security.token, trusted)) as client:
         findings += await network.cluster(client, urls)
     return findings
 

@@ -50,17 +50,15 @@ def file_limit() -> Finding:
     return warning("files", f"A process may open {soft} files, and each client takes one: {how}.")
 
 
-def secret_file(path: str | None) -> Finding | None:
-    """That nobody else can read it; None without one."""
-    if path is None:
-        return None
+def private_file(path: str) -> Finding:
+    """That nobody else can read it."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
-        return problem("secret", f"The secret file {path} cannot be looked at ({error.strerror}): give a readable one.")
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        return warning("secret", f"Others than its owner may use the secret file {path}: chmod 600 {path}.")
-    return ok("secret", f"The secret file {path} is its owner's alone.")
+        return problem("secret", f"The file {path} cannot be looked at ({error.strerror}): give a readable one.")
+    if mode & stat.S_IRWXO:
+        return warning("secret", f"Everybody on this machine may use the file {path}, a secret: chmod 600 {path}.")
+    return ok("secret", f"The file {path} is nobody else's to read.")
 
 
 def disk(data_dir: Path) -> Iterator[Finding]:

@@ -43,9 +43,11 @@ async def _name(host: str, source: str) -> Finding:
 
 async def ports(client: Client, config: Config) -> Iterable[Finding]:
     """This node's two ports are free, or the node has them; its peers can be dialled."""
-    mine = await _node_at(client, f"{'https' if config.security.tls else 'http'}://{show_host_port(config.http)}")
-    runs = mine is not None and mine["node_id"] == config.node_id
-    findings = [_port("http", config.http, runs, config.node_id), _port("raft", config.raft, runs, config.node_id)]
+    scheme = "https" if config.security.tls else "http"
+    mine = await client.look(f"{scheme}://{show_host_port(config.http)}", "/admin/healthz", WAIT_S)
+    runs = mine is not None and mine.headers.get("Kvnode-Node") == config.node_id
+    own = {"http": config.http, "raft": config.raft, "probes": config.security.probes}
+    findings = [_port(option, address, runs, config.node_id) for option, address in own.items() if address]
     others = {name: address for name, address in config.peers.items() if name != config.node_id}
     return findings + list(await asyncio.gather(*(_peer(name, address) for name, address in others.items())))
 

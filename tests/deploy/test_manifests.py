@@ -1,0 +1,148 @@
+"""Kubernetes, systemd and Envoy files: valid by schema or by their own checker, and right about kvnode itself."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from kvnode import config
+from kvnode.http import checks
+from kvnode.options import OPTIONS
+from tests.balancer import HAPROXY, needs_haproxy
+from tests.cluster import Cluster
+from tests.deploy.proxy import DEPLOY
+
+KUBERNETES = DEPLOY / "kubernetes"
+SYSTEMD_ANALYZE = shutil.which("systemd-analyze")
+PROBES = {"/healthz", "/livez", "/readyz", "/admin/healthz/leader"}
+
+
+def manifests(name: str) -> list[dict[str, Any]]:
+    return [document for document in yaml.safe_load_all((KUBERNETES / name).read_text()) if document]
+
+
+def one(kind: str, name: str, file: str = "kvnode.yaml") -> dict[str, Any]:
+    (found,) = [each for each in manifests(file) if (each["kind"], each["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+@pytest.mark.parametrize("file", ["kvnode.yaml", "haproxy.yaml"])
+@pytest.mark.parametrize("version", ["1.25", kubernetes_validate.latest_version()])
+def test_every_manifest_fits_the_schema_of_kubernetes(file: str, version: str) -> None:
+    for document in manifests(file):
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_the_schema_is_really_asked() -> None:
+    broken = one("StatefulSet", "kvnode")
+    broken["spec"]["podManagementPolicy"] = 3
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_statefulset_is_what_a_cluster_needs() -> None:
+    stateful = one("StatefulSet", "kvnode")["spec"]
+    peers = one("Service", "kvnode-peers")["spec"]
+    assert stateful["podManagementPolicy"] == "Parallel"
+    assert peers["publishNotReadyAddresses"] is True
+    assert peers["clusterIP"] == "None"
+    assert stateful["serviceName"] == "kvnode-peers"
+    assert one("PodDisruptionBudget", "kvnode")["spec"]["maxUnavailable"] == 1
+    (container,) = stateful["template"]["spec"]["containers"]
+    asked = [container[f"{probe}Probe"]["httpGet"] for probe in ("startup", "liveness", "readiness")]
+    assert [each["path"] for each in asked] == ["/healthz", "/livez", "/readyz"]
+    assert {each["port"] for each in asked} == {"probes"}
+
+
+def test_what_kubernetes_does_before_it_stops_a_node_makes_it_drain(make_cluster: Callable[..., Cluster]) -> None:
+    token = "a-token-of-forty-characters-for-this-test"
+    cluster = make_cluster(size=1, env={"KVNODE_TOKEN": token}).start()
+    (container,) = one("StatefulSet", "kvnode")["spec"]["template"]["spec"]["containers"]
+    program, option, script = container["lifecycle"]["preStop"]["exec"]["command"]
+    file = cluster.folder / "token"
+    file.write_text(token + "\n")
+    script = script.replace("/etc/kvnode/token", str(file)).replace("http://127.0.0.1:8001", cluster.url("n1"))
+    assert (program, option) == ("python", "-c")
+    script = script.replace("time.sleep(3)", "")
+    subprocess.run([sys.executable, "-c", script], timeout=20, check=True)
+    assert cluster.probe("n1", "/readyz/draining") == 503
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_each_pod_gets_options_that_a_node_takes(number: int, tmp_path: Path) -> None:
+    spec = one("StatefulSet", "kvnode")["spec"]["template"]["spec"]
+    pod = f"kvnode-{number}"
+    environment: dict[str, str] = {}
+    for variable in spec["containers"][0]["env"]:
+        value = variable.get("value", pod)
+        environment[variable["name"]] = re.sub(r"\$\((\w+)\)", lambda found: environment[found[1]], value)
+    assert set(environment) <= {option.variable for option in OPTIONS}
+    secret = tmp_path / "secret"
+    secret.write_text("0123456789abcdef0123456789abcdef")
+    files = {name: path for name, path in environment.items() if name.endswith("_FILE")}
+    mounts = [mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]]
+    assert {str(Path(path).parent) for path in files.values()} <= set(mounts)
+    node = config.load({}, environment | dict.fromkeys(files, str(secret)))
+    assert (bool(node.security.token), node.security.insecure, node.warnings[:1]) == (True, False, node.warnings)
+    assert (node.node_id, len(node.peers)) == (pod, 3)
+    assert node.peers[pod] == (f"{pod}.kvnode-peers", 7001)
+    assert node.advertise_http == f"http://{pod}.kvnode-peers:8001"
+
+
+@pytest.mark.parametrize("namespace", [None, "shop"])
+@needs_haproxy
+def test_haproxy_takes_its_configuration_for_kubernetes(namespace: str | None, tmp_path: Path) -> None:
+    command = ["sh", str(KUBERNETES / "haproxy-config.sh"), *([namespace] if namespace else [])]
+    text = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    for number in range(3):
+        assert f" kvnode-{number}.kvnode-peers.{namespace or 'default'}.svc.cluster.local:8001" in text
+        assert f" n{number + 1}:8001" not in text
+    (tmp_path / "haproxy.cfg").write_text(text)
+    assert HAPROXY is not None
+    subprocess.run([HAPROXY, "-c", "-f", str(tmp_path / "haproxy.cfg")], capture_output=True, timeout=20, check=True)
+
+
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    unit = (DEPLOY / "systemd" / "kvnode.service").read_text()
+    variables = dict(re.findall(r"^Environment=(\w+)=(.*)$", unit, flags=re.MULTILINE))
+    file = dict(re.findall(r"^(\w+)=(.*)$", (DEPLOY / "systemd" / "kvnode.env").read_text(), flags=re.MULTILINE))
+    secret = tmp_path / "secret"
+    secret.write_text("0123456789abcdef0123456789abcdef")
+    assert set(variables | file) <= {option.variable for option in OPTIONS}
+    node = config.load({}, variables | file | {"KVNODE_CLUSTER_SECRET_FILE": str(secret)})
+    assert (node.node_id, len(node.peers)) == ("n1", 3)
+    if SYSTEMD_ANALYZE is None:
+        pytest.skip("needs systemd-analyze: apt-get install systemd")
+    # The checker wants to see the program; everything else stays as it is.
+    (tmp_path / "kvnode.service").write_text(unit.replace("/opt/kvnode/bin/kvnode", "/bin/true"))
+    done = subprocess.run(
+        [SYSTEMD_ANALYZE, "verify", "--man=no", str(tmp_path / "kvnode.service")],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_envoy_asks_what_a_node_answers() -> None:
+    """Envoy itself is not run: no Debian package has it."""
+    document = yaml.safe_load((DEPLOY / "envoy" / "envoy.yaml").read_text())["static_resources"]
+    clusters = {cluster["name"]: cluster for cluster in document["clusters"]}
+    manager = document["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    routes = manager["route_config"]["virtual_hosts"][0]["routes"]
+    assert {route["route"]["cluster"] for route in routes} <= set(clusters)
+    assert set(clusters["leader_or_any"]["cluster_type"]["typed_config"]["clusters"]) == {"leader", "any"}
+    for name in ("leader", "any"):
+        (check,) = clusters[name]["health_checks"]
+        path = urlsplit(check["http_health_check"]["path"])
+        assert path.path in PROBES
+        assert set(re.findall(r"exclude=(\w+)", path.query)) <= set(checks.READY)
+        assert len(clusters[name]["load_assignment"]["endpoints"][0]["lb_endpoints"]) == 3
