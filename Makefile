@@ -19,7 +19,7 @@ DEV_ARGS ?=
 CHAOS_ARGS ?=
 ROLLING_ARGS ?=
 
-.PHONY: help setup haproxy proxies dev test lint format fuzz chaos rolling bench bench-failover bench-million compose-up compose-down compose-test clean
+.PHONY: help setup haproxy proxies dev test lint format fuzz chaos rolling bench bench-failover bench-million compose-up compose-up-secure compose-down compose-test clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -98,10 +98,14 @@ bench-million: $(STAMP) ## snapshots, restarts and catching up with 1,000,000 ke
 compose-up: .env ## three containers and HAProxy on http://127.0.0.1:8080
 	$(COMPOSE) up --build --detach
 
+compose-up-secure: .env ## the same with TLS and tokens on https://127.0.0.1:8080; the token is in secrets/token
+	sh deploy/compose-secrets.sh
+	$(COMPOSE) -f docker-compose.yml -f docker-compose.secure.yml up --build --detach
+
 compose-down: .env ## stops the containers; the data stays in its volumes
 	$(COMPOSE) down
 
-compose-test: ## brings the containers up, kills the leader's, restarts all, checks the data, takes them down
+compose-test: ## brings the containers up, kills the leader's, restarts all, checks the data; then once more, secured
 	COMPOSE='$(COMPOSE)' $(PYTHON) tests/compose/run.py
 
 clean: ## takes away what make made (not kvnode-data, not .env)

@@ -130,6 +130,7 @@ def _store(reading: Reading) -> Iterator[Metric]:
 
 
 def _http(reading: Reading) -> Iterator[Metric]:
+    yield _gauge("kvnode_warnings", "What /readyz warns of; it makes no node unready.", len(reading.status.warnings))
     http = reading.http
     ready = {(check,): float(passes) for check, passes in reading.ready.items()}
     yield _labelled(

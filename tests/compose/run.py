@@ -1,5 +1,7 @@
 """`make compose-test`: the containers of docker-compose.yml: up, kill the leader's, restart all, no write lost.
 
+Then the same with docker-compose.secure.yml over it: TLS everywhere, tokens, the secret from a file.
+
 Standard library alone, so that it runs before anything is installed. COMPOSE names the command (`docker compose`, or
 `podman-compose`). Its containers and volumes have a project name of their own and are removed at the end; the ports are
 the file's, so a cluster from `make compose-up` has to be down. Exit code 0: every acknowledged write was there.
@@ -12,10 +14,12 @@ import json
 import os
 import secrets
 import shlex
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +33,23 @@ BEGAN = time.monotonic()
 T = TypeVar("T")
 
 
+@dataclass
+class Access:
+    """How the present containers are run and asked."""
+
+    files: list[str] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
+    context: ssl.SSLContext | None = None
+
+    def connection(self, port: int) -> http.client.HTTPConnection:
+        if self.context is None:
+            return http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        return http.client.HTTPSConnection("localhost", port, timeout=20, context=self.context)
+
+
+ACCESS = Access()
+
+
 class Failed(Exception):
     """The test's verdict, in a sentence."""
 
@@ -39,10 +60,11 @@ def say(text: str) -> None:
 
 def compose(*arguments: str, timeout_s: float, must: bool = True) -> str:
     """Runs one compose command; its output. Raises Failed with the output's end if it fails and `must`."""
-    say("$ " + shlex.join([*COMPOSE, *arguments]))
+    command = [*COMPOSE, *ACCESS.files, *arguments]
+    say("$ " + shlex.join(command))
     try:
         done = subprocess.run(
-            [*COMPOSE, *arguments],
+            command,
             cwd=PROJECT,
             env=ENVIRONMENT,
             stdin=subprocess.DEVNULL,
@@ -64,9 +86,9 @@ def compose(*arguments: str, timeout_s: float, must: bool = True) -> str:
 
 def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
     """One request; status 0 where nobody answers."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = ACCESS.connection(port)
     try:
-        connection.request(method, path, body=body)
+        connection.request(method, path, body=body, headers=ACCESS.headers)
         answer = connection.getresponse()
         return answer.status, answer.read()
     except (OSError, http.client.HTTPException) as error:
@@ -122,6 +144,8 @@ def run() -> None:
     say(f"{first} leads, term {json.loads(body)['groups'][0]['term'] if status == 200 else '?'}")
     write(range(100), acknowledged)
     say(f"{len(acknowledged)} writes acknowledged through HAProxy")
+    if ACCESS.context is not None:
+        check_that_strangers_are_refused()
 
     compose("kill", "-s", "SIGKILL", first, timeout_s=60)
     killed = time.monotonic()
@@ -142,8 +166,45 @@ def run() -> None:
         check(port, acknowledged, f"on {name}")
 
 
-def main() -> int:
+def secured() -> Access:
+    """Makes the secrets where there are none yet, as `make compose-up-secure` does."""
     try:
+        subprocess.run(["sh", str(PROJECT / "deploy" / "compose-secrets.sh")], check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Failed(f"the secrets could not be made, which takes sh and openssl ({error})") from None
+    made = PROJECT / "secrets"
+    return Access(
+        ["-f", "docker-compose.yml", "-f", "docker-compose.secure.yml"],
+        {"Authorization": f"Bearer {(made / 'token').read_text().strip()}"},
+        ssl.create_default_context(cafile=str(made / "ca.pem")),
+    )
+
+
+def check_that_strangers_are_refused() -> None:
+    """No answer without TLS, and nothing but 401 without the token, at each door."""
+    told, ACCESS.headers = ACCESS.headers, {}
+    for port in (BALANCER, *NODES.values()):
+        if (status := ask(port, "GET", "/v1/kv/compose/0")[0]) != 401:
+            raise Failed(f"port {port} answers {status} to a client without a token")
+        if (status := ask(port, "GET", "/admin/healthz")[0]) != 200:
+            raise Failed(f"port {port} answers {status} to a probe")
+    ACCESS.headers = told
+    context, ACCESS.context = ACCESS.context, None
+    for port in (BALANCER, *NODES.values()):
+        if (status := ask(port, "GET", "/v1/kv/compose/0")[0]) not in (0, 400):
+            raise Failed(f"port {port} answers {status} to a client that does not speak TLS")
+    ACCESS.context = context
+    say("without TLS or token nobody is let in")
+
+
+def main() -> int:
+    return one(Access) or one(secured)
+
+
+def one(access: Callable[[], Access]) -> int:
+    global ACCESS
+    try:
+        ACCESS = access()
         run()
     except Failed as verdict:
         print(compose("logs", "--tail", "40", timeout_s=60, must=False), file=sys.stderr)
@@ -151,7 +212,7 @@ def main() -> int:
         return 1
     finally:
         compose("down", "--volumes", timeout_s=200, must=False)
-    say("compose-test passed")
+    say(f"compose-test passed{', secured' if ACCESS.files else ''}")
     return 0
 
 

@@ -18,6 +18,7 @@ import yaml
 from kvnode import config
 from kvnode.http import checks
 from kvnode.options import OPTIONS
+from kvnode.tls import MutualCertificate
 from tests.balancer import HAPROXY, needs_haproxy
 from tests.cluster import Cluster
 from tests.deploy.proxy import DEPLOY
@@ -110,6 +111,42 @@ def test_haproxy_takes_its_configuration_for_kubernetes(namespace: str | None, t
     (tmp_path / "haproxy.cfg").write_text(text)
     assert HAPROXY is not None
     subprocess.run([HAPROXY, "-c", "-f", str(tmp_path / "haproxy.cfg")], capture_output=True, timeout=20, check=True)
+
+
+def test_what_the_secured_containers_mount_is_taken_by_haproxy_and_nodes(tmp_path: Path) -> None:
+    for name in ("deploy", "haproxy"):
+        shutil.copytree(DEPLOY.parent / name, tmp_path / name)
+    subprocess.run(["sh", str(tmp_path / "deploy" / "compose-secrets.sh")], capture_output=True, timeout=60, check=True)
+    made = tmp_path / "secrets"
+    token = (made / "token").read_text()
+    subprocess.run(["sh", str(tmp_path / "deploy" / "compose-secrets.sh")], capture_output=True, timeout=60, check=True)
+    assert (made / "token").read_text() == token, "they are made once"
+    assert made.stat().st_mode & 0o077 == 0
+    services = {
+        file: yaml.safe_load((DEPLOY.parent / file).read_text())["services"]
+        for file in ("docker-compose.yml", "docker-compose.secure.yml")
+    }
+    for name in ("n1", "n2", "n3"):
+        environment: dict[str, str] = {}
+        for file in services.values():
+            environment |= file[name]["environment"]
+        mounts = [volume.split(":") for volume in services["docker-compose.secure.yml"][name]["volumes"]]
+        real = {inside: str(tmp_path / outside) for outside, inside, mode in mounts if mode == "ro"}
+        node = config.load({}, {variable: real.get(value, value) for variable, value in environment.items()})
+        assert (node.node_id, node.security.insecure, bool(node.security.token)) == (name, False, True)
+        assert node.warnings == ()
+        assert node.security.tls is not None
+        assert node.security.raft_tls is not None
+        assert node.advertise_http == f"https://{name}:8001"
+        certificate = MutualCertificate("raft", *node.security.raft_tls)
+        assert certificate.context.get_ca_certs()
+    if HAPROXY is not None:
+        text = (made / "haproxy.cfg").read_text()
+        assert len(re.findall(r"^  server .* ssl verify required ", text, flags=re.MULTILINE)) == text.count(
+            "  server n"
+        )
+        (made / "here.cfg").write_text(text.replace("/run/secrets", str(made)))
+        subprocess.run([HAPROXY, "-c", "-f", str(made / "here.cfg")], capture_output=True, timeout=20, check=True)
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
