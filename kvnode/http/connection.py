@@ -35,7 +35,7 @@ class Guests(Protocol):
 class Connection(web.RequestHandler):
     """`listener` is nobody but for watches; `malformed` answers bytes that are no request."""
 
-    __slots__ = ("_guests", "_malformed", "_named", "credential", "listener")
+    __slots__ = ("_guests", "_malformed", "_named", "believed", "credential", "listener")
 
     def __init__(
         self, server: web.Server, malformed: Callable[[BaseException | None], Answer], **settings: Any
@@ -45,6 +45,7 @@ class Connection(web.RequestHandler):
         self.listener: Listener | None = None
         self._guests: Guests | None = None
         self._named = ""
+        self.believed: bool | None = None  # whether it is a balancer's that may say who its client is (door.Door)
         self.credential: tuple[str, Token] | None = None  # the last valid one that came (door.Door)
 
     @property

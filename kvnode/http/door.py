@@ -109,9 +109,12 @@ class Door:
     def client(self, request: web.BaseRequest) -> str:
         """The client's address, behind the balancers that are believed."""
         connection = cast(Connection, request.protocol)
-        address = connection.address
-        proxies = self._proxies
-        if proxies is not None and proxies.trusts(address):
+        address, proxies = connection.address, self._proxies
+        if proxies is None:
+            return address
+        if connection.believed is None:
+            connection.believed = proxies.trusts(address)
+        if connection.believed:
             forwarded = ",".join(request.headers.getall(hdrs.X_FORWARDED_FOR, ()))
             if forwarded:
                 return proxies.client_of(forwarded, address)
