@@ -18,6 +18,7 @@ from aiohttp import hdrs, web
 from kvnode.errors import Forbidden, TooManyRequests, Unauthorized
 from kvnode.http.connection import Connection
 from kvnode.http.group import Group
+from kvnode.http.sessions import PATH as SESSION_PATH
 from kvnode.http.sessions import session_subject
 from kvnode.proxies import Proxies
 from kvnode.tokens import Token
@@ -73,6 +74,8 @@ class Door:
         if token.role != "full" and (method not in READING or path.startswith(FULL_ONLY)):
             self._note(request, method, path, f"token {token.id} ({token.name}) may only read")
             raise Forbidden(f"The token {token.id} may only read, and this takes one with the role full.")
+        if token.id == SESSION and path == SESSION_PATH and method == "POST":
+            raise Forbidden("A session does not begin another one, or it would never end; send a token.")
 
     def token(self, request: web.BaseRequest) -> Token | None:
         """The token that the request carries, if it is valid now; or what an admin session stands for."""

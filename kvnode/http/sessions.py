@@ -28,7 +28,7 @@ GRACE_S: Final = SESSION_S
 REQUEST_BYTES_MAX: Final = 4_096
 
 # Strict: no other site's page can act with it; HttpOnly: no script can read it (RFC 6265bis).
-_COOKIE: Final = "Set-Cookie: {}={}; Path=/; Max-Age={}; HttpOnly; SameSite=Strict\r\n"
+_COOKIE: Final = "Set-Cookie: {}={}; Path=/; Max-Age={}; HttpOnly; SameSite=Strict{}\r\n"
 
 
 def routes(group: Group) -> dict[str, Methods]:
@@ -38,7 +38,7 @@ def routes(group: Group) -> dict[str, Methods]:
         if not keys:
             raise Starting(f"{group.session.error}.")
         ends_at = int(time.time()) + SESSION_S
-        cookie = _COOKIE.format(COOKIE, sign(keys[0], SUBJECT, ends_at), SESSION_S)
+        cookie = _COOKIE.format(COOKIE, sign(keys[0], SUBJECT, ends_at), SESSION_S, _secure(request))
         return json_answer(200, {"subject": SUBJECT, "ends_at": ends_at}, NO_STORE + cookie.encode())
 
     def whose(request: web.BaseRequest, rest: str, query: str) -> Answer:
@@ -49,7 +49,7 @@ def routes(group: Group) -> dict[str, Methods]:
 
     def end(request: web.BaseRequest, rest: str, query: str) -> Answer:
         """Takes the cookie back. What was signed stays good until its time is over, or the key is rotated."""
-        return json_answer(200, {"ended": True}, NO_STORE + _COOKIE.format(COOKIE, "", 0).encode())
+        return json_answer(200, {"ended": True}, NO_STORE + _COOKIE.format(COOKIE, "", 0, _secure(request)).encode())
 
     def key(request: web.BaseRequest, rest: str, query: str) -> Answer:
         return json_answer(200, _shown(group.session.known, group.status()), NO_STORE)
@@ -63,6 +63,11 @@ def routes(group: Group) -> dict[str, Methods]:
         KEY_PATH: {"GET": key, "HEAD": key},
         KEY_PATH + "/rotate": {"POST": rotate},
     }
+
+
+def _secure(request: web.BaseRequest) -> str:
+    """What came by TLS goes by TLS alone."""
+    return "; Secure" if request.secure else ""
 
 
 def session_subject(group: Group, request: web.BaseRequest) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -19,10 +20,11 @@ import pytest
 from kvnode.raft import wire
 from kvnode.raft.handshake import MAGIC, Dialer, Identity, Refused
 from tests.certificates import Authority
-from tests.cluster import PROJECT, Answer, Cluster, wait_until
+from tests.cluster import PROJECT, Answer, Cluster, free_ports, request, wait_until
 
 SECRET = "a secret that this cluster shares"
 FIRST = "the-first-token-of-this-cluster"
+HAPROXY = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 TOKENS = "/admin/api/v1/tokens"
 TRANSFER = "/admin/api/v1/leader/transfer"
 
@@ -57,6 +59,11 @@ def as_(cluster: Cluster, token: str | None, name: str, method: str, path: str, 
         return cluster.request(name, method, path, body, {} if token is None else {"Authorization": f"Bearer {token}"})
     finally:
         cluster.token = first
+
+
+def _with(cluster: Cluster, name: str, method: str, path: str, **headers: str) -> Answer:
+    """One request with these headers and no token."""
+    return request(cluster.nodes[name].http, method, path, b"1", headers, tls=cluster.tls)
 
 
 def kvnode(
@@ -113,6 +120,18 @@ def test_roles_and_their_end_hold_on_every_node(cluster: Cluster, authority: Aut
             assert "may only read" in refused.json()["message"]
         assert as_(cluster, writer, name, "PUT", "/v1/kv/secured", b"1").status == 200
     assert kvnode(cluster, authority, "put", "secured", "3", token=reader).returncode == 7
+
+    # step: a token begins a session, whose cookie every node takes for it
+    begun = as_(cluster, writer, follower, "POST", "/admin/api/v1/session")
+    assert begun.headers["Set-Cookie"].endswith("; HttpOnly; SameSite=Strict; Secure")
+    cookie = begun.headers["Set-Cookie"].partition(";")[0]
+    for name in cluster.nodes:
+        assert _with(cluster, name, "PUT", "/v1/kv/secured", Cookie=cookie).status == 200
+        both = _with(cluster, name, "PUT", "/v1/kv/secured", Cookie=cookie, Authorization="Bearer x")
+        assert both.status == 401, "a header counts before a cookie"
+        assert _with(cluster, name, "PUT", "/v1/kv/secured", Cookie=cookie[:-3] + "xxx").status == 401
+        assert _with(cluster, name, "POST", "/admin/api/v1/session", Cookie=cookie).status == 403
+    assert as_(cluster, reader, follower, "POST", "/admin/api/v1/session").status == 403
 
     # step: what is kept is a hash, in the list, the journals and the logs alike
     listed = kvnode(cluster, authority, "token", "list").stdout.splitlines()
@@ -179,6 +198,39 @@ def test_plain_http_and_old_tls_are_not_spoken(cluster: Cluster) -> None:
         plain.sendall(b"GET /admin/healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert not plain.recv(1024).startswith(b"HTTP")
     assert cluster.probe("n1", "/admin/healthz") == 200
+
+
+@pytest.mark.skipif(HAPROXY is None, reason="HAProxy is not installed")
+def test_behind_haproxy_by_tls_with_the_clients_own_token(
+    cluster: Cluster, authority: Authority, tmp_path: Path
+) -> None:
+    port = free_ports(1)[0]
+    trust = f"ssl verify required ca-file {authority.ca}"
+    servers = "".join(
+        f"  server {name} 127.0.0.1:{node.http[1]} {trust} verifyhost {name} check inter 100ms fall 1 rise 1\n"
+        for name, node in cluster.nodes.items()
+    )
+    (tmp_path / "haproxy.cfg").write_text(
+        "defaults\n  mode http\n  timeout connect 1s\n  timeout client 5s\n  timeout server 5s\n"
+        f"frontend clients\n  bind 127.0.0.1:{port}\n  default_backend leader\n"
+        f"backend leader\n  option httpchk GET /admin/healthz/leader\n{servers}"
+    )
+    process = subprocess.Popen([str(HAPROXY), "-db", "-f", str(tmp_path / "haproxy.cfg")], stderr=subprocess.DEVNULL)
+    try:
+        leader, credential = cluster.leader(), {"Authorization": f"Bearer {FIRST}"}
+
+        def written() -> bool:
+            try:
+                answer = request(("127.0.0.1", port), "PUT", "/v1/kv/secured", b"1", credential)
+            except OSError:
+                return False
+            return (answer.status, answer.headers["Kvnode-Node"]) == (200, leader)
+
+        wait_until(written, 10.0, "a write at the leader, which HAProxy has found")
+        assert request(("127.0.0.1", port), "PUT", "/v1/kv/secured", b"1").status == 401
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 def _connection(cluster: Cluster, name: str) -> http.client.HTTPSConnection:
