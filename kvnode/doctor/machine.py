@@ -41,13 +41,13 @@ def versions() -> Finding:
 
 
 def file_limit() -> Finding:
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if soft == resource.RLIM_INFINITY or soft >= FILES_COMFORTABLE:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # a node takes what it may have
+    if hard == resource.RLIM_INFINITY or hard >= FILES_COMFORTABLE:
         return ok("files", "The limit of open files leaves room for thousands of clients.")
-    how = f"raise it with 'ulimit -n {FILES_COMFORTABLE}' or LimitNOFILE={FILES_COMFORTABLE} in the unit"
-    if soft < FILES_MIN:
-        return problem("files", f"A process may open {soft} files, fewer than a busy node needs by itself: {how}.")
-    return warning("files", f"A process may open {soft} files, and each client takes one: {how}.")
+    how = f"raise it with 'ulimit -Hn {FILES_COMFORTABLE}' as root or LimitNOFILE={FILES_COMFORTABLE} in the unit"
+    if hard < FILES_MIN:
+        return problem("files", f"A process may open {hard} files, fewer than a busy node needs by itself: {how}.")
+    return warning("files", f"A process may open {hard} files, and each client takes one: {how}.")
 
 
 def private_file(path: str) -> Finding:

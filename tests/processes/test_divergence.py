@@ -12,6 +12,7 @@ from kvnode.raft.disk import Directory
 from kvnode.raft.records import entry_record, state_record
 from kvnode.raft.segments import Segments
 from tests.cluster import Cluster, wait_until
+from tests.observability.page import page
 
 
 def with_another_past(data_dir: Path) -> None:
@@ -60,6 +61,10 @@ def test_a_node_with_another_history_becomes_unready_and_the_others_do_not(clust
     for name in ("n1", "n3"):
         wait_until(lambda name=name: cluster.is_ready(name), 5.0, f"{name} is ready")
         assert "The data of node n2 differs" in cluster.log(name)
+    for name in cluster.nodes:
+        differing = {node: page(cluster, name).of("kvnode_raft_digest_mismatch", member=node) for node in cluster.nodes}
+        assert differing == {"n1": 0, "n2": 1, "n3": 0}
+    assert page(cluster, "n2").of("kvnode_ready", check="blocking_errors") == 0
 
 
 def test_a_leader_that_differs_hands_over_and_a_new_directory_makes_the_node_whole(cluster: Cluster) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from tests.cluster import Cluster, wait_until
+from tests.observability.page import page
 
 VALUE_BYTES = 1_000_000
 WRITES = 90  # more than the log keeps in memory (64 MiB), so that it must be compacted
@@ -22,6 +23,10 @@ def test_a_follower_that_missed_a_compaction_catches_up_by_snapshot(cluster: Clu
     wait_until(lambda: "Installed the snapshot" in cluster.log(away), 20.0, "the follower installs the snapshot")
     for key in ("first", *(f"big/{number}" for number in range(30))):
         assert cluster.get(key, via=away) == cluster.get(key, via=writer)
+    assert page(cluster, away).of("kvnode_snapshots_total", what="installed") == 1
+    assert page(cluster, writer).of("kvnode_snapshots_total", what="written") >= 1
+    assert page(cluster, writer)["kvnode_snapshot_bytes"] > VALUE_BYTES
+    assert page(cluster, writer)["kvnode_snapshot_index"] > 1
     cluster.put("after", b"1", via=away)
     # What was installed survives a crash of its own, and of everybody's.
     for name in cluster.nodes:
