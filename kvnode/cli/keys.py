@@ -91,7 +91,7 @@ def _read_stdin() -> bytes:
 @click.argument("key")
 @click.option("--stale", is_flag=True, help="From the node's own memory, at once; it may be behind.")
 @click.option(
-    "--revision", metavar="REVISION", type=click.IntRange(1), help="As it was then, where the node offers that."
+    "--revision", metavar="REVISION", type=click.IntRange(1), help="As it was then, as far back as a node remembers."
 )
 @output_option
 @connected

@@ -73,7 +73,7 @@ class Client:
         return shaped(lambda: written(body))
 
     async def get(self, key: str, consistency: Consistency = "linearizable", *, revision: int | None = None) -> Item:
-        """The key's value; raises KeyNotFound. `revision`: as it was then, which a node may refuse (BadRequest)."""
+        """The key's value; raises KeyNotFound. `revision`: as it was then; Compacted where that is forgotten."""
         then = {} if revision is None else {"revision": str(revision)}
         answer = await self._calls.call(
             "GET", _key_path(key, consistency=consistency, **then), in_order=consistency == "stale"

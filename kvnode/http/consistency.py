@@ -24,6 +24,6 @@ async def consistency(group: Group, parameters: Query) -> bytes:
 
 
 def refuse_old_revision(parameters: Query) -> None:
-    """A read of the past is refused rather than answered with the present."""
+    """A listing of the past is refused rather than answered with the present."""
     if "revision" in parameters:
-        raise BadRequest("Reads at an old revision are not offered: a read answers with the present one, and says it.")
+        raise BadRequest("A listing answers with the present revision, and says it; one key can be read at an old one.")

@@ -10,10 +10,11 @@ from kvnode.commands import CONTENT_TYPE_BYTES_MAX, VALUE_BYTES_MAX, Delete, Put
 from kvnode.errors import BadRequest, KeyNotFound
 from kvnode.http.answer import JSON_TYPE, Answer, json_string
 from kvnode.http.body import read_body
-from kvnode.http.consistency import consistency, refuse_old_revision
+from kvnode.http.consistency import consistency
 from kvnode.http.etags import check_read, write_expectation
 from kvnode.http.group import Group
 from kvnode.http.leases import leasing, remaining_s
+from kvnode.http.past import asked_revision, item_at
 from kvnode.http.paths import Query, decode_key
 from kvnode.http.route import Methods
 from kvnode.http.writing import idempotency_key, not_written
@@ -71,19 +72,19 @@ class Keys:
 
     async def get(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         key = decode_key(rest)
-        headers = b""
+        headers, then = b"", None
         if query:
             parameters = Query(query)
-            refuse_old_revision(parameters)
+            then = asked_revision(parameters)
             headers = await consistency(self._group, parameters)
         else:
             await self._group.read_barrier()
         store = self._group.store
-        item = store.get(key)
+        item = store.get(key) if then is None else item_at(self._group, key, then)
         if item is None:
-            raise KeyNotFound("The key does not exist.")
-        headers += b'ETag: "%d"\r\nKvnode-Revision: %d\r\n' % (item.mod_revision, store.revision)
-        if item.lease:
+            raise KeyNotFound("The key does not exist." if then is None else "The key did not exist at that revision.")
+        headers += b'ETag: "%d"\r\nKvnode-Revision: %d\r\n' % (item.mod_revision, then or store.revision)
+        if item.lease and then is None:
             left_s = remaining_s(self._group, item.lease)
             headers += b"Kvnode-Lease: %d\r\nKvnode-TTL: %d\r\n" % (item.lease, left_s)
         if check_read(request, item.mod_revision):

@@ -94,6 +94,24 @@ class History:
                 if block[0][2] >= revision:
                     yield block
 
+    def last(self, key: str, revision: int) -> Change | None:
+        """The key's last change up to that revision, of those that are held. Looks through all of them at worst."""
+        for _, _, changes in reversed(self._segments):
+            if changes[0][2] <= revision:
+                for change in reversed(changes):
+                    if change[1] == key and change[2] <= revision:
+                        return change
+        return None
+
+    def next(self, key: str, revision: int) -> Change | None:
+        """The key's first change after that revision."""
+        first = bisect_left(self._segments, revision + 1, key=_newest)
+        for _, _, changes in islice(self._segments, first, None):
+            for change in changes:
+                if change[1] == key and change[2] > revision:
+                    return change
+        return None
+
 
 def _newest(segment: Segment) -> int:
     return segment[0]

@@ -75,9 +75,12 @@ def test_put_with_a_ttl_and_get_at_a_revision(url: str) -> None:
     item = json.loads(run(url, "get", "ttl/a", "-o", "json").out)
     assert (item["lease"], item["ttl"], item["value"]) == (done["lease"], 90, "AP8=")
     assert run(url, "put", "ttl/a", "x", "--ttl", "1", "--lease", "1").code == 2
-    refused = run(url, "get", "ttl/a", "--revision", "1")
+    run(url, "put", "ttl/a", "later")
+    assert run(url, "get", "ttl/a", "--revision", str(done["revision"])).out == b"\x00\xff"
+    assert run(url, "get", "ttl/a", "--revision", str(done["revision"] - 1)).code == 3
+    refused = run(url, "get", "ttl/a", "--revision", "99999")
     assert refused.code == 2
-    assert "old revision" in refused.err
+    assert "still to come" in refused.err
 
 
 def test_what_is_exported_is_imported_again_to_the_byte(url: str, tmp_path: Path) -> None:

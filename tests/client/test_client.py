@@ -95,10 +95,18 @@ async def test_a_range_in_pages_counted_and_deleted(node: str) -> None:
             await client.delete_prefix("")
 
 
-async def test_a_read_of_the_past_is_refused_in_a_sentence(node: str) -> None:
+async def test_a_key_as_it_was(node: str) -> None:
     async with Client([node]) as client:
-        with pytest.raises(errors.BadRequest, match="old revision"):
-            await client.get("a", revision=1)
+        first = await client.put("past/a", b"1")
+        second = await client.put("past/a", b"2")
+        gone = await client.delete("past/a")
+        for revision, value in ((first.revision, b"1"), (second.revision, b"2")):
+            item = await client.get("past/a", revision=revision)
+            assert (item.value, item.mod_revision, item.revision) == (value, revision, revision)
+        with pytest.raises(errors.KeyNotFound, match="at that revision"):
+            await client.get("past/a", revision=gone)
+        with pytest.raises(errors.BadRequest, match="still to come"):
+            await client.get("past/a", revision=gone + 1_000)
 
 
 def test_the_same_calls_without_a_loop(node: str) -> None:

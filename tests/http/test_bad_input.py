@@ -28,6 +28,7 @@ BAD: dict[str, list[str] | None] = {
     "ttl": [*LEASES, "31622401"],
     "lease": LEASES,
     "consistency": ["", "strong", "Stale"],
+    "revision": ["", "0", "-1", "x", "1.5", "99", "9" * 17],
     "prefix": None,
     "prefix_to_delete": ["", LONG],
     "watched_prefix": [LONG],

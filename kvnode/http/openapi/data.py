@@ -11,11 +11,11 @@ DATA: Final[dict[str, Operation]] = {
     # --- keys -------------------------------------------------------------------------------------
     "PUT /v1/kv/{key}": Operation(
         "put_key",
-        "Sets a key to the body, byte for byte; its Content-Type is kept.",
+        "Sets a key to the body, byte for byte, up to 1 MiB; its Content-Type is kept.",
         json("Written", "It is set.", "ETag", "Kvnode-Revision"),
         (*WRITE, *BODY, *LEASING, "precondition_failed"),
         ("key", "ttl", "lease", "If-Match", "If-None-Match-any", "Idempotency-Key"),
-        {"application/octet-stream": {"type": "string", "format": "binary", "maxLength": 1_048_576}},
+        {"application/octet-stream": {"type": "string", "format": "binary"}},
         body_required=False,
     ),
     "GET /v1/kv/{key}": Operation(
@@ -29,8 +29,8 @@ DATA: Final[dict[str, Operation]] = {
             ),
             304: Reply("It is still the one that If-None-Match names.", {}, ("ETag", "Kvnode-Revision")),
         },
-        (*READ, "key_not_found", "precondition_failed"),
-        ("key", "consistency", "If-Match", "If-None-Match"),
+        (*READ, "key_not_found", "precondition_failed", "compacted"),
+        ("key", "consistency", "revision", "If-Match", "If-None-Match"),
     ),
     "DELETE /v1/kv/{key}": Operation(
         "delete_key",

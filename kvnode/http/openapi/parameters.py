@@ -42,6 +42,7 @@ PARAMETERS: Final[dict[str, Schema]] = {
         {"enum": ["linearizable", "stale"], "default": "linearizable"},
         "`stale` answers at once, from this node's own memory.",
     ),
+    "revision": _query("revision", whole(1), "As the key was then: as far back as this node's history goes."),
     "prefix": _query("prefix", text(default=""), "Only keys that begin with it."),
     "prefix_to_delete": {
         **_query("prefix", text(minLength=1, maxLength=KEY_BYTES_MAX), "The keys that begin with it go."),
