@@ -1,4 +1,4 @@
-"""The examples of docs/CLIENT.md, run as they stand, in order, on one cluster of three."""
+"""The examples of docs/CLIENT.md, and those of README.md marked so, run as they stand on one cluster of three."""
 
 from __future__ import annotations
 
@@ -21,25 +21,28 @@ import pytest
 from tests.cli.command import environment
 from tests.cluster import PROJECT, Cluster
 
-PAGE = PROJECT / "docs" / "CLIENT.md"
+PAGES = {"CLIENT.md": PROJECT / "docs" / "CLIENT.md", "README.md": PROJECT / "README.md"}
+MARK = "<!-- run -->\n"  # in README.md, whose other examples start clusters, kill nodes and the like
 ANYTHING = "…"
 
 
 @dataclass(frozen=True)
 class Example:
-    """A fenced block: its language, the line that it begins at, and its text."""
+    """A fenced block: its page and language, the line that it begins at, and its text."""
 
+    page: str
     language: str
     line: int
     text: str
 
 
 def examples() -> list[Example]:
-    page = PAGE.read_text()
-    return [
-        Example(match[1], page[: match.start()].count("\n") + 2, match[2])
-        for match in re.finditer(r"^```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    ]
+    found = []
+    for name, path in PAGES.items():
+        page, mark = path.read_text(), MARK if name == "README.md" else ""
+        for match in re.finditer(rf"^{mark}```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+            found.append(Example(name, match[1], page[: match.start(2)].count("\n") + 1, match[2]))
+    return found
 
 
 def matches(expected: str, printed: str) -> bool:
@@ -62,10 +65,16 @@ def addressed(text: str, cluster: Cluster, folder: Path) -> str:
     """With this cluster's addresses in the place of those of `make dev`."""
     for number, node in enumerate(cluster.nodes.values(), 1):
         text = text.replace(f"127.0.0.1:800{number}", f"{node.http[0]}:{node.http[1]}")
+        text = text.replace("127.0.0.1:8080", f"{node.http[0]}:{node.http[1]}")  # HAProxy; each node does as well
     return text.replace("/tmp/", f"{folder}/")
 
 
-@pytest.mark.parametrize("example", examples(), ids=lambda each: f"{each.language}-at-line-{each.line}")
+def test_no_example_is_overlooked() -> None:
+    assert len(examples()) > 15
+    assert {each.page for each in examples()} == set(PAGES)
+
+
+@pytest.mark.parametrize("example", examples(), ids=lambda each: f"{each.page}-{each.line}")
 def test_an_example_does_what_the_page_says(
     example: Example, cluster: Cluster, namespace: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -79,7 +88,7 @@ def test_an_example_does_what_the_page_says(
 
 def run_python(example: Example, text: str, namespace: dict[str, Any]) -> None:
     """What each `print` prints stands behind it as a comment."""
-    code = compile("\n" * (example.line - 1) + text, str(PAGE), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    code = compile("\n" * (example.line - 1) + text, example.page, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     out = io.StringIO()
     with redirect_stdout(out):
         if code.co_flags & inspect.CO_COROUTINE:
@@ -107,6 +116,7 @@ def run_console(text: str, cluster: Cluster) -> None:
         text=True,
         timeout=60,
         check=False,
+        cwd=PROJECT,
     )
     # A value ends without a line break, and the page cannot show that.
     assert matches(expected.replace("\n", ""), done.stdout.replace("\n", "")), done.stdout
