@@ -29,13 +29,13 @@ deterministic = true
 [phases.coverage]
 unexpected-methods = []
 
-[phases.fuzzing]
-enabled = false
-
 [[operations]]
 include-operation-id = ["transaction", "batch"]
 phases.coverage.enabled = false
-phases.fuzzing.enabled = true
+
+[[operations]]
+exclude-operation-id = ["transaction", "batch"]
+phases.fuzzing.enabled = false
 
 [[operations]]
 include-operation-id = "watch"
