@@ -97,8 +97,7 @@ def test_a_live_node_keeps_to_the_document(tmp_path: Path) -> None:
         program = str(Path(sys.executable).with_name("schemathesis"))
         options = [
             "--phases=coverage,fuzzing",
-            "--max-examples=2",
-            "--workers=2",
+            "--max-examples=5",
             "--exclude-method=HEAD",
             "--no-color",
         ]
