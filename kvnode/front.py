@@ -105,13 +105,13 @@ def _turned_away(address: str, why: str) -> None:
 
 def _room_for(most: int) -> int:
     """So many connections at most as there are files for; takes what the system gives for the asking."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY:
-        hard = most + FILES_KEPT
-    wanted = min(hard, most + FILES_KEPT)
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most + FILES_KEPT if hard == resource.RLIM_INFINITY else min(hard, most + FILES_KEPT)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError):  # macOS has a lower bound of its own, and does not say which
+            wanted = soft
     return max(1, wanted - FILES_KEPT)
 
 

@@ -61,7 +61,7 @@ async def serve(config: Config) -> int:
         await http.open()
         certificates = [each for each in (http.certificate, settings.certificate) if each is not None]
         if certificates:
-            signals.reload = partial(_reload, certificates)
+            signals.on_hangup(partial(_reload, certificates))
         lag = asyncio.create_task(watch_loop_lag(meters.loop_lag_s))
         try:
             if await _start(group, signals):
@@ -198,10 +198,9 @@ def _reload(certificates: Sequence[Certificate]) -> None:
 
 
 class _Signals:
-    """Counts SIGTERM and SIGINT: the first asks to stop, the second to hurry. SIGHUP: `reload`, or to stop."""
+    """Counts SIGTERM and SIGINT: the first asks to stop, the second to hurry."""
 
     def __init__(self) -> None:
-        self.reload: Callable[[], None] = self.arrived
         self.count = 0
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
@@ -210,6 +209,10 @@ class _Signals:
         for count, waiter in self._waiters:
             if self.count >= count and not waiter.done():
                 waiter.set_result(None)
+
+    def on_hangup(self, work: Callable[[], None]) -> None:
+        """What SIGHUP asks for from now on. Without, it stays what it was: a node under nohup outlives its terminal."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, work)
 
     def wait(self, count: int) -> asyncio.Future[None]:
         """Resolves with the `count`-th signal, at once if it has come."""
@@ -226,7 +229,6 @@ def _signals() -> Iterator[_Signals]:
     loop, signals, numbers = asyncio.get_running_loop(), _Signals(), (signal.SIGTERM, signal.SIGINT)
     for number in numbers:
         loop.add_signal_handler(number, signals.arrived)
-    loop.add_signal_handler(signal.SIGHUP, lambda: signals.reload())
     try:
         yield signals
     finally:

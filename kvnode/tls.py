@@ -98,6 +98,7 @@ def trusting(ca: Path) -> ssl.SSLContext:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError):
-        return (error.reason or "it is not PEM").replace("_", " ").lower()
-    return (error.strerror if isinstance(error, OSError) else None) or "it is not PEM"
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason.replace("_", " ").lower()
+    said = error.strerror if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
+    return said or "it is not PEM"

@@ -63,6 +63,7 @@ def taken_port() -> Iterator[int]:
         (["--advertise-http", "http://0.0.0.0:8001"], "others can reach"),
         (["--config", "/nonexistent/kvnode.toml"], "cannot be read"),
         (["--election-timeout", "100-200ms"], "three heartbeats"),
+        (["--tls-cert", "/nonexistent.pem", "--tls-key", "/nonexistent.pem"], "No such file"),
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_exists(doorway: Doorway, args: list[str], part: str) -> None:
@@ -75,7 +76,9 @@ def test_http_on_every_address_needs_a_name_for_others(doorway: Doorway) -> None
 
 
 def test_http_off_loopback_must_be_asked_for(doorway: Doorway) -> None:
-    assert "--insecure" in doorway.serve("--http", f"0.0.0.0:{doorway.http}")
+    sentence = doorway.serve("--http", f"0.0.0.0:{doorway.http}")
+    assert "--insecure" in sentence
+    assert "--token-file" in sentence
 
 
 def test_raft_off_loopback_needs_a_secret(doorway: Doorway) -> None:

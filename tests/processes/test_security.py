@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 
 from kvnode.raft import wire
 from kvnode.raft.handshake import MAGIC, Dialer, Identity, Refused
+from kvnode.raft.links import STRANGERS_MAX
 from tests.certificates import Authority
 from tests.cluster import PROJECT, Answer, Cluster, free_ports, request, wait_until
 
@@ -338,6 +340,22 @@ def test_peers_are_let_in_by_certificate_name_and_secret_alone(
     with pytest.raises(Refused, match="secret"):
         _refusal_of(cluster, authority, "n2-peer", wrong)
     cluster.put("after", b"1")
+
+
+def test_silent_strangers_take_no_place_from_peers(cluster: Cluster) -> None:
+    with ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(cluster.nodes["n1"].raft, 5.0)) for _ in range(STRANGERS_MAX)
+        ]
+        one_more = stack.enter_context(socket.create_connection(cluster.nodes["n1"].raft, 5.0))
+        assert one_more.recv(1) == b"", "more handshakes than may be under way"
+        assert silent[0].fileno() > 0
+        assert cluster.put("meanwhile", b"1")["revision"] > 1
+    cluster.kill("n2")
+    cluster.restart("n2")
+    cluster.put("after", b"1", via="n2")
+    assert cluster.terminate("n2") == 0
+    cluster.restart("n2")
 
 
 def test_replays_wrong_order_and_older_protocols_are_refused(cluster: Cluster, authority: Authority) -> None:
