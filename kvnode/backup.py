@@ -11,6 +11,7 @@ would restore a state that never was.
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -72,6 +73,19 @@ def check(path: Path) -> Head:
         for _ in _chunks(file):
             pass
     return head
+
+
+def chunks_of(data: bytes) -> tuple[Head, list[bytes]]:
+    """What a whole file holds, as `StoreView.chunks` gave it. Raises Damaged, also where no store can be made of it."""
+    file = io.BytesIO(data)
+    head, chunks = _head(file), list(_chunks(file))
+    try:
+        store = KeyValueStore.load(chunks)
+    except ValueError as error:
+        raise Damaged(str(error)) from error
+    if (store.revision, len(store)) != (head.revision, head.items):
+        raise Damaged("its head does not fit what it holds")
+    return head, chunks
 
 
 def load(path: Path) -> tuple[Head, KeyValueStore]:

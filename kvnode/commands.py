@@ -19,6 +19,7 @@ COMMAND_BYTES_MAX: Final = VALUE_BYTES_MAX + KEY_BYTES_MAX + CONTENT_TYPE_BYTES_
 
 TTL_S_MAX: Final = 366 * 86_400
 LEASE_ID_MAX: Final = 2**53 - 1  # JSON numbers are exact up to there
+REPLACE_BYTES_MAX: Final = 4 * 1_048_576  # one entry, well below a frame
 SESSION_KEY_BYTES_MAX: Final = 64
 SESSION_GRACE_S_MAX: Final = 31 * 86_400
 EXPIRED_MAX: Final = 4_096  # leases in one expiry
@@ -39,11 +40,12 @@ EXPIRE: Final = 8
 SESSION: Final = 9  # `session.py`
 TOKEN_CREATE: Final = 10
 TOKEN_REVOKE: Final = 11
+REPLACE: Final = 12  # `beside.py`
 # Fields up to the idempotency key, which is left out where there is none: older journals have no such field, and
 # a write without a key does not carry an empty one.
 FIELDS: Final = {
     PUT: 5, DELETE: 3, DELETE_PREFIX: 2, TXN: 4, GRANT: 2, RENEW: 2, REVOKE: 2, EXPIRE: 2, SESSION: 5,
-    TOKEN_CREATE: 2, TOKEN_REVOKE: 2,
+    TOKEN_CREATE: 2, TOKEN_REVOKE: 2, REPLACE: 2,
 }  # fmt: skip
 PUT_FIELDS: Final = FIELDS[PUT]
 DELETE_FIELDS: Final = FIELDS[DELETE]
@@ -218,7 +220,7 @@ def command_fault(command: Any) -> str | None:
     if expect is not None and (type(expect) is not list or not all(type(r) is int and r >= EXISTS for r in expect)):
         return "an expectation is a list of revisions"
     if extra and kind >= TOKEN_CREATE:
-        return "a command on tokens takes no idempotency key"
+        return "a command on tokens, or on all contents, takes no idempotency key"
     if extra and not _is_idempotency_key(extra[0]):
         return f"an idempotency key is 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII characters"
     if kind <= DELETE:
@@ -241,6 +243,9 @@ def _argument_fault(kind: int, argument: Any) -> str | None:
 
 
 def token_fault(kind: int, argument: Any) -> str | None:
+    if kind == REPLACE:
+        fits = type(argument) is bytes and len(argument) <= REPLACE_BYTES_MAX
+        return None if fits else f"a backup in the log is {REPLACE_BYTES_MAX} bytes at most"
     if kind == TOKEN_REVOKE:
         return text_fault("token's id", argument, 1, TOKEN_ID_CHARS_MAX)
     if type(argument) is not list or len(argument) != 5:

@@ -141,9 +141,17 @@ class TokensFull:
     revision: int
 
 
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """All contents gave way to those of a backup."""
+
+    revision: int
+    items: int
+
+
 Result = (
     Written | Deleted | Refused | Invalid | Reused | Concluded | Granted | Revoked | LeaseMissing | LeasesFull
-    | TokenChanged | TokenMissing | TokensFull | Turned
+    | TokenChanged | TokenMissing | TokensFull | Turned | Replaced
 )  # fmt: skip
 
 # The results that a retry can be given again (`outcomes.py`), by their number in a snapshot.

@@ -18,35 +18,15 @@ from typing import Any
 
 from sortedcontainers import SortedList
 
-from kvnode.changes import CHANGE_DELETE, CHANGE_PUT, Change
-from kvnode.commands import (
-    DELETE,
-    DELETE_PREFIX,
-    FIELDS,
-    PUT,
-    PUT_FIELDS,
-    SESSION,
-    TOKEN_CREATE,
-    TXN,
-    command_fault,
-    expectation_holds,
-)  # fmt: skip
+from kvnode.beside import change_beside
+from kvnode.changes import CHANGE_DELETE, CHANGE_PUT, CHANGE_REPLACED, Change
+from kvnode.commands import DELETE, DELETE_PREFIX, FIELDS, PUT, PUT_FIELDS, TXN, command_fault, expectation_holds
 from kvnode.items import LEASED, MARKS, Item, in_order, lease_of, packed, prefix_end, unpacked
-from kvnode.leases import LEASES_MAX, Leases, change_lease
+from kvnode.leases import LEASES_MAX, Leases
 from kvnode.order import forget
 from kvnode.outcomes import Outcome, Outcomes, fingerprint
-from kvnode.results import (
-    Concluded,
-    Deleted,
-    Invalid,
-    LeaseMissing,
-    LeasesFull,
-    Refused,
-    Result,
-    Reused,
-    Written,
-)  # fmt: skip
-from kvnode.session import NONE, change_session
+from kvnode.results import Concluded, Deleted, Invalid, LeaseMissing, LeasesFull, Refused, Result, Reused, Written
+from kvnode.session import NONE
 from kvnode.table import Table
 from kvnode.tokens import Tokens
 from kvnode.transactions import read_again, transact, transaction_fault
@@ -155,9 +135,7 @@ class KeyValueStore:
             return transact(self, request)
         if kind == DELETE_PREFIX:
             return self.delete_all(self.with_prefix(request[1]))
-        if kind >= TOKEN_CREATE:
-            return self.tokens.change(kind, request[1], self.revision)
-        return change_session(self, request) if kind == SESSION else change_lease(self, kind, request[1])
+        return change_beside(self, kind, request)
 
     def _put(self, request: list[Any]) -> Result:
         if len(request) > PUT_FIELDS:
@@ -299,6 +277,13 @@ class KeyValueStore:
             mine, others = getattr(self, name), getattr(other, name)
             setattr(self, name, others)
             setattr(other, name, mine)
+
+    def replace(self, other: KeyValueStore, revision: int) -> None:
+        """Takes over the keys and leases of another store, which must not be used again."""
+        other.leases.last_id = max(other.leases.last_id, self.leases.last_id)
+        self._items, self._keys, self.leases, self.revision = other._items, other._keys, other.leases, revision
+        if self.changes is not None:
+            self.changes[:] = [(CHANGE_REPLACED, "", revision, b"")]
 
     def release(self) -> None:
         """Gives up everything, in steps that let other threads run in between; the store must not be used again."""

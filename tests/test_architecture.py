@@ -43,6 +43,13 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.outcomes": {"kvnode.commands", "kvnode.results", "kvnode.table"},
     "kvnode.leases": {"kvnode.changes", "kvnode.commands", "kvnode.items", "kvnode.results", "kvnode.table"},
     "kvnode.transactions": {"kvnode.changes", "kvnode.commands", "kvnode.items", "kvnode.leases", "kvnode.results"},
+    "kvnode.beside": {
+        "kvnode.commands",
+        "kvnode.leases",
+        "kvnode.results",
+        "kvnode.session",
+        "kvnode.store",  # its type alone
+    },
     "kvnode.session": {"kvnode.commands", "kvnode.errors", "kvnode.results"},
     "kvnode.tokens": {"kvnode.commands", "kvnode.results"},
     "kvnode.view": {
@@ -55,6 +62,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.table",
     },
     "kvnode.store": {
+        "kvnode.beside",
         "kvnode.session",
         "kvnode.changes",
         "kvnode.commands",
@@ -96,6 +104,7 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.raft.recover": {"kvnode.raft", "kvnode.store", "kvnode.entries", "kvnode.errors"},
     "kvnode.raft.restore": {"kvnode.raft", "kvnode.store", "kvnode.errors"},
     "kvnode.http": {
+        "kvnode.beside",
         "kvnode.session",
         "kvnode.proxies",
         "kvnode.tokens",
@@ -188,6 +197,7 @@ FORBIDDEN: dict[str, set[str]] = {
         *(
             "kvnode.store",
             "kvnode.session",
+            "kvnode.beside",
             "kvnode.view",
             "kvnode.items",
             "kvnode.outcomes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvnode import backup
+from kvnode.beside import packed_contents
+from kvnode.changes import CHANGE_REPLACED
+from kvnode.commands import REPLACE
+from kvnode.results import Invalid, Replaced, Written
 from kvnode.store import KeyValueStore
 
 
@@ -67,3 +72,26 @@ def test_a_cut_or_altered_file_is_refused_whole(tmp_path_factory: pytest.TempPat
         backup.check(path)
     with pytest.raises(backup.Damaged):
         backup.load(path)
+
+
+def test_contents_are_replaced_in_one_revision_above_both_and_what_belongs_to_the_cluster_stays() -> None:
+    backed_up, store = store_of(50), store_of(5)
+    head, chunks = backup.chunks_of(b"".join(backup.pieces(backed_up.view(), "c1")))
+    store.apply([1, "mine", b"1", "", None, "request-2"])
+    store.changes = []
+    assert store.apply([REPLACE, packed_contents(chunks)]) == Replaced(head.revision + 1, 52)
+    assert [change[0] for change in store.changes] == [CHANGE_REPLACED]
+    assert (store.get("mine"), store.get("k00049") == backed_up.get("k00049")) == (None, True)
+    again = store.apply([1, "mine", b"1", "", None, "request-2"])
+    assert (again, store.get("mine")) == (Written(8, 1), None)  # carried out once, before
+    assert store.apply([1, "k00000", b"", "", None]) == Written(head.revision + 2, 2)
+    assert list(KeyValueStore.load(store.view().chunks()).view().chunks()) == list(store.view().chunks())
+
+
+@pytest.mark.parametrize("packed", [b"", b"x", zlib.compress(b"x"), packed_contents([b"x"]), packed_contents([])])
+def test_what_is_no_contents_changes_nothing(packed: bytes) -> None:
+    store = store_of(5)
+    before = list(store.view().chunks())
+    for command in ([REPLACE, packed], [REPLACE, packed[:-1]], [REPLACE, None], [REPLACE], [REPLACE, packed, "key"]):
+        assert isinstance(store.apply(command), Invalid)
+    assert list(store.view().chunks()) == before

@@ -1,4 +1,4 @@
-"""`kvnode restore`: a new cluster of one node that holds what a backup holds."""
+"""`kvnode restore`: what a backup holds, in a running cluster or as a new one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from kvnode import backup, values
-from kvnode.cli.calls import output_option, print_json
+from kvnode.cli.calls import call, connected, output_option, print_json
 from kvnode.errors import StartupError
 from kvnode.raft.restore import LEAP, LEAP_MAX
 from kvnode.raft.restore import restore as restore_directory
@@ -16,21 +16,31 @@ from kvnode.raft.restore import restore as restore_directory
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--data-dir", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Made by this.")
+@click.option("--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Offline: made by this.")
+@click.option("--yes", is_flag=True, help="Do not ask before the keys of a running cluster are replaced.")
 @click.option("--node-id", default="n1", show_default=True, help="The name of the node that is to start on it.")
 @click.option("--raft", default="127.0.0.1:7001", show_default=True, metavar="HOST:PORT", help="Where others dial it.")
 @click.option("--advertise-http", metavar="URL", default="", help="How others reach its HTTP [default: it tells them].")
 @click.option("--revision-leap", type=click.IntRange(0, LEAP_MAX), default=LEAP, show_default=True,
               help="How far above the backup's revision the cluster begins.")  # fmt: skip
 @output_option
+@connected
 def restore(
-    file: Path, data_dir: Path, node_id: str, raft: str, advertise_http: str, revision_leap: int, output: str
-) -> None:
-    """Make a data directory for the first node of a new cluster, which holds what the backup FILE holds.
+    file: Path, data_dir: Path | None, yes: bool, node_id: str, raft: str, advertise_http: str, revision_leap: int,
+    output: str, url: str, timeout_s: float,
+) -> None:  # fmt: skip
+    """Have a running cluster hold what the backup FILE holds, and nothing else; or, with --data-dir, make a new one.
 
-    Offline: nothing needs to run, and no running cluster is changed. A file that is not whole is refused before
-    anything is written. Start the node on DIR, then its further nodes with an empty --data-dir and --join.
+    Running: all keys and leases are replaced in one revision, above all that were. Up to 4 MiB, once compressed.
+
+    --data-dir: offline, no running cluster is changed. It makes the directory for the first node of a new cluster, of
+    any size; start it there, then further nodes with an empty --data-dir and --join.
+
+    A file that is not whole is refused before anything is written.
     """
+    if data_dir is None:
+        _into_running(file, yes, output, url, timeout_s)
+        return
     try:
         values.name(node_id)
         address = values.host_port(raft)
@@ -58,3 +68,22 @@ def restore(
     print(f"state       items: {head.items}, revision {revision}: {revision_leap} above the backup's {head.revision}")
     print(f"next        kvnode serve --node-id {node_id} --raft {raft} --data-dir {data_dir} …")
     print("            then further nodes, each with an empty --data-dir and --join")
+
+
+def _into_running(file: Path, yes: bool, output: str, url: str, timeout_s: float) -> None:
+    try:
+        head, data = backup.check(file), file.read_bytes()
+    except backup.Damaged as damage:
+        print(f"kvnode: {file} is no whole backup ({damage}): nothing was restored; use another one.", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as e:
+        print(f"kvnode: {file} cannot be read ({e.strerror}); nothing was restored.", file=sys.stderr)
+        raise SystemExit(2) from None
+    if not yes and sys.stdin.isatty():
+        question = f"Replace all keys of the cluster at {url} by the {head.items} of revision {head.revision}?"
+        click.confirm(question, abort=True)
+    body = call(url, timeout_s, lambda c: c.restore(data))
+    if output == "json":
+        print_json(body)
+    else:
+        print(f"items: {body['items']}, revision {body['revision']}, above the backup's {body['backup_revision']}")

@@ -223,6 +223,11 @@ class Client:
         body = parsed(await self._calls.call("POST", "/admin/api/v1/leader/transfer", JSON, data))
         return shaped(lambda: (str(body["leader_id"]), int(body["term"])))
 
+    async def restore(self, backup: bytes) -> dict[str, Any]:
+        """The contents of a backup file take the place of all keys, in one revision."""
+        kind = {"Content-Type": "application/octet-stream"}
+        return parsed(await self._calls.call("POST", "/admin/api/v1/restore", kind, backup))
+
     async def drain(self) -> dict[str, Any]:
         """The first node that answers is drained: its probes fail, it hands over, and it still serves."""
         return parsed(await self._calls.call("POST", "/admin/api/v1/drain", in_order=True))

@@ -37,6 +37,7 @@ from kvnode.http import (
     metrics,
     openapi,
     probes,
+    restore,
     sessions,
     tokens,
     txn,
@@ -136,6 +137,7 @@ def create_server(
             {
                 **admin.routes(group, node_id, version),
                 **backup.routes(group),
+                **restore.routes(group),
                 **members.routes(group),
                 **sessions.routes(group),
                 **tokens.routes(group),

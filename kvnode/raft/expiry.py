@@ -113,8 +113,8 @@ class Expiry:
         if term is None:
             return
         leases = self._store.leases
-        if leases.touched is None:
-            leases.touched = []
+        if leases.touched is None:  # it is not the one that was looked at before
+            self._begin(term)
         elif leases.touched:
             touched, leases.touched = leases.touched, []
             for lease_id in touched:

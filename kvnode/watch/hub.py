@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from kvnode.changes import Change
+from kvnode.changes import CHANGE_REPLACED, Change
 from kvnode.errors import Overloaded, ShuttingDown
 from kvnode.watch.audience import Audience, Piece, Selector
 from kvnode.watch.history import History, blocks
@@ -72,9 +72,19 @@ class Hub:
         if not changes:
             return
         self._store.changes = []
+        if changes[0][0] == CHANGE_REPLACED and not (changes := self._replaced(changes)):
+            return
         self.history.append(changes)
         if self._keys or self._prefixes:
             self._deliver(changes)
+
+    def _replaced(self, changes: list[Change]) -> list[Change]:
+        """All contents were exchanged; what the same entry changed after that."""
+        revision = changes[0][2]
+        for watcher in [each for each in self._watchers if each.revision < revision]:
+            self.end(watcher, "compacted", revision + 1)
+        self.history.reset(revision)
+        return changes[1:]
 
     def skipped(self) -> None:
         """A snapshot took the place of the store's contents: what led from one to the other is not known here."""

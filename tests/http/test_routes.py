@@ -37,6 +37,7 @@ ALLOWED = {
     "/admin/api/v1/cluster": READING,
     "/admin/api/v1/leader/transfer": "POST",
     "/admin/api/v1/drain": "POST",
+    "/admin/api/v1/restore": "POST",
     "/admin/api/v1/session": "GET, HEAD, POST, DELETE",
     "/admin/api/v1/session-key": READING,
     "/admin/api/v1/session-key/rotate": "POST",

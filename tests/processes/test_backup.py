@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import os
 import socket
 import threading
 from base64 import b64encode
@@ -11,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from kvnode import backup
+from kvnode.store import KeyValueStore
 from tests.cli.command import kvnode
 from tests.cluster import Cluster, free_ports, wait_until
 
 PATH = "/admin/api/v1/backup"
+RESTORE = "/admin/api/v1/restore"
 
 
 def put_both(cluster: Cluster, via: str, number: int) -> None:
@@ -143,3 +147,60 @@ def test_nothing_is_left_of_a_backup_that_could_not_be_made(tmp_path: Path) -> N
     refused = kvnode("backup", str(tmp_path / "file"), "--url", f"http://127.0.0.1:{free_ports(1)[0]}")
     assert (refused.code, list(tmp_path.iterdir())) == (5, [])
     assert kvnode("backup", str(tmp_path / "no" / "file")).code == 1
+
+
+def test_a_running_cluster_takes_a_backup_in_one_revision_above_all_and_a_broken_one_not_at_all(
+    make_cluster: Callable[..., Cluster], tmp_path: Path
+) -> None:
+    cluster = make_cluster().start()
+    follower = cluster.followers()[0]
+    for number in range(300):
+        cluster.put(f"k{number}", b"%d" % number)
+    assert cluster.request("n1", "PUT", "/v1/kv/leased?ttl=2", b"1").status == 200
+    file = tmp_path / "file"
+    assert kvnode("backup", str(file), "--url", cluster.url("n1")).code == 0
+    cluster.put("k1", b"after the backup")
+    assert cluster.request("n1", "DELETE", "/v1/kv/k2").status == 200
+
+    whole = file.read_bytes()
+    cut, altered = whole[:-1], whole[:-500] + bytes([whole[-500] ^ 1]) + whole[-499:]
+    for broken in (b"", cut, altered, whole + b"x"):
+        answer = cluster.request(follower, "POST", RESTORE, broken)
+        assert (answer.status, answer.json()["outcome"]) == (400, "not_applied"), broken[:20]
+    (tmp_path / "broken").write_bytes(altered)
+    refused = kvnode("restore", str(tmp_path / "broken"), "--url", cluster.url(follower))
+    assert (refused.code, "no whole backup" in refused.err) == (1, True)
+    assert (cluster.get("k1"), cluster.get("k2")) == (b"after the backup", None)
+    wait_until(lambda: cluster.get("leased") is None, 10.0, "the lease has ended")
+    last = cluster.put("new", b"1")["revision"]
+
+    watches = {}
+    for name in cluster.nodes:
+        connection = http.client.HTTPConnection(*cluster.nodes[name].http, timeout=10)
+        connection.request("GET", f"/v1/watch?prefix=&from_revision={last}")
+        watches[name] = connection.getresponse()
+    done = kvnode("restore", str(file), "--url", cluster.url(follower), "-o", "json")
+    assert done.code == 0, done.err
+    said = json.loads(done.out)
+    assert (said["items"], said["revision"]) == (301, last + 1)
+    for name, stream in watches.items():
+        assert "event: compacted" in stream.read().decode(), name  # to its end
+        assert (cluster.get("k1", via=name), cluster.get("k2", via=name)) == (b"1", b"2")
+        assert cluster.get("new", via=name) is None
+        gone = cluster.request(name, "GET", f"/v1/watch?prefix=&from_revision={last}&wait=1s")
+        assert gone.status == 410
+    assert cluster.put("k1", b"2")["revision"] == last + 2
+    assert cluster.get("leased") == b"1"
+    wait_until(lambda: cluster.get("leased") is None, 10.0, "the lease of the backup ends as well, in its time")
+    for name in cluster.nodes:  # and from the log, on all of them
+        cluster.kill(name)
+    for name in cluster.nodes:
+        cluster.spawn(name)
+    cluster.wait_ready()
+    assert [cluster.get(key, via=follower) for key in ("k1", "k299", "new")] == [b"2", b"299", None]
+    big = KeyValueStore()
+    for number in range(5):
+        big.apply([1, f"big{number}", os.urandom(1_000_000), "", None])
+    answer = cluster.request("n1", "POST", RESTORE, b"".join(backup.pieces(big.view(), "c")))
+    assert (answer.status, answer.json()["error"]) == (413, "too_large")
+    assert cluster.get("k299") == b"299"

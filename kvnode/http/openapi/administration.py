@@ -61,6 +61,14 @@ ADMINISTRATION: Final[dict[str, Operation]] = {
         READ,
         ("consistency",),
     ),
+    "POST /admin/api/v1/restore": Operation(
+        "restore",
+        "The contents of a backup take the place of all keys, in one revision above both.",
+        json("Restored", "It is restored."),
+        (*ADMIN, "too_large", "outcome_unknown", "disk_full"),
+        (),
+        {"application/octet-stream": BYTES},
+    ),
     "GET /admin/api/v1/members": Operation(
         "members", "The members by the log.", json("Members", "The configuration."), ("internal",)
     ),

@@ -217,6 +217,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "message": nullable(text(about="Why it still leads.")),
         }
     ),
+    "Restored": closed({"revision": whole(), "items": whole(), "backup_revision": whole()}),
     "SessionBegun": closed({"subject": text(), "ends_at": whole(about="Seconds since 1970.")}),
     "Session": closed({"subject": text()}),
     "SessionEnded": closed({"ended": {"const": True}}),
