@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from base64 import b64encode
+from codecs import getincrementaldecoder
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -205,8 +206,8 @@ def preview(value: bytes) -> str:
     """A value as one cell of a table: the beginning of a text, or how long it is."""
     head = value[: SHOWN_VALUE_CHARS * 4]
     try:
-        # A cut may fall into a character: up to three bytes of it.
-        text = head.decode() if len(head) == len(value) else head.decode(errors="ignore")
+        # A cut may fall into a character, whose beginning is left out.
+        text = getincrementaldecoder("utf-8")().decode(head, final=len(head) == len(value))
     except UnicodeDecodeError:
         return f"({len(value)} bytes)"
     return text if len(text) <= SHOWN_VALUE_CHARS else text[:SHOWN_VALUE_CHARS] + "…"

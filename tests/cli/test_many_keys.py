@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kvnode.cli.keys import preview
 from tests.cli.command import COMMAND, Done, environment, is_one_sentence, kvnode_here
 from tests.cluster import Cluster
 
@@ -159,6 +160,14 @@ def test_a_shell_completes_commands_and_options(shell: str) -> None:
         check=False,
     )
     assert b"txn" in done.stdout
+
+
+def test_the_preview_of_a_value_is_one_cell() -> None:
+    assert preview(b"") == ""
+    assert preview("é".encode() * 60) == "é" * 60
+    assert preview(("x" + "é" * 300).encode()) == "x" + "é" * 59 + "…"
+    assert preview(bytes(range(256)) * 9) == "(2304 bytes)"
+    assert preview(b"\xc3") == "(1 bytes)"
 
 
 def test_a_terminal_gets_a_table_and_a_progress_bar(url: str, tmp_path: Path) -> None:

@@ -56,9 +56,10 @@ def routes(tables: Iterable[Mapping[str, Methods]], status_of: Mapping[str, int]
 
 def document(tables: Iterable[Mapping[str, Methods]], status_of: Mapping[str, int], version: str) -> dict[str, Any]:
     paths: dict[str, Any] = {}
+    shared: dict[str, Any] = {}
     for table in tables:
         for path, methods in table.items():
-            paths[path] = {method.lower(): _described(method, path, status_of) for method in methods}
+            paths[path] = {method.lower(): _described(method, path, status_of, shared) for method in methods}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -75,6 +76,7 @@ def document(tables: Iterable[Mapping[str, Methods]], status_of: Mapping[str, in
             "schemas": SCHEMAS,
             "parameters": PARAMETERS,
             "headers": HEADERS,
+            "responses": shared,
             "securitySchemes": {
                 "token": {"type": "http", "scheme": "bearer"},
                 "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
@@ -88,7 +90,7 @@ def entry(method: str, path: str) -> Operation | None:
     return OPERATIONS.get(f"{'GET' if method == 'HEAD' else method} {path}")
 
 
-def _described(method: str, path: str, status_of: Mapping[str, int]) -> dict[str, Any]:
+def _described(method: str, path: str, status_of: Mapping[str, int], shared: dict[str, Any]) -> dict[str, Any]:
     operation = entry(method, path)
     if operation is None:
         return {"summary": "Not described.", "responses": {"default": {"description": "Unknown."}}}
@@ -97,7 +99,7 @@ def _described(method: str, path: str, status_of: Mapping[str, int]) -> dict[str
         "operationId": f"{operation.name}_head" if is_head else operation.name,
         "summary": operation.about,
         "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in operation.parameters],
-        "responses": _responses(operation, method, path, status_of),
+        "responses": _responses(operation, method, path, status_of, shared),
     }
     if operation.body is not None:
         described["requestBody"] = {
@@ -107,7 +109,9 @@ def _described(method: str, path: str, status_of: Mapping[str, int]) -> dict[str
     return described
 
 
-def _responses(operation: Operation, method: str, path: str, status_of: Mapping[str, int]) -> dict[str, Any]:
+def _responses(
+    operation: Operation, method: str, path: str, status_of: Mapping[str, int], shared: dict[str, Any]
+) -> dict[str, Any]:
     responses = {str(status): _reply(reply, method) for status, reply in operation.replies.items()}
     codes: dict[int, list[str]] = {}
     for code in operation.refusals if is_probe(path) else (*operation.refusals, *DOOR):
@@ -117,8 +121,16 @@ def _responses(operation: Operation, method: str, path: str, status_of: Mapping[
         if str(status) in responses:  # a probe's own 503
             responses[str(status)]["content"] |= refusal.get("content", {})
         else:
-            responses[str(status)] = refusal
+            responses[str(status)] = _shared(refusal, f"Refused{status}", shared)
     return responses
+
+
+def _shared(response: dict[str, Any], stem: str, shared: dict[str, Any]) -> dict[str, Any]:
+    """A reference to it among the components: a few refusals are those of nearly all operations."""
+    alike = [name for name in shared if name.partition("_")[0] == stem]
+    name = next((name for name in alike if shared[name] == response), f"{stem}_{len(alike) + 1}")
+    shared[name] = response
+    return {"$ref": f"#/components/responses/{name}"}
 
 
 def _refusal(status: int, codes: list[str], method: str) -> Reply:
