@@ -11,8 +11,10 @@ from typing import Final, cast
 
 from kvnode.http.answer import NO_STORE, Answer
 from kvnode.http.connection import Connection
+from kvnode.http.door import FIRST
 from kvnode.http.events import end_of, text_of
 from kvnode.http.group import Group
+from kvnode.tokens import Token
 from kvnode.watch.watcher import Watcher
 
 # Proxies close what is silent: HAProxy here after 15 s, others often after 60 s. A client that hears nothing for much
@@ -73,6 +75,8 @@ class Streams:
         for stream in list(self._wheel[self._slot]):
             if leaderless:
                 hub.end(stream.watcher, "no_leader")
+            elif stream.revoked:
+                hub.end(stream.watcher, "revoked")
             else:
                 stream.beat(now)
 
@@ -80,13 +84,24 @@ class Streams:
 class EventStream(Answer):
     """The changes that a watcher is told of, as they happen."""
 
-    __slots__ = ("_blocked_at", "_buffered_bytes", "_over", "_sent", "_slot", "_streams", "_transport", "watcher")
+    __slots__ = (
+        "_blocked_at",
+        "_buffered_bytes",
+        "_over",
+        "_sent",
+        "_slot",
+        "_streams",
+        "_token",
+        "_transport",
+        "watcher",
+    )
 
     def __init__(self, streams: Streams, watcher: Watcher | None = None) -> None:
         super().__init__(200, b"", close=True)
         self._streams = streams
         self._slot: int | None = None
         self._transport: asyncio.Transport | None = None
+        self._token: Token | None = None
         self._over: asyncio.Future[None] | None = None
         self._sent = 0  # the last id that the client was given
         self._blocked_at = 0.0
@@ -109,6 +124,7 @@ class EventStream(Answer):
             raise ConnectionResetError("the client has gone")
         connection = cast(Connection, request.protocol)
         self._transport = transport
+        self._token = None if connection.credential is None else connection.credential[1]
         self._over = asyncio.get_running_loop().create_future()
         self._sent = watcher.next_revision - 1
         connection.listener = self
@@ -135,6 +151,12 @@ class EventStream(Answer):
         elif not watcher.blocked and (pieces := watcher.take(BATCH_BYTES)):
             self._sent = pieces[-1].revision
             transport.write(b"".join([piece.text or text_of(piece) for piece in pieces]))
+
+    @property
+    def revoked(self) -> bool:
+        """The token that it was asked for with counts no more: what it tells is nobody's business now."""
+        token = self._token
+        return token is not None and token.id != FIRST and self._streams.group.store.tokens.get(token.id) != token
 
     def beat(self, now: float) -> None:
         """The heartbeat: a comment, with the id up to which there was nothing else to tell, if that is news.

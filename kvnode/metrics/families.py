@@ -124,7 +124,7 @@ def _store(reading: Reading) -> Iterator[Metric]:
     yield _gauge(
         "kvnode_watch_history_changes", "Changes that a watch can go back to on this node.", reading.watch_changes
     )
-    reasons = ("slow", "compacted", "shutting_down", "no_leader")
+    reasons = ("slow", "compacted", "shutting_down", "no_leader", "revoked")
     ended = {(reason,): reading.watches_ended.get(reason, 0) for reason in reasons}
     yield _counters("kvnode_watch_ended", "Watches that this node ended, by reason.", ("reason",), ended)
 

@@ -96,7 +96,9 @@ class Served:
 
 
 @asynccontextmanager
-async def serve(group: SingleGroup, *, leader_probe: bool = True, heartbeat_s: float = 10.0) -> AsyncIterator[Served]:
+async def serve(
+    group: SingleGroup, *, leader_probe: bool = True, heartbeat_s: float = 10.0, token: str = ""
+) -> AsyncIterator[Served]:
     server = create_server(
         group,
         node_id="n1",
@@ -104,6 +106,7 @@ async def serve(group: SingleGroup, *, leader_probe: bool = True, heartbeat_s: f
         probe_timeout_s=0.2,
         version="1.2.3",
         heartbeat_s=heartbeat_s,
+        token=token,
     )
     listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     try:
