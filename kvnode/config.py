@@ -48,6 +48,7 @@ class Config:
     log_format: Literal["text", "json"]
     log_level: Literal["debug", "info", "warning", "error"]
     log_requests: bool
+    otel: bool
     warnings: tuple[str, ...] = ()
 
 
@@ -82,6 +83,7 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None
         log_format=given.parse("log-format", values.choice, ("text", "json")),
         log_level=given.parse("log-level", values.choice, ("debug", "info", "warning", "error")),
         log_requests=given.parse("log-requests", values.switch),
+        otel=given.parse("otel", values.switch),
         warnings=(*warnings, *guard.warnings),
     )
 

@@ -12,6 +12,7 @@ from aiohttp import web
 from kvnode import __version__, errors, values
 from kvnode.config import Config
 from kvnode.http.app import LeaderProbe, Server, create_probe_server, create_server
+from kvnode.http.spans import Spans
 from kvnode.meters import HttpMeters
 from kvnode.raft.group import RaftGroup
 from kvnode.reception import Reception, bound
@@ -33,6 +34,7 @@ class Front:
         self._config = config
         security = config.security
         self.certificate = Certificate("tls", *security.tls) if security.tls else None
+        self._spans = Spans(config.node_id, __version__) if config.otel else None
         probe = LeaderProbe(group, config.probe_timeout_s) if config.leader_probe else None
         self._server = create_server(
             group,
@@ -42,6 +44,7 @@ class Front:
             version=__version__,
             meters=meters,
             log_requests=config.log_requests,
+            spans=self._spans,
             token=security.token,
             rate_limit=security.rate_limit,
             proxies=security.proxies,
@@ -96,6 +99,8 @@ class Front:
             await self._reception.stop()
         for runner in self._runners:
             await runner.cleanup()
+        if self._spans is not None:
+            await self._spans.stop()
 
 
 def _turned_away(address: str, why: str) -> None:

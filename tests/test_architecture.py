@@ -188,6 +188,7 @@ LIBRARIES: dict[str, set[str]] = {
     "click": {"kvnode.cli"},
     "rich": {"kvnode.cli"},
     "prometheus_client": {"kvnode.metrics"},
+    "opentelemetry": {"kvnode.http"},
 }
 
 # What would make the state machine differ between nodes, or wait.

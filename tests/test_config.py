@@ -83,6 +83,7 @@ def test_every_option_can_be_set_in_the_environment(tmp_path: Path) -> None:
         "log-format": "json",
         "log-level": "warning",
         "log-requests": "on",
+        "otel": "on",
         "insecure": "true",
         "token-file": str(tmp_path / "secret"),
         "tls-cert": "cert.pem",
@@ -141,6 +142,7 @@ def test_every_option_can_be_set_in_the_environment(tmp_path: Path) -> None:
         log_format="json",
         log_level="warning",
         log_requests=True,
+        otel=True,
     )
 
 

@@ -54,9 +54,10 @@ def private_file(path: str) -> Finding:
     """That nobody else can read it."""
     try:
         mode = os.stat(path).st_mode
+        reachable = all(folder.stat().st_mode & stat.S_IXOTH for folder in Path(path).absolute().parents)
     except OSError as error:
         return problem("secret", f"The file {path} cannot be looked at ({error.strerror}): give a readable one.")
-    if mode & stat.S_IRWXO:
+    if reachable and mode & stat.S_IRWXO:
         return warning("secret", f"Everybody on this machine may use the file {path}, a secret: chmod 600 {path}.")
     return ok("secret", f"The file {path} is nobody else's to read.")
 

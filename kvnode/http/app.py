@@ -52,6 +52,7 @@ from kvnode.http.guests import Guests
 from kvnode.http.paths import split_target
 from kvnode.http.probes import LeaderProbe
 from kvnode.http.route import Methods, RouteTable
+from kvnode.http.spans import Spans
 from kvnode.http.stream import HEARTBEAT_S
 from kvnode.http.tracing import REQUEST_ID, Traced
 from kvnode.meters import HttpMeters
@@ -110,6 +111,7 @@ def create_server(
     heartbeat_s: float = HEARTBEAT_S,
     meters: HttpMeters | None = None,
     log_requests: bool = False,
+    spans: Spans | None = None,
     token: str = "",
     rate_limit: int = 0,
     proxies: Proxies | None = None,
@@ -147,7 +149,7 @@ def create_server(
     )
     table = RouteTable(*tables, openapi.routes(tables, STATUS_OF, version))
     asks = door if token or rate_limit else None
-    return Server(App(table, Stamp(group, node_id), meters, log_requests, asks), connections)
+    return Server(App(table, Stamp(group, node_id), meters, log_requests, asks, spans), connections)
 
 
 def create_probe_server(
@@ -162,7 +164,7 @@ def create_probe_server(
     table = RouteTable(
         probes.routes(group, leader_probe, probe_timeout_s, meters), metrics.routes(group, meters, version)
     )
-    return Server(App(table, Stamp(group, node_id), meters, False, None), (PROBERS_MAX, 0))
+    return Server(App(table, Stamp(group, node_id), meters, False, None, None), (PROBERS_MAX, 0))
 
 
 class Stamp:
@@ -194,20 +196,27 @@ class Stamp:
 class App:
     """Finds the handler, runs it, and answers whatever happens."""
 
-    __slots__ = ("_codes", "_door", "_log_requests", "_stamp", "_table")
+    __slots__ = ("_codes", "_door", "_spans", "_stamp", "_table", "_traces")
 
     def __init__(
-        self, table: RouteTable, stamp: Stamp, meters: HttpMeters, log_requests: bool, door: Door | None
+        self,
+        table: RouteTable,
+        stamp: Stamp,
+        meters: HttpMeters,
+        log_requests: bool,
+        door: Door | None,
+        spans: Spans | None,
     ) -> None:
         self._door = door  # None: everybody may do everything, as often as they like
-        self._log_requests = log_requests
+        self._spans = spans
+        self._traces = log_requests or spans is not None
         self._codes = meters.codes
         self._table = table
         self._stamp = stamp
 
     async def handle(self, request: web.BaseRequest) -> Answer:
         method = request.method
-        traced = Traced(request) if self._log_requests or REQUEST_ID in request.headers else None
+        traced = Traced(request, self._spans) if self._traces or REQUEST_ID in request.headers else None
         try:
             path, query = split_target(request.raw_path)
             if self._door is not None:

@@ -12,6 +12,7 @@ from multidict import istr
 
 from kvnode import trace
 from kvnode.http.answer import Answer
+from kvnode.http.spans import Spans
 
 REQUEST_ID: Final = istr("X-Request-Id")
 PATH_CHARS_MAX: Final = 512  # in a log line; a key may be three times as long once it is percent-encoded
@@ -20,18 +21,22 @@ PATH_CHARS_MAX: Final = 512  # in a log line; a key may be three times as long o
 class Traced:
     """One request that has an id: `Traced(request)` before the handler, `end(answer)` behind it."""
 
-    __slots__ = ("_began_at", "_id", "_request", "_token")
+    __slots__ = ("_began_at", "_id", "_request", "_span", "_spans", "_token")
 
-    def __init__(self, request: web.BaseRequest) -> None:
+    def __init__(self, request: web.BaseRequest, spans: Spans | None) -> None:
         sent = request.headers.get(REQUEST_ID, "")
         # One that cannot be used is no reason to refuse a write: it gets another.
         self._id = sent if trace.accepted(sent) else trace.made()
         self._request = request
         self._token: Token[str | None] = trace.request_id.set(self._id)
         self._began_at = time.monotonic()
+        self._spans = spans
+        self._span = None if spans is None else spans.begin(request, self._id)
 
     def end(self, answer: Answer) -> None:
         answer.headers += b"X-Request-Id: %b\r\n" % self._id.encode()
+        if self._spans is not None and self._span is not None:
+            self._spans.end(self._span, answer.status)
         if trace.log.isEnabledFor(logging.INFO):
             self._say(answer.status)
         trace.request_id.reset(self._token)  # the connection's next request is another one

@@ -7,6 +7,7 @@ import os
 import pty
 import socket
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,8 @@ def test_what_is_wrong_with_the_options_is_found_with_what_to_do(trio: Cluster, 
     found = {(f["check"], f["level"]): f["message"] for f in json.loads(done.out)}
     assert "stop what uses it, or change --http" in found["ports", "problem"]
     assert found["names", "problem"].startswith("nowhere.invalid (--peers n8)")
-    assert f"chmod 600 {secret}" in found["secret", "warning"]
+    # The folder of this test is its owner's alone, and so is what is in it.
+    assert found["secret", "ok"] == f"The file {secret} is nobody else's to read."
     assert "Nobody takes a connection" in found["peers", "warning"]
     assert found["ports", "ok"] == f"127.0.0.1:{raft} is free for --raft."
     assert not (tmp_path / "not").exists()
@@ -82,6 +84,17 @@ def test_an_unusable_option_is_a_usage_error() -> None:
     done = kvnode_here("doctor", "--http", "nonsense")
     assert (done.code, done.out) == (2, b"")
     assert done.err.startswith("kvnode: --http 'nonsense'")
+
+
+def test_a_secret_that_everybody_can_read_is_told() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        secret = Path(folder) / "secret"
+        secret.write_text("0123456789abcdef0123456789abcdef")
+        for mode, level in ((0o644, "warning"), (0o640, "ok"), (0o600, "ok")):
+            secret.chmod(mode)
+            assert machine.private_file(str(secret)).level == level
+        assert machine.private_file(f"{folder}/gone").level == "problem"
 
 
 @pytest.mark.parametrize(("size", "level"), [(100, "problem"), (1_024, "warning"), (65_536, "ok")])
