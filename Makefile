@@ -19,7 +19,7 @@ DEV_ARGS ?=
 CHAOS_ARGS ?=
 ROLLING_ARGS ?=
 
-.PHONY: help setup haproxy proxies dev test lint format fuzz chaos rolling bench bench-failover bench-million compose-up compose-up-secure compose-down compose-test clean
+.PHONY: help setup haproxy proxies dev test lint format fuzz chaos pages rolling bench bench-failover bench-million compose-up compose-up-secure compose-down compose-test clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -76,6 +76,9 @@ fuzz: $(STAMP) ## thousands of simulated schedules; a failure prints the seed th
 
 chaos: $(STAMP) ## real nodes under load, killed, frozen, cut off, out of disk; nothing may be lost
 	$(BIN)/python -m tests.chaos.run $(CHAOS_ARGS)
+
+pages: $(STAMP) ## does what docs/OPERATIONS.md says, from the first cluster on, and compares what is printed
+	KVNODE_PAGES=1 $(BIN)/python -m pytest tests/test_operating.py
 
 rolling: $(STAMP) haproxy ## restarts three nodes behind HAProxy one by one, under load; nothing may fail or be lost
 	$(BIN)/python -m tests.rolling.run $(ROLLING_ARGS)

@@ -28,6 +28,7 @@ from kvnode.raft.expiry import EngineLeader, Expiry
 from kvnode.raft.journal import Journal
 from kvnode.raft.levels import levels
 from kvnode.raft.members import membership, seen_members, unseen_members
+from kvnode.raft.membership import Configuration
 from kvnode.raft.origin import claimed_by, roster
 from kvnode.raft.pace import Pace
 from kvnode.raft.reconfiguration import Change, Reconfiguration
@@ -253,11 +254,15 @@ class RaftGroup:
     async def _change(self, change: Change) -> Membership:
         self._running()
         assert self._reconfiguration is not None
-        return membership(self._cluster_id, await self._reconfiguration.change(change))
+        return self._shown(await self._reconfiguration.change(change))
 
     def membership(self) -> Membership:
         """The configuration that counts on this node now. Raises Starting."""
-        return membership(self._cluster_id, self._running().roster.current)
+        return self._shown(self._running().roster.current)
+
+    def _shown(self, configuration: Configuration) -> Membership:
+        urls = self._running().network.http_urls | {self._settings.node_id: self._settings.http_url}
+        return membership(self._cluster_id, configuration, urls)
 
     # --- what is known -----------------------------------------------------------------------------------
 

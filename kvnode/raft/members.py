@@ -10,14 +10,14 @@ from kvnode.raft.membership import Configuration, Member, first_cluster
 from kvnode.raft.status import MemberRecord, Membership, MemberStatus, RaftStatus, Role
 
 
-def membership(cluster_id: bytes, configuration: Configuration) -> Membership:
-    """Sorted by id."""
-    records = tuple(
-        MemberRecord(
-            m.node_id, m.shown_address, m.http_url or None, "voter" if m.voter else "learner", m.wanted, m.since
-        )
-        for _, m in sorted(configuration.members.items())
-    )
+def membership(cluster_id: bytes, configuration: Configuration, urls: Mapping[str, str]) -> Membership:
+    """Sorted by id. `urls`: where nodes say that they are, which the configuration learns with its next change."""
+
+    def record(m: Member) -> MemberRecord:
+        url = urls.get(m.node_id) or m.http_url or None
+        return MemberRecord(m.node_id, m.shown_address, url, "voter" if m.voter else "learner", m.wanted, m.since)
+
+    records = tuple(record(member) for _, member in sorted(configuration.members.items()))
     return Membership(cluster_id.hex(), configuration.index, records)
 
 

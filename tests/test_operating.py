@@ -1,0 +1,101 @@
+"""docs/OPERATIONS.md from the first cluster on: its marked examples, in one shell, one after the other."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import selectors
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import environment
+from tests.cluster import PROJECT
+from tests.test_documentation import matches
+
+PAGE = PROJECT / "docs" / "OPERATIONS.md"
+BLOCK = re.compile(r"^<!-- run -->\n```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NODES = range(1, 10)
+STEP_S = 60.0
+
+
+class Shell:
+    """One bash; `run` returns what a command printed. Its end is the end of what it has started."""
+
+    def __init__(self, folder: Path) -> None:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self._process = subprocess.Popen(
+            ["bash", "-u"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=environment({"PATH": path}), cwd=folder,
+        )  # fmt: skip
+        self._selector = selectors.DefaultSelector()
+        assert self._process.stdout is not None
+        self._selector.register(self._process.stdout, selectors.EVENT_READ)
+
+    def run(self, command: str) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        end = f"--- {time.monotonic_ns()} ---"
+        self._process.stdin.write(f"{command}\necho '{end}'\n".encode())
+        self._process.stdin.flush()
+        out, deadline = b"", time.monotonic() + STEP_S
+        while not out.endswith(f"{end}\n".encode()):
+            left_s = deadline - time.monotonic()
+            assert left_s > 0, f"{command!r} did not end, having printed {out.decode()!r}"
+            if self._selector.select(left_s):
+                piece = os.read(self._process.stdout.fileno(), 65_536)
+                assert piece, f"the shell ended at {command!r}: {out.decode()}"
+                out += piece
+        return out.decode().removesuffix(f"{end}\n")
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self.run("kill -9 $(jobs -p) 2>ended.txt; wait 2>>ended.txt")
+        self._process.kill()
+        self._process.wait(10)
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as candidate:
+        try:
+            candidate.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def prefixes() -> tuple[str, str]:
+    """What stands in the place of 820 and 720 in the page, so that node 4 listens on PREFIX4."""
+    while True:
+        first = random.SystemRandom().randrange(1_100, 3_000)
+        if all(is_free(each * 10 + node) for each in (first, first + 1) for node in NODES):
+            return str(first), str(first + 1)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    shell = Shell(tmp_path)
+    yield shell
+    shell.close()
+
+
+def steps(text: str) -> list[tuple[str, str]]:
+    """(command, what it prints) of a block."""
+    return [(found[1], found[2]) for found in re.finditer(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE)]
+
+
+@pytest.mark.skipif("KVNODE_PAGES" not in os.environ, reason="takes half a minute: make pages")
+def test_the_examples_do_what_the_page_says_in_its_order(shell: Shell) -> None:
+    http, raft = prefixes()
+    blocks = BLOCK.findall(PAGE.read_text())
+    assert len(blocks) >= 15
+    for block in blocks:
+        for command, expected in steps(re.sub(r"\b820(?=\d\b)", http, re.sub(r"\b720(?=\d\b)", raft, block))):
+            printed = shell.run(command)
+            assert matches(expected, printed), f"$ {command}\n{printed}\nand not\n{expected}"
