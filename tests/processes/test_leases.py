@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def test_a_frozen_leader_ends_no_lease_that_the_next_one_renewed(cluster: Cluste
     assert gone_at(cluster, "held", follower, TTL_S + 8) - renewals[-1] >= TTL_S
 
 
-def test_a_transaction_is_whole_or_absent_after_kill_9(cluster: Cluster) -> None:
+def test_after_kill_9_a_transaction_is_whole_or_absent_and_no_key_leaves_early(cluster: Cluster) -> None:
     cluster.wait_ready()
     leader, (follower, _) = cluster.leader(), cluster.followers()
     keys = [f"whole/{i}" for i in range(20)]
@@ -119,15 +120,21 @@ def test_a_transaction_is_whole_or_absent_after_kill_9(cluster: Cluster) -> None
                     acknowledged.append(number)
 
     writer = threading.Thread(target=write)
+    put_for_a_while(cluster, "brief", follower)
+    watching = ThreadPoolExecutor(1)
+    gone = watching.submit(gone_at, cluster, "brief", follower, TTL_S + 15)
     writer.start()
     try:
         wait_until(lambda: len(acknowledged) > 20, 10, "transactions went through")
+        killed_at = time.monotonic()
         cluster.kill(leader)
         before = len(acknowledged)
         wait_until(lambda: len(acknowledged) > before + 5, 20, "transactions went through under the next leader")
     finally:
         over.set()
         writer.join(30)
+    assert gone.result(TTL_S + 15) - killed_at >= TTL_S, "its time began anew under the next leader"
+    watching.shutdown()
     cluster.restart(leader)
     for name in cluster.nodes:
         items = cluster.request(name, "GET", "/v1/kv?prefix=whole/").json()["items"]
