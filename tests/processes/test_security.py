@@ -330,7 +330,7 @@ def test_peers_are_let_in_by_certificate_name_and_secret_alone(
     # step: TLS 1.2 is a downgrade
     old = authority.client("n2-peer")
     old.maximum_version = ssl.TLSVersion.TLSv1_2
-    assert _answer(cluster, old, b"") is None
+    assert _answer(cluster, old, _dialer(cluster, "n2").hello()) is None
 
     # step: the certificate of n3 and the right secret do not make a node n2
     assert "does not name node 'n2'" in _refusal_of(cluster, authority, "n3-peer", _dialer(cluster, "n2"))
