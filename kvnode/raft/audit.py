@@ -132,7 +132,7 @@ class Audit:
     def heard(self, node_id: str, term: int, index: int, digest: int) -> None:
         """CHECKPOINT of a peer."""
         replica = self._replica
-        if term != replica.term or replica.member(node_id) is None:
+        if term != replica.term or replica.follower(node_id) is None:
             return
         self._round(index).votes[node_id] = digest
         if node_id == replica.leader_id:
@@ -174,7 +174,7 @@ class Audit:
         replica, digest = self._replica, self.history.at(index)
         if digest is not None:
             self._round(index).votes[replica.node_id] = digest
-            for peer_id in replica.peer_ids:
+            for peer_id in replica.follower_ids:
                 self._send(peer_id, (CHECKPOINT, replica.term, index, digest))
 
     def _round(self, index: int) -> _Round:
@@ -185,10 +185,12 @@ class Audit:
         return self._rounds[index]
 
     def _count(self, index: int) -> None:
-        """The verdict, as soon as a majority of all members says the same."""
+        """The verdict, as soon as a majority of all voters says the same; learners are judged and do not judge."""
         replica, votes = self._replica, self._rounds[index].votes
-        digest, count = Counter(votes.values()).most_common(1)[0]
-        if count <= (len(replica.peer_ids) + 1) // 2:
+        voters = {*replica.peer_ids, replica.node_id} if replica.is_voter else {*replica.peer_ids}
+        said = Counter(vote for node_id, vote in votes.items() if node_id in voters)
+        digest, count = said.most_common(1)[0] if said else (0, 0)
+        if count <= len(voters) // 2:
             self._rounds[index].settles_at = replica.clock() + SETTLE_S
             return
         self._rounds[index].settles_at = None

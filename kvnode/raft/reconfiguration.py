@@ -208,9 +208,13 @@ class Reconfiguration:
 
     def _is_ready(self, member: Member) -> bool:
         held = self._engine.replica.guard.acknowledged_index(member.node_id)
+        if not self._engine.audit.agrees(member.node_id):
+            return False
         return self._engine.is_reachable(member.node_id) and held >= max(self._goal, member.since)
 
     def _check_ready(self, member: Member) -> None:
+        if not self._engine.audit.agrees(member.node_id):
+            raise Conflict(f"The data of node {member.node_id} differs from the others': give it an empty --data-dir.")
         if not self._is_ready(member):
             held = self._engine.replica.guard.acknowledged_index(member.node_id)
             behind = self._engine.replica.raftCommitIndex - held

@@ -193,6 +193,14 @@ class Core:
     def member(self, node_id: str) -> str | None:
         return node_id if node_id in self.peer_ids else None
 
+    is_voter = True  # learners: tests/processes/test_membership.py
+
+    @property
+    def follower_ids(self) -> list[str]:
+        return self.peer_ids
+
+    follower = member
+
     def answered_within(self, node_id: str, age_s: float) -> bool:
         return node_id not in self._cluster.away
 
