@@ -30,8 +30,8 @@ def test_a_member_moves_and_is_followed_and_by_force_one_goes_whom_the_others_ca
     assert cluster.put("after", b"1", via=staying)["revision"] == 2
     cluster.transfer(staying)
 
-    # With one down, no majority would be left without this one: refused, and by force it waits for the other. Until then
-    # the one that goes could still lead with the one that is down; so it is stopped.
+    # With one down, no majority would be left without this one: refused, and by force it waits for the other. Until
+    # then the one that goes could still lead, with the one that is down; so it is stopped.
     cluster.kill(moving)
     third = next(name for name in cluster.nodes if name not in (moving, staying))
     refused = kvnode("member", "remove", third, "--url", here)
