@@ -57,4 +57,5 @@ def start(node_id: str, form: Literal["text", "json"], level: str, requests: boo
     handler.setFormatter(_Json(node_id) if form == "json" else _Text())
     logging.basicConfig(handlers=[handler], level=max(logging.WARNING, getattr(logging, level.upper())), force=True)
     logging.getLogger("kvnode").setLevel(level.upper())
+    logging.getLogger("kvnode.audit").setLevel(logging.INFO)  # who did what is asked for when it is too late to log it
     trace.log.setLevel(logging.INFO if requests else logging.WARNING)

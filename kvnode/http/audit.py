@@ -1,6 +1,7 @@
 """The audit log: one line for each administrative action, with who asked, from where, and what came of it.
 
-It is the logger `kvnode.audit`, at level info. Reading the state of the cluster is no action; taking a backup is one.
+It is the logger `kvnode.audit`, whatever --log-level says. Reading the state of the cluster is no action; taking a
+backup is one.
 """
 
 from __future__ import annotations
@@ -31,15 +32,19 @@ def audited(table: Mapping[str, Methods], door: Door) -> dict[str, Methods]:
 
 def _noting(handler: Handler, method: str, path: str, door: Door) -> Handler:
     async def noting(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        who = door.who(request)
+        token, client = door.who(request)
+        who = f"{'anonymous' if token is None else f'token {token.id} ({token.name})'} at {client}"
         target = path.partition("{")[0] + rest[:200] + (f"?{query[:200]}" if query else "")
+        fields = {"event": "audit", "token": token and token.id, "client": client, "method": method, "target": target}
+        said = (who, method, target)
         try:
             outcome = handler(request, rest, query)
             answer = outcome if isinstance(outcome, Answer) else await outcome
         except KvnodeError as error:
-            log.info("%s: %s %s: %s (%s).", who, method, target, error.code, error.outcome)
+            extra = {"fields": fields | {"error": error.code}}
+            log.info("%s: %s %s: %s (%s).", *said, error.code, error.outcome, extra=extra)
             raise
-        log.info("%s: %s %s: %d.", who, method, target, answer.status)
+        log.info("%s: %s %s: %d.", *said, answer.status, extra={"fields": fields | {"status": answer.status}})
         return answer
 
     return noting

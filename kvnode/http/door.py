@@ -123,11 +123,9 @@ class Door:
                 return proxies.client_of(forwarded, address)
         return address
 
-    def who(self, request: web.BaseRequest) -> str:
-        """Who asks, for a line of the audit log."""
-        token = self.token(request) if self._first is not None else None
-        name = "anonymous" if token is None else f"token {token.id} ({token.name})"
-        return f"{name} at {self.client(request)}"
+    def who(self, request: web.BaseRequest) -> tuple[Token | None, str]:
+        """(token, address) of whoever asks; no token where none is asked for."""
+        return self.token(request) if self._first is not None else None, self.client(request)
 
     def _note(self, request: web.BaseRequest, method: str, path: str, why: str) -> None:
         """Says who was turned away, once a minute for each client and reason: floods must not fill the disk."""
@@ -137,7 +135,8 @@ class Door:
         if len(self._logged) >= LOGGED_MAX:
             self._logged.clear()
         self._logged[client, why] = now
-        log.warning("Refused %s %s from %s: %s.", method, path[:200], client, why)
+        fields = {"event": "refused", "client": client, "method": method, "target": path[:200], "why": why}
+        log.warning("Refused %s %s from %s: %s.", method, path[:200], client, why, extra={"fields": fields})
 
 
 class Rates:

@@ -34,6 +34,7 @@ def cluster(probes: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     args = [
         *("--rate-limit", str(RATE), "--max-connections-per-client", str(EACH), "--max-connections", "12"),
         *("--trusted-proxies", PROXY, "--proxy-protocol", "--probes", f"127.0.0.1:{probes}"),
+        *("--log-format", "json", "--log-level", "error"),
     ]
     folder = tmp_path_factory.mktemp("limited")
     with Cluster(folder, size=1, args=args, env={"KVNODE_TOKEN": TOKEN}, token=TOKEN) as cluster:
@@ -189,7 +190,11 @@ backend nodes
             head = f"POST /admin/api/v1/tokens HTTP/1.1\r\nHost: n1\r\nAuthorization: Bearer {TOKEN}\r\n"
             connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
-        assert "at 127.0.0.12: POST /admin/api/v1/tokens: 200." in cluster.log("n1")
+        lines = [json.loads(line) for line in cluster.log("n1").splitlines()]
+        [line] = [line for line in lines if line["room"] == "audit" and line.get("status")]
+        assert line["message"].endswith("at 127.0.0.12: POST /admin/api/v1/tokens: 200.")
+        said = {"event": "audit", "token": "first", "client": "127.0.0.12", "method": "POST", "status": 200}
+        assert line | said == line
     finally:
         process.terminate()
         process.wait(10)
