@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import msgpack
+
 from kvnode.commands import Delete, DeletePrefix, Put
 from kvnode.watch.history import History
 from tests.http.serving import Served, serve
@@ -12,28 +14,31 @@ from tests.http.single import SingleGroup
 KEYS = ("a", "b", "c")
 
 
-async def lived(node: Served, revisions: int) -> list[dict[str, tuple[bytes, int]]]:
-    """Random writes; the whole store after each revision."""
+def lived(group: SingleGroup, revisions: int) -> list[dict[str, tuple[bytes, int]]]:
+    """Random writes, several to an entry of the log now and then; the whole store after each revision."""
     choose, states = random.Random(7), [dict[str, tuple[bytes, int]]()]
     while (revision := len(states)) <= revisions:
         key, state = choose.choice(KEYS), dict(states[-1])
+        command: Put | Delete | DeletePrefix = Put(key, b"%d" % revision)
         match choose.randrange(5):
             case 0:
-                await node.group.propose(Delete(key, None).encode())
+                command = Delete(key)
                 state.pop(key, None)
             case 1:
-                await node.group.propose(DeletePrefix(key).encode())
+                command = DeletePrefix(key)
                 state.pop(key, None)
             case _:
-                await node.group.propose(Put(key, b"%d" % revision).encode())
                 state[key] = b"%d" % revision, revision
-        if node.group.store.revision == revision:
+        group.store.apply(msgpack.unpackb(command.encode()))
+        if group.store.revision == revision:
             states.append(state)
+            if choose.randrange(4) == 0 or revision == revisions:
+                group.watches.publish()
     return states
 
 
 async def test_every_key_at_every_revision(node: Served) -> None:
-    states = await lived(node, 120)
+    states = lived(node.group, 120)
     async with node.connect() as wire:
         for revision, state in enumerate(states[1:], 1):
             for key in KEYS:
@@ -53,7 +58,7 @@ async def test_what_is_forgotten_is_410_and_never_a_guess() -> None:
     group.watches.history = History(changes_max=30)
     forgotten = 0
     async with serve(group) as node:
-        states = await lived(node, 120)
+        states = lived(group, 120)
         oldest = group.watches.history.oldest
         async with node.connect() as wire:
             for revision, state in enumerate(states[1:], 1):
@@ -66,5 +71,5 @@ async def test_what_is_forgotten_is_410_and_never_a_guess() -> None:
                     else:
                         expected = (200, state[key][0]) if key in state else (404, reply.body)
                         assert (reply.status, reply.body) == expected, (key, revision)
-    assert oldest == 91
+    assert 91 <= oldest <= 110
     assert forgotten > 100
