@@ -1,11 +1,14 @@
-"""The whole store, by the Python client, against plain dicts: on three nodes whose leader is killed meanwhile."""
+"""The whole store against plain dicts, and an import, on three nodes whose leader is killed meanwhile."""
 
 from __future__ import annotations
 
+import json
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from itertools import cycle
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -18,11 +21,13 @@ from kvnode.client import Found, Put, SyncClient, delete, delete_prefix, get, pu
 from kvnode.commands import DELETE, DELETE_PREFIX, PUT
 from kvnode.results import Concluded, Deleted, Got, Written
 from kvnode.transactions import EXISTS, GET, VALUE, VERSION
-from tests.cluster import Cluster
+from tests.cli.command import COMMAND, environment
+from tests.cluster import Cluster, wait_until
 from tests.test_store_model import Model
 
 TTL_S = 3_600  # nothing leaves by itself here; test_leases.py is about that
 STEPS_BEFORE_A_FAILURE = 6
+KEYS = 12_000
 
 keys = st.sampled_from(["m/a", "m/a/b", "m/b", "m/é", "m/a//b"])
 values = st.sampled_from([b"", b"1", b"\x00\xff", b"x" * 5_000])
@@ -227,6 +232,12 @@ def hand_over(cluster: Cluster) -> None:
 FAILURES = {"leader killed": kill_the_leader, "handed over": hand_over, "follower killed": kill_a_follower}
 
 
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("model")).start() as cluster:
+        yield cluster
+
+
 @pytest.mark.timeout(120)
 def test_three_nodes_behave_as_one_dict_whatever_becomes_of_their_leaders(cluster: Cluster) -> None:
     urls = [cluster.url(name) for name in cluster.nodes]
@@ -253,3 +264,34 @@ def test_three_nodes_behave_as_one_dict_whatever_becomes_of_their_leaders(cluste
         for client in clients:
             client.__exit__()
     assert set(Machine.failed) == set(FAILURES)
+
+
+def test_an_import_whose_leader_is_killed_sets_every_key_and_each_of_them_once(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster.wait_ready()
+    file = tmp_path / "keys.jsonl"
+    file.write_text("".join(json.dumps({"key": f"imported/{i:05}", "text": f"{i}"}) + "\n" for i in range(KEYS)))
+    urls = ",".join(cluster.url(name) for name in cluster.nodes)
+    leader = cluster.leader()
+
+    def count() -> int:
+        page = cluster.request(follower, "GET", "/v1/kv?prefix=imported/&count=only&consistency=stale").json()
+        return int(page["count"])
+
+    follower = cluster.followers()[0]
+    running = subprocess.Popen(
+        [*COMMAND, "import", str(file), "--url", urls], stderr=subprocess.PIPE, env=environment(), text=True
+    )
+    try:
+        wait_until(lambda: count() > 0, 10, "the import is under way")
+        cluster.kill(leader)
+        assert running.poll() is None, "the leader was killed too late to mean anything"
+        _, err = running.communicate(timeout=30)
+    finally:
+        running.kill()
+        running.wait(10)
+    assert (running.returncode, err) == (0, f"{KEYS} keys imported\n")
+    with SyncClient([cluster.url(follower)]) as client:
+        found = [(item.key, item.value, item.version) for item in client.iterate("imported/")]
+    assert found == [(f"imported/{i:05}", b"%d" % i, 1) for i in range(KEYS)]
