@@ -15,6 +15,9 @@ The map of rooms, from the inside out. Imports run upwards on this page only, an
     store.py       KeyValueStore: the state machine; pure, total, deterministic
     changes.py     what the store notes of each change
     watch/         who watches what on one node: the newest history, audiences and their watchers
+    meters.py      what a node counts about itself: plain numbers
+    metrics/       the page of them, for Prometheus
+    trace.py       the id of the request that is being carried out
     config.py      one frozen Config from flags, environment and file
     raft/          the only rooms that know PySyncObj; `raft/group.py` is their face, `raft/status.py` their news
     http/          the API: routes and the one error table (`app.py`), probes, keys, watches, administration
@@ -22,6 +25,7 @@ The map of rooms, from the inside out. Imports run upwards on this page only, an
     answers.py     what a node's answer means to a client: a value, or one typed error
     watching.py    the client's side of a watch: one sequence of changes out of many streams
     client.py      the asyncio client: retries only what is definite or idempotent
+    doctor/        what is wrong with a machine, a node's options, a cluster
     cli/           serve, dev and the client commands
 """
 

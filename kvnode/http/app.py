@@ -149,7 +149,7 @@ def create_server(
     )
     table = RouteTable(*tables, openapi.routes(tables, STATUS_OF, version))
     asks = door if token or rate_limit else None
-    return Server(App(table, Stamp(group, node_id), meters, log_requests, asks, spans), connections)
+    return Server(App(table, Stamp(group, node_id), meters, log_requests, asks, spans, door.client), connections)
 
 
 def create_probe_server(
@@ -196,7 +196,7 @@ class Stamp:
 class App:
     """Finds the handler, runs it, and answers whatever happens."""
 
-    __slots__ = ("_codes", "_door", "_spans", "_stamp", "_table", "_traces")
+    __slots__ = ("_client", "_codes", "_door", "_spans", "_stamp", "_table", "_traces")
 
     def __init__(
         self,
@@ -206,9 +206,10 @@ class App:
         log_requests: bool,
         door: Door | None,
         spans: Spans | None,
+        client: Callable[[web.BaseRequest], str] | None = None,
     ) -> None:
         self._door = door  # None: everybody may do everything, as often as they like
-        self._spans = spans
+        self._spans, self._client = spans, client
         self._traces = log_requests or spans is not None
         self._codes = meters.codes
         self._table = table
@@ -233,7 +234,7 @@ class App:
             answer = failure(_unexpected(method, error), writing=method in WRITING)
         self._codes[answer.status] += 1
         if traced is not None:
-            traced.end(answer)
+            traced.end(answer, self._client)
         answer.stamp = self._stamp.lines()
         return answer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from contextvars import Token
 from typing import Final
 
@@ -33,15 +34,16 @@ class Traced:
         self._spans = spans
         self._span = None if spans is None else spans.begin(request, self._id)
 
-    def end(self, answer: Answer) -> None:
+    def end(self, answer: Answer, client: Callable[[web.BaseRequest], str] | None) -> None:
+        """`client` tells a request's client behind the balancers that are believed; None: nobody need know."""
         answer.headers += b"X-Request-Id: %b\r\n" % self._id.encode()
         if self._spans is not None and self._span is not None:
             self._spans.end(self._span, answer.status)
         if trace.log.isEnabledFor(logging.INFO):
-            self._say(answer.status)
+            self._say(answer.status, None if client is None else client(self._request))
         trace.request_id.reset(self._token)  # the connection's next request is another one
 
-    def _say(self, status: int) -> None:
+    def _say(self, status: int, client: str | None) -> None:
         request, duration_ms = self._request, round((time.monotonic() - self._began_at) * 1_000, 3)
         path = request.raw_path[:PATH_CHARS_MAX].encode("ascii", "backslashreplace").decode()
         fields = {
@@ -49,7 +51,7 @@ class Traced:
             "method": request.method,
             "path": path,
             "status": status,
-            "client": request.remote,
+            "client": client,
         }
         trace.log.info(
             "%s %s %d in %g ms.",

@@ -22,6 +22,7 @@ def test_a_request_is_found_under_its_id_where_it_came_in_and_on_the_leader(trio
     assert came_in["path"] == "/v1/kv/a%20b?ttl=60"
     assert (came_in["method"], came_in["status"], came_in["node"]) == ("PUT", 200, follower)
     assert came_in["duration_ms"] > 0
+    assert came_in["client"] == "127.0.0.1"
     taken = wait_until(lambda: lines(trio, leader, event="forwarded", request_id="order 17"), 5.0, "the leader's line")
     assert [line["from"] for line in taken] == [follower]
 
