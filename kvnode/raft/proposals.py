@@ -146,10 +146,13 @@ class Proposals:
                 group = self._sent.pop(sequence, None)
                 if group is None:
                     continue
+                late = 0
                 for write, result in zip(group.writes, results, strict=False):
                     if not write.waiter.done():
                         write.waiter.set_result(result)
-                self.meters.applied += len(results)
+                    else:
+                        late += 1  # it was told "unknown", and counted so, or nobody waits for it any more
+                self.meters.applied += len(results) - late
                 self.meters.commit_s.observe(self._clock() - group.sent_at)
         if term > self._applied_term:
             self._applied_term = term

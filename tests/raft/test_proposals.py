@@ -85,6 +85,31 @@ def test_a_group_that_a_later_term_left_behind_is_sent_again_once() -> None:
     assert told.outcome == Written(1, 1)
 
 
+def test_each_write_is_counted_once_by_what_it_was_told() -> None:
+    desk = Desk()
+    meters = desk.proposals.meters
+    for key in ("a", "b", "c"):
+        desk.submit(key)
+    _, group = desk.proposals.take(term=1)
+    desk.submit("never sent", timeout_s=1.0)
+    desk.now += 1.5
+    desk.proposals.expire()
+    desk.proposals.applied(1, encode_entry([group]))
+    assert (meters.applied, meters.refused, meters.unknown) == (3, 1, 0)
+    assert (sum(meters.batch_commands.counts), meters.batch_commands.sum) == (1, 3)
+    assert (sum(meters.commit_s.counts), meters.commit_s.sum) == (1, 1.5)
+
+    # One that was told "unknown" and is applied after all stays what its client was told.
+    desk = Desk()
+    desk.submit("a", timeout_s=1.0)
+    desk.submit("b", timeout_s=9.0)
+    _, group = desk.proposals.take(term=1)
+    desk.now += 1.5
+    desk.proposals.expire()
+    desk.proposals.applied(1, encode_entry([group]))
+    assert (desk.proposals.meters.applied, desk.proposals.meters.unknown) == (1, 1)
+
+
 def test_a_group_of_an_earlier_term_that_made_it_is_answered_and_not_sent_again() -> None:
     desk = Desk()
     told = desk.submit("a")
