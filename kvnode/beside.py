@@ -16,7 +16,7 @@ from kvnode.session import change_session
 if TYPE_CHECKING:
     from kvnode.store import KeyValueStore
 
-# All nodes load it between two heartbeats or so: 64 MiB in large values take a fifth of a second, in small ones one.
+# What the command may stand for, so that a small one cannot fill a node's memory.
 CONTENTS_BYTES_MAX: Final = 64 * 1_048_576
 
 

@@ -13,6 +13,8 @@ from kvnode import backup
 from kvnode.beside import packed_contents
 from kvnode.changes import CHANGE_REPLACED
 from kvnode.commands import REPLACE
+from kvnode.errors import TooLarge
+from kvnode.http.restore import _command
 from kvnode.results import Invalid, Replaced, Written
 from kvnode.store import KeyValueStore
 
@@ -95,3 +97,14 @@ def test_what_is_no_contents_changes_nothing(packed: bytes) -> None:
     for command in ([REPLACE, packed], [REPLACE, packed[:-1]], [REPLACE, None], [REPLACE], [REPLACE, packed, "key"]):
         assert isinstance(store.apply(command), Invalid)
     assert list(store.view().chunks()) == before
+
+
+def test_more_keys_than_a_loop_can_load_between_two_elections_are_for_a_new_cluster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = b"".join(backup.pieces(store_of(48).view(), "c1"))
+    monkeypatch.setattr("kvnode.http.restore.ITEMS_MAX", 50)
+    assert _command(data)[1] == 50
+    monkeypatch.setattr("kvnode.http.restore.ITEMS_MAX", 49)
+    with pytest.raises(TooLarge, match="up to 49 keys"):
+        _command(data)

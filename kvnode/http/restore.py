@@ -23,6 +23,8 @@ from kvnode.http.route import Methods
 from kvnode.results import Replaced
 
 PATH: Final = "/admin/api/v1/restore"
+# Each node loads them in its loop, in less than the shortest election timeout: these take half a second.
+ITEMS_MAX: Final = 131_072
 
 
 def routes(group: Group) -> dict[str, Methods]:
@@ -50,10 +52,11 @@ def _command(data: bytes) -> tuple[bytes, int]:
     except backup.Damaged as damage:
         raise BadRequest(f"This is no whole backup ({damage}): nothing was restored; use another one.") from None
     packed = packed_contents(chunks)
-    if len(packed) > REPLACE_BYTES_MAX:
+    if len(packed) > REPLACE_BYTES_MAX or head.items > ITEMS_MAX:
         raise TooLarge(
-            f"A running cluster takes a backup of up to {REPLACE_BYTES_MAX >> 20} MiB, once compressed: "
-            f"this one has {len(packed) / 1_048_576:.1f}; make a new cluster of it with 'kvnode restore --data-dir'."
+            f"A running cluster takes a backup of up to {ITEMS_MAX:,} keys and {REPLACE_BYTES_MAX >> 20} MiB, once "
+            f"compressed: this one has {head.items:,} and {len(packed) / 1_048_576:.1f}; make a new cluster of it with "
+            "'kvnode restore --data-dir'."
         )
     command: bytes = msgpack.packb((REPLACE, packed), use_bin_type=True)
     return command, head.revision
