@@ -98,6 +98,7 @@ class Calls:
         doubt: errors.OutcomeUnknown | None = None
         while True:
             refused_everywhere, last = True, cast("errors.KvnodeError | None", None)
+            forgotten: errors.Compacted | None = None
             for url in self.urls if in_order else self._leader_first():
                 began = clock()
                 if began >= deadline:
@@ -116,12 +117,17 @@ class Calls:
                     doubt = e
                 except _SETTLED:
                     raise
+                except errors.Compacted as e:
+                    forgotten = e  # nodes remember different stretches of the past: the next one may know
+                    continue
                 except errors.KvnodeError:
                     # This attempt failed for sure; what became of an earlier one is as unknown as before.
                     if doubt is not None:
                         raise doubt from None
                     raise
                 self._leader = None  # whom the others know may be another by now
+            if forgotten is not None:
+                raise forgotten
             # Where nothing listens at all, waiting is no help: whoever called should see that at once.
             if last is not None and refused_everywhere and doubt is None:
                 raise last

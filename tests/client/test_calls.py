@@ -145,6 +145,18 @@ async def test_a_read_goes_to_the_next_node_whatever_went_wrong() -> None:
         assert await c.get("k") == client.Item("k", b"v", "text/plain", 3, 9)
 
 
+async def test_what_one_node_forgot_of_a_key_another_may_know() -> None:
+    found = Reply(200, b"v", {"ETag": '"3"', "Kvnode-Revision": "3", "Content-Type": "text/plain"})
+    gone = Reply(410, b'{"error":"compacted","message":"x","oldest_revision":7}')
+    async with scripted(always(gone)) as young, scripted(always(found)) as old:
+        async with Client([young.url, old.url], 5) as c:
+            assert (await c.get("k", revision=3)).value == b"v"
+        async with Client([young.url], 5) as c:
+            with pytest.raises(errors.Compacted) as caught:
+                await c.get("k", revision=3)
+    assert caught.value.oldest_revision == 7
+
+
 async def test_a_precondition_tells_the_present_revision() -> None:
     reply = Reply(412, b'{"error":"precondition_failed","message":"x","outcome":"not_applied"}', {"ETag": '"7"'})
     async with scripted(always(reply)) as node, Client([node.url]) as c:
