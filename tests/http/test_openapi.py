@@ -98,6 +98,7 @@ def test_a_live_node_keeps_to_the_document(tmp_path: Path) -> None:
         options = [
             "--phases=coverage,fuzzing",
             "--max-examples=5",
+            "--warnings=off",
             "--exclude-method=HEAD",
             "--no-color",
         ]
