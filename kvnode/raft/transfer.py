@@ -88,18 +88,23 @@ class Transfer:
             raise Conflict("This cluster has one node: there is nobody to hand leadership to.")
         if engine.writes.transferring:
             raise Conflict("A transfer of leadership is under way already: wait for it to end.")
-        target = to or self._most_caught_up()
-        if target is None or not engine.is_reachable(target):
-            raise Conflict(f"Node {target or 'to hand over to'} does not answer: {self._me} goes on leading.")
-        engine.writes.transferring = True
-        try:
-            leader = await self._until_it_leads(target, deadline)
-        finally:
-            engine.writes.transferring = False
-            engine.schedule()
-        if leader is None:
-            raise Unavailable(f"Node {target} did not take over in time; 'kvnode leader' shows who leads.")
-        return leader, replica.term
+        tried: set[str] = set()
+        while True:
+            target = to or self._most_caught_up(tried)
+            if target is None or not engine.is_reachable(target):
+                raise Conflict(f"Node {target or 'to hand over to'} does not answer: {self._me} goes on leading.")
+            engine.writes.transferring = True
+            try:
+                leader = await self._until_it_leads(target, deadline)
+            finally:
+                engine.writes.transferring = False
+                engine.schedule()
+            if leader is not None:
+                return leader, replica.term
+            tried.add(target)
+            if to is not None or not replica.is_leader or engine.clock() >= deadline:
+                raise Unavailable(f"Node {target} did not take over in time; 'kvnode leader' shows who leads.")
+            # It may have stopped a moment ago, which shows after a while: whoever asked for anybody gets the next one.
 
     async def _until_it_leads(self, target: str, deadline: float) -> str | None:
         """Who leads in a later term, once an entry of that term is applied here; None where nobody does in time."""
@@ -118,9 +123,9 @@ class Transfer:
             await engine.leadership.wait(min(left_s, _LOOK_S))
         return None
 
-    def _most_caught_up(self) -> str | None:
+    def _most_caught_up(self, tried: set[str]) -> str | None:
         engine, replica = self._engine, self._engine.replica
-        reachable = [node_id for node_id in replica.peer_ids if engine.is_reachable(node_id)]
+        reachable = [node_id for node_id in replica.peer_ids if node_id not in tried and engine.is_reachable(node_id)]
         return max(reachable, key=lambda node_id: (replica.guard.acknowledged_index(node_id), node_id), default=None)
 
     # --- between nodes -----------------------------------------------------------------------------------

@@ -70,6 +70,14 @@ def test_a_leader_without_peers_to_hand_over_to_stops_all_the_same(cluster: Clus
     assert "Leadership was not handed over" in cluster.log(leader)
 
 
+def test_a_leader_whose_heir_has_just_frozen_hands_over_to_the_next(cluster: Cluster) -> None:
+    leader, (other, heir) = cluster.leader(), sorted(cluster.followers())  # of equals, the last one
+    cluster.freeze(heir)
+    assert cluster.terminate(leader, 12) == 0
+    assert f"Leadership handed over to {other}" in cluster.log(leader)
+    cluster.thaw(heir)
+
+
 def test_a_single_node_stops_at_once(make_cluster: Callable[..., Cluster]) -> None:
     cluster = make_cluster(size=1).start()
     asked = time.monotonic()
