@@ -95,4 +95,7 @@ class Connection(web.RequestHandler):
             self.listener.lost()
         if self._guests is not None:
             self._guests.went(self)
+        if exc is not None and not isinstance(exc, ConnectionError):
+            # Broken TLS ends in an ssl.SSLError, and whoever waits for the rest of a body would take it for a fault.
+            exc = ConnectionResetError(str(exc))
         super().connection_lost(exc)

@@ -9,15 +9,18 @@ import os
 import random
 import secrets
 import socket
+import ssl
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgpack
+import pytest
 
 from kvnode.raft import wire
 from kvnode.raft.handshake import Dialer, Identity
+from tests.certificates import Authority
 from tests.cluster import Cluster, wait_until
 
 SECRET = "a secret that this cluster shares"
@@ -180,31 +183,91 @@ class _Nobody:
     def told(self, packed: bytes) -> None: ...
 
 
-def test_a_node_serves_on_after_any_bytes_at_its_ports(make_cluster: Callable[..., Cluster]) -> None:
+class TlsAttack(Attack):
+    """Handshakes that are broken, cut off or given up, and what is no TLS behind one that is whole."""
+
+    def __init__(self, address: tuple[str, int], draw: random.Random, context: ssl.SSLContext, name: str) -> None:
+        super().__init__(address, draw)
+        self.context, self.name = context, name
+
+    def once(self) -> None:
+        draw = self.draw
+        with self.connect() as connection:
+            stage = draw.randrange(4)
+            if stage == 0:
+                self.send(connection, self.broken(self.hello()))
+            elif stage == 1:
+                self.send(connection, draw.randbytes(draw.randint(1, 500)))
+            elif stage == 2:
+                reset = struct.pack("ii", 1, 0)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+                connection.sendall(self.hello())
+            else:
+                connection.settimeout(5.0)
+                whole = self.context.wrap_socket(connection, server_hostname=self.name)
+                if draw.random() < 0.5:
+                    whole.sendall(self.broken(draw.choice(REQUESTS)))
+                with socket.socket(fileno=whole.detach()) as plain:
+                    plain.settimeout(0.005)
+                    self.send(plain, draw.randbytes(draw.randint(1, 300)))
+
+    def hello(self) -> bytes:
+        """What a handshake begins with."""
+        outgoing = ssl.MemoryBIO()
+        try:
+            self.context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=self.name).do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        return outgoing.read()
+
+
+@pytest.fixture
+def seed() -> int:
+    drawn = int(os.environ.get("KVNODE_FUZZ_SEED", secrets.randbits(32)))
+    print(f"KVNODE_FUZZ_SEED={drawn}")
+    return drawn
+
+
+def test_a_node_serves_on_after_any_bytes_at_its_ports(make_cluster: Callable[..., Cluster], seed: int) -> None:
     cluster = make_cluster(size=1, env={"KVNODE_CLUSTER_SECRET": SECRET, "KVNODE_TOKEN": TOKEN}, token=TOKEN).start()
-    cluster.put("before", b"1")
     PeerAttack.cluster_id = bytes.fromhex(cluster.request("n1", "GET", "/admin/api/v1/members").json()["cluster_id"])
-    seed = int(os.environ.get("KVNODE_FUZZ_SEED", secrets.randbits(32)))
-    print(f"KVNODE_FUZZ_SEED={seed}")
-    node = cluster.nodes["n1"]
-    for kind, address in ((PeerAttack, node.raft), (HttpAttack, node.http)):
-        attack = kind(address, random.Random(seed))
+    node, draw = cluster.nodes["n1"], random.Random(seed)
+    _withstands(cluster, [PeerAttack(node.raft, draw), HttpAttack(node.http, draw)])
+
+
+def test_a_node_serves_on_after_any_bytes_at_its_tls_ports(
+    make_cluster: Callable[..., Cluster], seed: int, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path / "certificates")
+    authority.sign("n1", ("127.0.0.1",))
+    cert, key, ca = (f"{authority.folder}/{name}.pem" for name in ("n1", "n1-key", "ca"))
+    args = ["--tls-cert", cert, "--tls-key", key, "--raft-cert", cert, "--raft-key", key, "--raft-ca", ca]
+    cluster = make_cluster(size=1, args=args, env={"KVNODE_CLUSTER_SECRET": SECRET}, tls=authority.client()).start()
+    node, draw, context = cluster.nodes["n1"], random.Random(seed), authority.client("n1")
+    _withstands(cluster, [TlsAttack(address, draw, context, "n1") for address in (node.raft, node.http)])
+
+
+def _withstands(cluster: Cluster, attacks: Sequence[PeerAttack | HttpAttack | TlsAttack]) -> None:
+    """The node serves during and after all of it, has not grown, and has little to say about it."""
+    cluster.put("before", b"1")
+    pid = cluster.pid("n1")
+    for attack in attacks:
         for _ in range(WARM_ATTACKS):
             attack.once()
-        before_kib, attacks, until = _rss_kib(cluster.pid("n1")), 0, time.monotonic() + FUZZ_S
+        before_kib, count, until = _rss_kib(pid), 0, time.monotonic() + FUZZ_S
         while time.monotonic() < until:
             attack.once()
-            attacks += 1
-        assert cluster.put("after", b"2")["revision"] > 1, f"seed {seed}"
-        assert cluster.get("before") == b"1", f"seed {seed}"
-        grown_kib = _rss_kib(cluster.pid("n1")) - before_kib
-        print(f"{kind.__name__}: {attacks} connections, grown by {grown_kib} KiB")
-        assert grown_kib < GROWTH_KIB_MAX, f"seed {seed}"
-        assert attacks > 50
-    wait_until(lambda: _open_connections(cluster.pid("n1")) <= 4, 10.0, "every connection of the attack closed")
+            count += 1
+        assert cluster.put("after", b"2")["revision"] > 1
+        assert cluster.get("before") == b"1"
+        grown_kib = _rss_kib(pid) - before_kib
+        print(f"{type(attack).__name__}: {count} connections, grown by {grown_kib} KiB")
+        assert grown_kib < GROWTH_KIB_MAX
+        assert count > 30
+    wait_until(lambda: _open_connections(pid) <= 4, 10.0, "every connection of the attack closed")
     log = cluster.log("n1")
-    assert "Traceback" not in log, f"seed {seed}"
-    assert "unexpectedly" not in log, f"seed {seed}"
+    assert "Traceback" not in log
+    assert "unexpectedly" not in log
     flood = [line for line in log.splitlines() if " audit: token" not in line]  # an administrator's own flood counts
     assert len(flood) < 500, "a flood must not fill the disk with lines"
 

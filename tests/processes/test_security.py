@@ -195,11 +195,22 @@ def test_sighup_shows_the_new_certificate_and_leaves_connections_alone(cluster: 
     authority.sign(name)
 
 
-def test_plain_http_and_old_tls_are_not_spoken(cluster: Cluster) -> None:
+def test_what_is_no_tls_is_not_spoken_and_breaks_nothing(cluster: Cluster, authority: Authority) -> None:
     with socket.create_connection(cluster.nodes["n1"].http, 5.0) as plain:
         plain.sendall(b"GET /admin/healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert not plain.recv(1024).startswith(b"HTTP")
+    # step: TLS that breaks off under a body is a client that went away, no fault of the node
+    began = socket.create_connection(cluster.nodes["n1"].http, 5.0)
+    encrypted = authority.client().wrap_socket(began, server_hostname="127.0.0.1")
+    head = f"PUT /v1/kv/a HTTP/1.1\r\nHost: n1\r\nAuthorization: Bearer {FIRST}\r\nContent-Length: 9\r\n\r\n"
+    encrypted.sendall(head.encode())
+    with socket.socket(fileno=encrypted.detach()) as broken:
+        broken.sendall(b"no TLS record at all")
+        broken.settimeout(5.0)
+        while broken.recv(4096):
+            pass
     assert cluster.probe("n1", "/admin/healthz") == 200
+    assert "Traceback" not in cluster.log("n1")
 
 
 @pytest.mark.skipif(HAPROXY is None, reason="HAProxy is not installed")
