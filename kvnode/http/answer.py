@@ -42,18 +42,12 @@ class Answer:
         self.keep_alive = False
         self._request: web.BaseRequest | None = None
 
-    async def prepare(self, request: web.BaseRequest) -> None:
+    def settle(self, request: web.BaseRequest) -> None:
         """Decides whether the connection goes on: not with a request body still unread (it may never come)."""
-        self._request = request
         self.keep_alive = request.keep_alive and not self.close and request.content.is_eof()
 
-    async def write_eof(self, chunk: bytes = b"") -> None:
-        """Writes everything. ConnectionError where the client has gone or stopped reading."""
-        request = self._request
-        transport = None if request is None else request.transport
-        if request is None or transport is None or transport.is_closing():
-            raise ConnectionResetError("the client has gone")
-        self._request = None
+    def encoded(self, request: web.BaseRequest) -> bytes:
+        """All of it, once settled."""
         body, status = self.body, self.status
         length = b"" if status in _BODILESS else b"Content-Length: %d\r\n" % len(body)
         if self.keep_alive:
@@ -63,9 +57,10 @@ class Answer:
             connection = b"Connection: close\r\n"
         if request.method == "HEAD" or status in _BODILESS:
             body = b""
-        transport.write(
-            b"%b%b%b%b%b\r\n%b" % (_STATUS_LINES[status], self.stamp, self.headers, length, connection, body)
-        )
+        return b"%b%b%b%b%b\r\n%b" % (_STATUS_LINES[status], self.stamp, self.headers, length, connection, body)
+
+    async def drained(self, request: web.BaseRequest, transport: asyncio.Transport) -> bool:
+        """Waits for a client that is slow to read, and says `keep_alive`. ConnectionError for one that stopped."""
         if transport.get_write_buffer_size() > WRITE_BUFFER_BYTES_MAX:
             try:
                 async with asyncio.timeout(WRITE_DEADLINE_S):
@@ -73,6 +68,21 @@ class Answer:
             except TimeoutError:
                 transport.abort()
                 raise ConnectionResetError("the client does not read its answer") from None
+        return self.keep_alive
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        self._request = request
+        self.settle(request)
+
+    async def write_eof(self, chunk: bytes = b"") -> None:
+        """Writes everything. ConnectionError where the client has gone or stopped reading."""
+        request = self._request
+        transport = None if request is None else request.transport
+        if request is None or transport is None or transport.is_closing():
+            raise ConnectionResetError("the client has gone")
+        self._request = None
+        transport.write(self.encoded(request))
+        await self.drained(request, transport)
 
 
 def json_bytes(document: Any) -> bytes:

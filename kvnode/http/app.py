@@ -215,28 +215,46 @@ class App:
         self._table = table
         self._stamp = stamp
 
-    async def handle(self, request: web.BaseRequest) -> Answer:
-        method = request.method
-        traced = Traced(request, self._spans) if self._traces or REQUEST_ID in request.headers else None
+    def begin(self, request: web.BaseRequest) -> Answer | Awaitable[Answer]:
+        """The answer, or what it waits for; never raises. Whoever awaits it asks `failed` for what that raises."""
         try:
             path, query = split_target(request.raw_path)
             if self._door is not None:
-                self._door.admit(request, method, path)
-            handler, rest = self._table.find(method, path)
-            outcome = handler(request, rest, query)
-            answer = outcome if isinstance(outcome, Answer) else await outcome
-        except KvnodeError as error:
-            if error.code not in STATUS_OF:
-                # Meant for the operator, not for clients: such sentences name files and addresses.
-                error = _unexpected(method, error)
-            answer = failure(error, writing=method in WRITING)
+                self._door.admit(request, request.method, path)
+            handler, rest = self._table.find(request.method, path)
+            return handler(request, rest, query)
         except Exception as error:
-            answer = failure(_unexpected(method, error), writing=method in WRITING)
+            return self.failed(request, error)
+
+    def failed(self, request: web.BaseRequest, error: Exception) -> Answer:
+        """What is answered when a handler raised."""
+        method = request.method
+        if not isinstance(error, KvnodeError) or error.code not in STATUS_OF:
+            # A KvnodeError without a status is for the operator, not for clients: it names files and addresses.
+            error = _unexpected(method, error)
+        return failure(error, writing=method in WRITING)
+
+    def sealed(self, answer: Answer) -> Answer:
+        """Counted, and with the lines that every answer carries: ready to be written."""
         self._codes[answer.status] += 1
-        if traced is not None:
-            traced.end(answer, self._client)
         answer.stamp = self._stamp.lines()
         return answer
+
+    def follows(self, request: web.BaseRequest) -> bool:
+        """Whether the request is named in the logs."""
+        return self._traces or REQUEST_ID in request.headers
+
+    async def handle(self, request: web.BaseRequest) -> Answer:
+        traced = Traced(request, self._spans) if self.follows(request) else None
+        answer = self.begin(request)
+        if not isinstance(answer, Answer):
+            try:
+                answer = await answer
+            except Exception as error:
+                answer = self.failed(request, error)
+        if traced is not None:
+            traced.end(answer, self._client)
+        return self.sealed(answer)
 
     def malformed(self, error: BaseException | None) -> Answer:
         """For bytes that are not a request; the connection ends with it, since nobody knows where the next begins."""
@@ -250,9 +268,7 @@ class App:
         """The answer for a connection that ends with it."""
         answer = failure(error, writing=True)  # whatever was asked: nothing came of it
         answer.close = True
-        self._codes[answer.status] += 1
-        answer.stamp = self._stamp.lines()
-        return answer
+        return self.sealed(answer)
 
 
 def failure(error: KvnodeError, *, writing: bool) -> Answer:
@@ -294,5 +310,5 @@ class Server(web.Server):
         self._guests = Guests(*connections, app.handle, app.refused)
 
     def __call__(self, address: str = "") -> web.RequestHandler:
-        connection = Connection(self, self.app.malformed, loop=self._loop, **self._kwargs)
+        connection = Connection(self, self.app, loop=self._loop, **self._kwargs)
         return connection.counted(self._guests, address)

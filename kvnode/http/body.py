@@ -13,8 +13,8 @@ from kvnode.errors import BadRequest, TooLarge, UnsupportedMediaType
 BODY_DEADLINE_S: Final = 30.0
 
 
-async def read_body(request: web.BaseRequest, bytes_max: int) -> bytes:
-    """The whole body, `bytes_max` at most. TooLarge, UnsupportedMediaType or BadRequest, all definite."""
+def whole_body(request: web.BaseRequest, bytes_max: int) -> bytes | None:
+    """The body where all of it is there, which is nearly always; None where it is still to come. Raises as below."""
     headers = request.headers
     if hdrs.CONTENT_ENCODING in headers and headers[hdrs.CONTENT_ENCODING].strip().lower() not in ("", "identity"):
         # Values are stored as they come: unpacking one would hide its size from the bound until it is too late.
@@ -23,14 +23,21 @@ async def read_body(request: web.BaseRequest, bytes_max: int) -> bytes:
     if length is not None and length > bytes_max:
         raise _too_large(bytes_max)
     content = request.content
-    if content.is_eof():  # nearly always: the body came in the same packet as its headers
-        body = content.read_nowait(-1)
-    else:
-        if hdrs.EXPECT in headers:
-            _invite(request)
-        body = await _collect(request, bytes_max)
+    if not content.is_eof():
+        return None
+    body = content.read_nowait(-1)
     if len(body) > bytes_max:
         raise _too_large(bytes_max)
+    return body
+
+
+async def read_body(request: web.BaseRequest, bytes_max: int) -> bytes:
+    """The whole body, `bytes_max` at most. TooLarge, UnsupportedMediaType or BadRequest, all definite."""
+    body = whole_body(request, bytes_max)
+    if body is None:
+        if hdrs.EXPECT in request.headers:
+            _invite(request)
+        body = await _collect(request, bytes_max)
     return body
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
@@ -56,7 +57,7 @@ class Group(Protocol):
     def levels(self) -> RaftLevels | None:
         """What stands where now; None until the node has started."""
 
-    def propose(self, command: bytes) -> Awaitable[Result]:
+    def propose(self, command: bytes) -> asyncio.Future[Result]:
         """The state machine's own answer, from whichever node leads."""
 
     def propose_each(self, commands: Sequence[bytes]) -> Awaitable[list[Result | KvnodeError]]:
@@ -65,11 +66,17 @@ class Group(Protocol):
     def lease_left_s(self, lease_id: int) -> float | None:
         """What is left of a lease, None on a node that does not keep its time."""
 
-    async def read_barrier(self) -> None:
-        """Returns once the local store may be read linearizably."""
+    async def read_barrier(self, waited_s: float = 0.0) -> None:
+        """Returns once the local store may be read linearizably. `waited_s` for it already counts."""
 
-    async def verify_leader(self, timeout_s: float) -> bool:
-        """True only if a majority confirmed this node's leadership in a round that began after the call."""
+    def read_index(self) -> asyncio.Future[int | None] | None:
+        """One try of the barrier's: the store may be read once it `holds` what this gives. Raises as the barrier."""
+
+    def holds(self, index: int | None) -> bool:
+        """Whether the local store has applied `index`; not where that is None."""
+
+    def verify_leader(self, timeout_s: float) -> asyncio.Future[int | None]:
+        """None unless a majority confirmed this node's leadership in a round that began after the call."""
 
     async def transfer(self, to: str | None, timeout_s: float = 5.0) -> tuple[str, int]:
         """The new leader and its term, once confirmed."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from time import monotonic
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -9,16 +11,17 @@ from aiohttp import hdrs, web
 from kvnode.commands import CONTENT_TYPE_BYTES_MAX, VALUE_BYTES_MAX, Delete, Put
 from kvnode.errors import BadRequest, KeyNotFound
 from kvnode.http.answer import JSON_TYPE, Answer, json_string
-from kvnode.http.body import read_body
+from kvnode.http.body import read_body, whole_body
 from kvnode.http.consistency import consistency
 from kvnode.http.etags import check_read, write_expectation
 from kvnode.http.group import Group
+from kvnode.http.later import Later
 from kvnode.http.leases import leasing, remaining_s
 from kvnode.http.past import asked_revision, item_at
 from kvnode.http.paths import Query, decode_key
 from kvnode.http.route import Methods
 from kvnode.http.writing import idempotency_key, not_written
-from kvnode.results import Deleted, Written
+from kvnode.results import Deleted, Result, Written
 
 BINARY: Final = "application/octet-stream"
 
@@ -38,23 +41,19 @@ class Keys:
     def __init__(self, group: Group) -> None:
         self._group = group
 
-    async def put(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
+    def put(self, request: web.BaseRequest, rest: str, query: str) -> Awaitable[Answer]:
         key = decode_key(rest)
         lease, ttl_s = leasing(Query(query)) if query else (0, 0)
         idempotency = idempotency_key(request)
         expect = write_expectation(request, may_create=True)
         content_type = _content_type(request)
-        value = await read_body(request, VALUE_BYTES_MAX)
-        result = await self._group.propose(Put(key, value, content_type, expect, idempotency, lease, ttl_s).encode())
-        if type(result) is Written:
-            revision, version = result.revision, result.version
-            created = "true" if version == 1 else "false"
-            rest = f',"lease":{result.lease}}}\n' if result.lease else "}\n"
-            body = f'{{"key":{json_string(key)},"revision":{revision},"version":{version},"created":{created}{rest}'
-            return Answer(
-                200, b'%bETag: "%d"\r\nKvnode-Revision: %d\r\n' % (JSON_TYPE, revision, revision), body.encode()
-            )
-        raise not_written(result)
+
+        def propose(value: bytes) -> Later[Result]:
+            command = Put(key, value, content_type, expect, idempotency, lease, ttl_s).encode()
+            return Later(self._group.propose(command), lambda result: _put(key, result))
+
+        value = whole_body(request, VALUE_BYTES_MAX)
+        return _with_body(request, propose) if value is None else propose(value)
 
     async def delete(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         key = decode_key(rest)
@@ -70,15 +69,31 @@ class Keys:
             return Answer(200, JSON_TYPE + b"Kvnode-Revision: %d\r\n" % result.revision, body)
         raise not_written(result)
 
-    async def get(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
+    def get(self, request: web.BaseRequest, rest: str, query: str) -> Awaitable[Answer]:
         key = decode_key(rest)
-        headers, then = b"", None
         if query:
-            parameters = Query(query)
-            then = asked_revision(parameters)
-            headers = await consistency(self._group, parameters)
-        else:
-            await self._group.read_barrier()
+            return self._get_as_asked(request, key, Query(query))
+        began_at = monotonic()
+        read_index = self._group.read_index()
+        if read_index is None:
+            return self._get_in_time(request, key, 0.0)
+
+        def read(index: int | None) -> Answer | Awaitable[Answer]:
+            if self._group.holds(index):
+                return self._found(request, key, b"")
+            return self._get_in_time(request, key, monotonic() - began_at)
+
+        return Later(read_index, read)
+
+    async def _get_in_time(self, request: web.BaseRequest, key: str, waited_s: float) -> Answer:
+        await self._group.read_barrier(waited_s)
+        return self._found(request, key, b"")
+
+    async def _get_as_asked(self, request: web.BaseRequest, key: str, parameters: Query) -> Answer:
+        then = asked_revision(parameters)
+        return self._found(request, key, await consistency(self._group, parameters), then)
+
+    def _found(self, request: web.BaseRequest, key: str, headers: bytes, then: int | None = None) -> Answer:
         store = self._group.store
         item = store.get(key) if then is None else item_at(self._group, key, then)
         if item is None:
@@ -95,6 +110,20 @@ class Keys:
         # Anybody who may write a key chooses its type: a browser must not guess a more dangerous one.
         headers += b"Content-Type: %b\r\nX-Content-Type-Options: nosniff\r\n" % content_type.encode()
         return Answer(200, headers, item.value)
+
+
+async def _with_body(request: web.BaseRequest, propose: Callable[[bytes], Later[Result]]) -> Answer:
+    return await propose(await read_body(request, VALUE_BYTES_MAX))
+
+
+def _put(key: str, result: Result) -> Answer:
+    if type(result) is not Written:
+        raise not_written(result)
+    revision, version = result.revision, result.version
+    created = "true" if version == 1 else "false"
+    end = f',"lease":{result.lease}}}\n' if result.lease else "}\n"
+    body = f'{{"key":{json_string(key)},"revision":{revision},"version":{version},"created":{created}{end}'
+    return Answer(200, b'%bETag: "%d"\r\nKvnode-Revision: %d\r\n' % (JSON_TYPE, revision, revision), body.encode())
 
 
 def _content_type(request: web.BaseRequest) -> str:

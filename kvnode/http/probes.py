@@ -18,6 +18,7 @@ from kvnode.errors import NotFound
 from kvnode.http import checks
 from kvnode.http.answer import JSON_TYPE, NO_STORE, TEXT_TYPE, Answer, json_bytes
 from kvnode.http.group import Group
+from kvnode.http.later import Later
 from kvnode.http.paths import Query, decode
 from kvnode.http.route import Handler, Methods
 from kvnode.meters import HttpMeters
@@ -42,18 +43,15 @@ class LeaderProbe:
         self.group = group
         self.timeout_s = timeout_s
 
-    async def refusal(self) -> str | None:
-        """None: the leader, confirmed after this call began. Otherwise a `Kvnode-Reason`. Bounded by `timeout_s`."""
-        group = self.group
-        refusal = group.leader_refusal()
-        if refusal is not None:
-            return refusal
-        confirmed = await group.verify_leader(self.timeout_s)
+    def ask(self) -> str | asyncio.Future[int | None]:
+        """A `Kvnode-Reason` from local state alone, or the majority's word, within `timeout_s`, for `confirmed`."""
+        return self.group.leader_refusal() or self.group.verify_leader(self.timeout_s)
+
+    def confirmed(self, index: int | None) -> str | None:
+        """What came of it: None for the leader, otherwise a `Kvnode-Reason`."""
         # The node may have begun to drain, or have lost the leadership, while the round was on its way.
-        refusal = group.leader_refusal()
-        if refusal is None and not confirmed:
-            return "unverified"
-        return refusal
+        refusal = self.group.leader_refusal()
+        return "unverified" if refusal is None and index is None else refusal
 
 
 def routes(group: Group, leader_probe: LeaderProbe | None, timeout_s: float, meters: HttpMeters) -> dict[str, Methods]:
@@ -70,14 +68,21 @@ def routes(group: Group, leader_probe: LeaderProbe | None, timeout_s: float, met
     def health(request: web.BaseRequest, rest: str, query: str) -> Answer:
         return Answer(200, _PLAIN, b"ok\n")
 
-    async def leader(request: web.BaseRequest, rest: str, query: str) -> Answer:
+    def leader(request: web.BaseRequest, rest: str, query: str) -> Answer | Later[int | None]:
         assert leader_probe is not None
         began_at = time.monotonic()
-        try:
-            async with asyncio.timeout(timeout_s + GRACE_S):
-                refusal = await leader_probe.refusal()
-        except TimeoutError:
-            refusal = "unverified"
+        asked = leader_probe.ask()
+        if isinstance(asked, str):
+            return verdict(asked, began_at)
+        timer = asked.get_loop().call_later(timeout_s + GRACE_S, give_up, asked)
+
+        def answer(index: int | None) -> Answer:
+            timer.cancel()
+            return verdict(leader_probe.confirmed(index), began_at)
+
+        return Later(asked, answer)
+
+    def verdict(refusal: str | None, began_at: float) -> Answer:
         meters.probe_s.observe(time.monotonic() - began_at)
         if refusal is None:
             results["leader", "ok"] += 1
@@ -96,6 +101,11 @@ def routes(group: Group, leader_probe: LeaderProbe | None, timeout_s: float, met
     if leader_probe is not None:
         table["/admin/healthz/leader"] = _reading(leader)
     return table
+
+
+def give_up(asked: asyncio.Future[int | None]) -> None:
+    if not asked.done():
+        asked.set_result(None)
 
 
 def _reading(handler: Handler) -> Methods:

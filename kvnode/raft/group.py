@@ -16,10 +16,10 @@ from kvnode.errors import (
     ShuttingDown,
     Starting,
     StartupError,
-    Unverified,
 )
 from kvnode.meters import RaftLevels, RaftMeters
 from kvnode.raft import wire
+from kvnode.raft.barrier import read_barrier
 from kvnode.raft.bulk import Bulk, Share
 from kvnode.raft.core import check_release
 from kvnode.raft.disk import Directory
@@ -69,9 +69,9 @@ class RaftGroup:
         self.store = KeyValueStore()
         self.watchdog = Watchdog()
         self.session = SessionKey(self.store, settings.session_keys)
-        loop = asyncio.get_running_loop()
-        self.watches = Hub(self.store, loop.call_soon)
-        self.fatal: asyncio.Future[Fatal] = loop.create_future()
+        self._loop = asyncio.get_running_loop()
+        self.watches = Hub(self.store, self._loop.call_soon)
+        self.fatal: asyncio.Future[Fatal] = self._loop.create_future()
 
     # --- life ------------------------------------------------------------------------------------------
 
@@ -79,7 +79,7 @@ class RaftGroup:
         """Loads what is on disk and joins the group. Raises StartupError; then nothing is left behind."""
         check_release()
         self.watchdog.start()
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         settings = self._settings
         self._disk = disk = Directory(settings.data_dir)
         try:
@@ -169,7 +169,7 @@ class RaftGroup:
         """
         engine = self._running()
         engine.writes.admit(command)
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Result] = self._loop.create_future()
         engine.proposals.submit(command, future, engine.clock() + WRITE_DEADLINE_S, trace.request_id.get())
         engine.schedule()
         return future
@@ -196,33 +196,35 @@ class RaftGroup:
         """What is left of a lease, None on a node that does not keep its time."""
         return self._expiry.left_s(lease_id) if self._expiry is not None else None
 
-    async def read_barrier(self) -> None:
-        """Afterwards the local store holds every write that was acknowledged before the call, by any node."""
-        engine = self._running()
-        deadline = engine.clock() + READ_DEADLINE_S
-        heard_of_leader = False
-        while (left_s := deadline - engine.clock()) > 0 and not self._stopping:
-            if engine.leader_id is None:
-                await engine.leadership.wait(left_s)
-                continue
-            heard_of_leader = True
-            index = await engine.reads.index(left_s)
-            if index is None:
-                await engine.leadership.wait(min(left_s, self._settings.heartbeat_s))
-            elif await engine.reads.applied(index, left_s):
-                return
-        if self._stopping:
-            raise ShuttingDown("This node is shutting down: send the request to another one.")
-        if heard_of_leader:
-            raise Unverified("The leader could not confirm with a majority that it still leads; nothing was read.")
-        raise NoLeader("The cluster has no leader that this node can reach: send the request again in a moment.")
+    async def read_barrier(self, waited_s: float = 0.0) -> None:
+        """Afterwards the local store holds every write that was acknowledged before the call, by any node.
 
-    async def verify_leader(self, timeout_s: float) -> bool:
-        """True once a majority confirmed, in a round that began after this call, that this node leads."""
+        `waited_s`: how much of the deadline was spent on a `read_index` that came to nothing.
+        """
+        engine = self._running()
+        if not await read_barrier(
+            engine, READ_DEADLINE_S, waited_s, self._settings.heartbeat_s, lambda: self._stopping
+        ):
+            self._running()
+            raise NoLeader("The cluster has no leader that this node can reach: send the request again in a moment.")
+
+    def read_index(self) -> asyncio.Future[int | None] | None:
+        """One try of `read_barrier`: an index that the store must hold (`holds`). None without a leader to ask."""
+        engine = self._running()
+        return None if engine.leader_id is None else engine.reads.index(READ_DEADLINE_S)
+
+    def holds(self, index: int | None) -> bool:
+        """Whether the store has applied `index`."""
+        return index is not None and self._engine is not None and index <= self._engine.replica.raftLastApplied
+
+    def verify_leader(self, timeout_s: float) -> asyncio.Future[int | None]:
+        """Not None once a majority confirmed, in a round that began after this call, that this node leads."""
         engine = self._engine
         if engine is None or self.leader_refusal() is not None:
-            return False
-        return await engine.reads.confirm(timeout_s) is not None
+            refused: asyncio.Future[int | None] = self._loop.create_future()
+            refused.set_result(None)
+            return refused
+        return engine.reads.confirm(timeout_s)
 
     async def transfer(self, to: str | None, timeout_s: float = TRANSFER_DEADLINE_S) -> tuple[str, int]:
         """Hands leadership to `to`, or to the follower that is furthest: (leader id, term) once it leads.

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from kvnode.http.app import LeaderProbe, create_server
+from kvnode.http.app import LeaderProbe, Server, create_server
 from tests.http.single import SingleGroup
 
 DEADLINE_S = 10.0
@@ -72,9 +72,10 @@ class Wire:
 class Served:
     """The node's HTTP server on a free port of 127.0.0.1, in front of `group`."""
 
-    def __init__(self, group: SingleGroup, port: int) -> None:
+    def __init__(self, group: SingleGroup, port: int, server: Server) -> None:
         self.group = group
         self.port = port
+        self.server = server
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Wire]:
@@ -110,7 +111,7 @@ async def serve(
     )
     listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     try:
-        yield Served(group, listening.sockets[0].getsockname()[1])
+        yield Served(group, listening.sockets[0].getsockname()[1], server)
     finally:
         listening.close()
         server.pre_shutdown()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 
@@ -20,6 +20,8 @@ from kvnode.results import Result
 from kvnode.session import SessionKeys, fingerprint_of
 from kvnode.store import KeyValueStore
 from kvnode.watch.hub import Hub
+
+T = TypeVar("T")
 
 LEADING = RaftStatus(
     node_id="n1",
@@ -59,6 +61,12 @@ class SingleSigning:
         self.keys = (new, self.keys[0]) if grace_s else (new,)
         self.known = self.known.turned(new, fingerprint_of(new), grace_s)
         return self.known
+
+
+def _known(value: T) -> asyncio.Future[T]:
+    future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    future.set_result(value)
+    return future
 
 
 class SingleGroup:
@@ -120,12 +128,12 @@ class SingleGroup:
         self.changes.append(change)
         return MEMBERSHIP
 
-    async def propose(self, command: bytes) -> Result:
+    def propose(self, command: bytes) -> asyncio.Future[Result]:
         self.proposals += 1
         self._fail()
         result = self.store.apply(msgpack.unpackb(command))
         self.watches.publish()
-        return result
+        return _known(result)
 
     async def propose_each(self, commands: Sequence[bytes]) -> list[Result | KvnodeError]:
         outcomes: list[Result | KvnodeError] = []
@@ -139,13 +147,29 @@ class SingleGroup:
     def lease_left_s(self, lease_id: int) -> float | None:
         return self.left_s
 
-    async def read_barrier(self) -> None:
+    async def read_barrier(self, waited_s: float = 0.0) -> None:
         self._fail()
 
-    async def verify_leader(self, timeout_s: float) -> bool:
+    def read_index(self) -> asyncio.Future[int | None] | None:
+        self._fail()
+        return _known(self.present.applied_index)
+
+    def holds(self, index: int | None) -> bool:
+        return index is not None and index <= self.present.applied_index
+
+    def verify_leader(self, timeout_s: float) -> asyncio.Future[int | None]:
         self.verifications += 1
         self.asked.set()
-        return self.confirms if isinstance(self.confirms, bool) else await self.confirms
+        if isinstance(self.confirms, bool):
+            return _known(self.present.commit_index if self.confirms else None)
+        verdict: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+
+        def settle(confirmed: asyncio.Future[bool]) -> None:
+            if not verdict.done():
+                verdict.set_result(self.present.commit_index if confirmed.result() else None)
+
+        self.confirms.add_done_callback(settle)
+        return verdict
 
     async def transfer(self, to: str | None, timeout_s: float = 5.0) -> tuple[str, int]:
         self._fail()

@@ -1,0 +1,153 @@
+"""A request is answered the same whichever way it takes: at once where it came whole, by aiohttp's task where not."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from kvnode.http.connection import Connection
+from tests.http.serving import Reply, Served, Wire, serve
+from tests.http.single import SingleGroup
+
+REQUESTS = [
+    b"PUT /v1/kv/a HTTP/1.1\r\nHost: n\r\nContent-Length: 3\r\n\r\none",
+    b"GET /v1/kv/a HTTP/1.1\r\nHost: n\r\n\r\n",
+    b"GET /v1/kv/a?consistency=stale HTTP/1.1\r\nHost: n\r\n\r\n",
+    b"GET /v1/kv/missing HTTP/1.1\r\nHost: n\r\n\r\n",
+    b"PUT /v1/kv/b HTTP/1.1\r\nHost: n\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n",
+    b"GET /v1/kv/b HTTP/1.1\r\nHost: n\r\nX-Request-Id: abc\r\n\r\n",
+    b"DELETE /v1/kv/b HTTP/1.1\r\nHost: n\r\n\r\n",
+    b'PUT /v1/kv/a HTTP/1.1\r\nHost: n\r\nIf-Match: "99"\r\nContent-Length: 0\r\n\r\n',
+    b"POST /v1/kv/a HTTP/1.1\r\nHost: n\r\nContent-Length: 2\r\n\r\n{}",
+    b"GET /admin/healthz/leader HTTP/1.1\r\nHost: n\r\n\r\n",
+    b"GET /readyz HTTP/1.1\r\nHost: n\r\n\r\n",
+    b"GET /v1/kv HTTP/1.1\r\nHost: n\r\n\r\n",
+]
+
+
+def told(reply: Reply) -> tuple[int, dict[str, str], bytes]:
+    return reply.status, {name: value for name, value in reply.headers.items() if name != "date"}, reply.body
+
+
+async def replies(wire: Wire, pieces: list[bytes]) -> list[tuple[int, dict[str, str], bytes]]:
+    """One reply for each request: `pieces` are sent one after another, each in a packet of its own."""
+    for piece in pieces:
+        wire.send(piece)
+        await wire.writer.drain()
+        await asyncio.sleep(0)  # lets the server read what there is: the pieces stay apart
+    return [told(await wire.reply()) for _ in REQUESTS]
+
+
+async def test_whole_cut_and_pipelined_requests_get_the_same_answers() -> None:
+    seen = []
+    for way in ("whole", "cut", "pipelined"):
+        async with serve(SingleGroup()) as node, node.connect() as wire:
+            if way == "whole":
+                answers = []
+                for request in REQUESTS:
+                    wire.send(request)
+                    answers.append(told(await wire.reply()))
+            elif way == "cut":
+                answers = []
+                for request in REQUESTS:
+                    for at in range(0, len(request), 7):
+                        wire.send(request[at : at + 7])
+                        await asyncio.sleep(0.001)
+                    answers.append(told(await wire.reply()))
+            else:
+                answers = await replies(wire, [b"".join(REQUESTS)])
+            seen.append(answers)
+    assert seen[0] == seen[1] == seen[2]
+    assert [status for status, _, _ in seen[0]] == [200, 200, 200, 404, 200, 200, 200, 412, 405, 200, 200, 200]
+
+
+async def test_most_requests_take_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is what makes them cheap: nobody would notice if none did."""
+    at_once = []
+    short_way = Connection._at_once
+
+    def counted(self: Connection, waiter: asyncio.Future[None]) -> bool:
+        at_once.append(short_way(self, waiter))
+        return at_once[-1]
+
+    monkeypatch.setattr(Connection, "_at_once", counted)
+    async with serve(SingleGroup()) as node, node.connect() as wire:
+        for _ in range(10):
+            assert (await wire.ask("PUT", "/v1/kv/a", body=b"v")).status == 200
+            assert (await wire.ask("GET", "/v1/kv/a")).status == 200
+            assert (await wire.ask("GET", "/admin/healthz/leader")).status == 200
+    assert at_once == [True] * 30
+
+
+async def test_what_comes_while_one_is_answered_waits_for_its_turn() -> None:
+    group = SingleGroup()
+    group.confirms = asyncio.get_running_loop().create_future()
+    async with serve(group) as node, node.connect() as wire:
+        wire.send(b"GET /admin/healthz/leader HTTP/1.1\r\nHost: n\r\n\r\n")
+        async with asyncio.timeout(5):
+            await group.asked.wait()
+        wire.send(REQUESTS[0] + REQUESTS[1])
+        group.confirms.set_result(True)
+        assert (await wire.reply()).body == b"ok\n"
+        assert (await wire.reply()).json["revision"] == 1
+        assert (await wire.reply()).body == b"one"
+        assert (await wire.ask("GET", "/v1/kv/a")).body == b"one"
+
+
+async def test_a_connection_ends_when_its_client_asks_for_that(node: Served) -> None:
+    async with node.connect() as wire:
+        reply = await wire.ask("GET", "/admin/healthz", {"Connection": "close"})
+        assert reply.headers["connection"] == "close"
+        assert await wire.closed()
+    async with node.connect() as wire:
+        wire.send(b"GET /admin/healthz HTTP/1.0\r\n\r\n")
+        assert (await wire.reply()).headers["connection"] == "close"
+        assert await wire.closed()
+    async with node.connect() as wire:
+        wire.send(b"GET /admin/healthz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        assert (await wire.reply()).headers["connection"] == "keep-alive"
+        assert (await wire.ask("GET", "/admin/healthz")).status == 200
+
+
+async def test_a_client_that_reads_slowly_gets_all_of_a_large_value(node: Served) -> None:
+    value = bytes(range(256)) * 4_096
+    assert (await node.ask("PUT", "/v1/kv/large", body=value)).status == 200
+    async with node.connect() as wire:
+        for _ in range(8):
+            wire.send(b"GET /v1/kv/large HTTP/1.1\r\nHost: n\r\n\r\n")
+        await asyncio.sleep(0.05)  # the answers are more than the sockets between hold
+        for _ in range(8):
+            assert (await wire.reply()).body == value
+
+
+async def test_a_stop_waits_for_what_is_being_answered() -> None:
+    group = SingleGroup()
+    group.confirms = confirms = asyncio.get_running_loop().create_future()
+    async with serve(group) as node, node.connect() as wire, node.connect() as idle:
+        assert (await idle.ask("GET", "/admin/healthz")).status == 200
+        wire.send(b"GET /admin/healthz/leader HTTP/1.1\r\nHost: n\r\n\r\n")
+        async with asyncio.timeout(5):
+            await group.asked.wait()
+        node.server.pre_shutdown()
+        stopping = asyncio.create_task(node.server.shutdown(5.0))
+        await asyncio.sleep(0)
+        assert not stopping.done()
+        confirms.set_result(True)
+        assert (await wire.reply()).body == b"ok\n"
+        assert await wire.closed()
+        assert await idle.closed()
+        async with asyncio.timeout(5):
+            await stopping
+
+
+async def test_a_client_that_leaves_is_not_missed() -> None:
+    group = SingleGroup()
+    group.confirms = confirms = asyncio.get_running_loop().create_future()
+    async with serve(group) as node:
+        async with node.connect() as wire:
+            wire.send(b"GET /admin/healthz/leader HTTP/1.1\r\nHost: n\r\n\r\n")
+            async with asyncio.timeout(5):
+                await group.asked.wait()
+        confirms.set_result(True)
+        assert (await node.ask("GET", "/admin/healthz/leader")).status == 200
