@@ -40,6 +40,7 @@ def test_writes_reach_the_leader_before_and_after_it_is_killed(trio: Cluster, pr
     leads_to(proxy, old)
     stale = {proxy.node_of("GET", "/v1/kv/a?consistency=stale") for _ in range(12)}
     assert stale == set(trio.nodes)
+    assert {proxy.node_of("GET", "/v1/watch?prefix=a&wait=0s") for _ in range(12)} == set(trio.nodes)
 
     with steady_load(proxy.address) as load:
         trio.kill(old)
