@@ -57,8 +57,9 @@ class Shell:
     def close(self) -> None:
         if self._process.poll() is None:
             self.run("kill -9 $(jobs -p) 2>ended.txt; wait 2>>ended.txt")
+        self._selector.close()
         self._process.kill()
-        self._process.wait(10)
+        self._process.communicate(timeout=10)  # which closes both pipes
 
 
 def is_free(port: int) -> bool:
