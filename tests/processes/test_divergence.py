@@ -73,8 +73,7 @@ def test_a_leader_that_differs_hands_over_and_a_new_directory_makes_the_node_who
     with_another_past(cluster.nodes["n2"].data_dir)
     for name in cluster.nodes:
         cluster.spawn(name)
-    cluster.leader()
-    cluster.transfer("n2")
+    cluster.transfer("n2", via=cluster.leader())
     wait_until(lambda: cluster.leader() != "n2", 15.0, "n2 does not lead any more")
     wait_until(lambda: cluster.probe("n2", "/readyz") == 503, 5.0, "n2 is unready")
     assert cluster.get("first") == b"the true value"
