@@ -162,8 +162,11 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.raft",
         "kvnode.values",
     },
+    # Load on a cluster, from outside of it.
+    "kvnode.bench": {"kvnode.client", "kvnode.errors"},
     "kvnode.cli": {
         "kvnode",
+        "kvnode.bench",
         "kvnode.doctor",
         "kvnode.client",
         "kvnode.server",

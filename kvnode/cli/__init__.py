@@ -36,6 +36,7 @@ COMMANDS: Final = {
     "recover": ("kvnode.cli.recover", "recover", "Make a cluster of one when the majority is lost."),
     "completion": ("kvnode.cli.completion", "completion", "Print what makes a shell complete kvnode."),
     "doctor": ("kvnode.cli.doctor", "doctor", "Examine a machine, a node's options and the cluster."),
+    "bench": ("kvnode.cli.bench", "bench", "Measure what a cluster does under load."),
     "verify": ("kvnode.cli.verify", "verify_command", "Check a data directory or a backup."),
 }
 

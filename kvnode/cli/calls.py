@@ -76,10 +76,11 @@ def call(url: str, timeout_s: float, work: Callable[[Client], Awaitable[T]]) -> 
     return finish(connect())
 
 
-def finish(work: Coroutine[Any, Any, T]) -> T:
+def finish(work: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> T:
     """Runs `work` to its end; a failure is one sentence and the command's end."""
     try:
-        return asyncio.run(work)
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(work)
     except errors.KvnodeError as e:
         print(f"kvnode: {e.message}", file=sys.stderr)
         raise SystemExit(exit_code(e)) from None

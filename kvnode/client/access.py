@@ -27,8 +27,12 @@ class Access:
             if not all("!" <= character <= "~" for character in self.token):
                 raise BadRequest("The token is ASCII without spaces, as 'kvnode token create' prints it.")
             headers["Authorization"] = f"Bearer {self.token}"
-        connector = None if self.ca is None else aiohttp.TCPConnector(ssl=_trusting(self.ca))
+        connector = None if self.ca is None else aiohttp.TCPConnector(ssl=self.context())
         return aiohttp.ClientSession(auto_decompress=False, headers=headers, connector=connector, **settings)
+
+    def context(self) -> ssl.SSLContext:
+        """For a connection to an https:// URL outside of a session. Raises BadRequest for what cannot be used."""
+        return ssl.create_default_context() if self.ca is None else _trusting(self.ca)
 
 
 OPEN = Access()

@@ -1,0 +1,226 @@
+"""kvnode bench on a real node: what it counts and prints, and that it leaves nothing behind. No figure is asserted."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import random
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from math import ceil
+from typing import Any
+
+import pytest
+
+from kvnode.bench.latencies import PERCENTILES, Latencies
+from tests.cli.command import COMMAND, Done, environment, is_one_sentence, kvnode_here, run_kvnode
+from tests.cli.scripted import Asked, Reply, scripted
+from tests.cluster import Cluster, wait_until
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("bench"), size=1).start() as cluster:
+        yield cluster
+
+
+def bench(node: Cluster, *args: str) -> Done:
+    return kvnode_here("bench", *args, env={"KVNODE_URL": node.url("n1")})
+
+
+def keys_left(node: Cluster, prefix: str = "") -> int:
+    count: int = node.request("n1", "GET", f"/v1/kv?prefix={prefix}&count=only").json()["count"]
+    return count
+
+
+@pytest.mark.parametrize(
+    ("args", "kinds", "writes"),
+    [
+        (["put"], {"put"}, 1),
+        (["get", "--consistency", "stale"], {"get"}, 0),
+        (["mixed", "--reads", "50", "--rate", "5000"], {"get", "put"}, None),
+        (["probe"], {"probe"}, 0),
+        (["batch", "--batch-size", "7", "--value-size", "0"], {"batch"}, 7),
+    ],
+)
+def test_every_request_is_counted_and_the_keys_are_gone(
+    node: Cluster, args: list[str], kinds: set[str], writes: int | None
+) -> None:
+    node.put("kvnode-bench/mine", b"somebody's")
+    before = node.status("n1")["members"][0]["applied_index"]
+    done = bench(node, *args, "-n", "200", "-c", "5", "--keys", "40", "-o", "json")
+    assert (done.code, done.err) == (0, "")
+    found: dict[str, Any] = json.loads(done.out)
+    assert (found["workload"], found["clients"], found["interrupted"]) == (args[0], 5, False)
+    assert (found["requests"], found["succeeded"], found["failed"], found["errors"]) == (200, 200, 0, {})
+    assert set(found["operations"]) == kinds
+    assert sum(each["requests"] for each in found["operations"].values()) == 200
+    latency = found["latency_ms"]
+    assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["p99.9"] <= latency["max"]
+    assert found["requests_per_s"] > 0 < found["elapsed_s"]
+    assert 0 < found["generator_busy"] <= 1.5
+    if writes is not None:
+        assert found["writes_per_s"] == pytest.approx(found["requests_per_s"] * writes, rel=0.01)
+    assert found["deleted"] == 40 if kinds & {"get"} else found["deleted"] in range(41)
+    assert not found["keys_may_be_left"]
+    assert keys_left(node, "kvnode-bench/") == 1
+    if writes == 0 and kinds == {"probe"}:
+        assert node.status("n1")["members"][0]["applied_index"] - before <= 2
+
+
+def test_keys_are_kept_on_request_and_the_text_says_what_was_measured(node: Cluster) -> None:
+    done = bench(node, "-n", "50", "-c", "2", "--keys", "3", "--value-size", "9", "--prefix", "kept/é%07d ", "--keep")
+    assert (done.code, done.err) == (0, "")
+    first, names, row, kept = done.out.decode().splitlines()
+    assert first.startswith("put, 2 clients, 3 keys, 9-byte values, ")
+    assert {"requests/s", "p50", "p90", "p99", "p99.9", "max"} <= set(names.split())
+    assert (row.split()[0], *row.split()[2:4]) == ("put", "50", "0")
+    root = kept.removeprefix("kept: the keys that begin with ")
+    assert root.startswith("kept/é%07d ")
+    assert keys_left(node, "kept/") == 3
+    assert len(node.get(f"{root}0000001") or b"") == 9
+    done = bench(node, "batch", "-n", "1", "-c", "1", "--keys", "9", "--prefix", "kept/é%07d ", "--keep")
+    assert done.code == 0, done.err
+    assert keys_left(node, "kept/") == 12
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        (["scan"], "scan"),
+        (["--keys", "1000000", "--value-size", "1048576"], "over 1 GiB"),
+        (["batch", "--batch-size", "1000", "--value-size", "100000"], "8 MiB"),
+        (["--duration", "10"], "unit"),
+        (["--duration", "2h"], "unit"),
+        (["--prefix", "p" * 1_001], "1,000 bytes"),
+        (["--clients", "0"], "--clients"),
+        (["--url", "nowhere"], "no URL"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_usage_error(node: Cluster, args: list[str], why: str) -> None:
+    done = bench(node, *args)
+    assert (done.code, done.out) == (2, b"")
+    assert why in done.err
+    assert is_one_sentence(done.err)
+
+
+def refusal(status: int, code: str, outcome: str = "not_applied") -> Reply:
+    body = {"error": code, "message": "Words.", "outcome": outcome}
+    return Reply(status, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+
+async def test_what_fails_is_counted_by_its_code() -> None:
+    """The load's own requests carry no idempotency key, the first key's and those that clean up do."""
+    answers = [
+        *(refusal(403, "forbidden"), refusal(404, "not_found"), refusal(504, "outcome_unknown", "unknown"), None),
+        *(Reply(502, b"<html>a balancer's own page</html>"), Reply(200, b"", {"Connection": "close"}), Reply(200, b"")),
+    ]
+    turns = iter(answers)
+
+    async def script(asked: Asked) -> Reply | None:
+        if "Idempotency-Key" not in asked.headers:
+            return next(turns)
+        written: dict[str, Any] = {"key": "k", "revision": 1, "version": 1, "created": True}
+        return Reply(200, json.dumps({"deleted": 2} if asked.method == "DELETE" else written).encode())
+
+    async with scripted(script) as server:
+        args = ("-n", str(len(answers)), "-c", "1", "--keys", "1000", "-o", "json", "--token", "secret")
+        done = await run_kvnode("bench", *args, "--url", server.url)
+    assert done.code == 1
+    found = json.loads(done.out)
+    assert (found["requests"], found["succeeded"], found["failed"], found["outcome_unknown"]) == (7, 2, 5, 3)
+    codes = ("forbidden", "not_found", "outcome_unknown", "connection_lost", "status_502")
+    assert found["errors"] == dict.fromkeys(codes, 1)
+    assert (found["deleted"], found["keys_may_be_left"]) == (2, True)
+    assert is_one_sentence(done.err)
+    assert "unknown outcome" in done.err
+    assert {each.headers["Authorization"] for each in server.asked} == {"Bearer secret"}
+
+
+async def test_who_may_not_write_is_told_so_before_there_is_any_load() -> None:
+    async def script(asked: Asked) -> Reply:
+        return Reply(503, b"not leader\n") if asked.raw_path.startswith("/admin") else refusal(403, "forbidden")
+
+    async with scripted(script) as server:
+        done = await run_kvnode("bench", "get", "--url", server.url)
+        assert (done.code, done.out, len(server.asked)) == (7, b"", 1)
+        assert is_one_sentence(done.err)
+        done = await run_kvnode("bench", "probe", "--url", server.url)
+        assert (done.code, done.out) == (5, b"")
+        assert is_one_sentence(done.err)
+
+
+def test_ctrl_c_ends_it_with_the_figures_so_far_and_the_keys_are_gone(node: Cluster) -> None:
+    terminal, theirs = pty.openpty()
+    shown = bytearray()
+
+    def read() -> None:
+        try:
+            while piece := os.read(terminal, 4_096):
+                shown.extend(piece)
+        except OSError:  # what a terminal says when nobody is at its other end any more
+            pass
+
+    reader = threading.Thread(target=read)
+    command = [*COMMAND, "bench", "put", "--duration", "50s", "-c", "4", "--url", node.url("n1"), "-o", "json"]
+    env = environment({"TERM": "xterm", "COLUMNS": "120"})
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=env)
+    os.close(theirs)
+    reader.start()
+    try:
+        wait_until(lambda: b"p99" in shown, 20, "progress on the terminal")
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+        reader.join(10)
+        os.close(terminal)
+    assert process.returncode == 130
+    found = json.loads(out)
+    assert found["interrupted"]
+    assert found["requests"] == found["succeeded"] > 0
+    assert found["deleted"] > 0
+    assert b"measuring" in shown
+    assert keys_left(node, "kvnode-bench/") <= 1
+
+
+def test_a_node_that_is_killed_leaves_counted_errors_and_a_word_about_the_keys(node: Cluster) -> None:
+    command = [*COMMAND, "bench", "put", "--duration", "1.2s", "-c", "4", "--url", node.url("n1"), "-o", "json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    try:
+        wait_until(lambda: keys_left(node, "kvnode-bench/") > 20, 20, "load on the node")
+        node.kill("n1")
+        out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 1
+    found = json.loads(out)
+    assert found["succeeded"] > 0
+    assert set(found["errors"]) <= {"connection_lost", "cannot_connect"}
+    assert found["errors"]["connection_lost"] <= 4
+    assert found["errors"]["cannot_connect"] >= 4
+    assert (found["failed"], found["interrupted"]) == (sum(found["errors"].values()), False)
+    assert found["keys_may_be_left"]
+    assert is_one_sentence(err.decode())
+    assert found["prefix"] in err.decode()
+
+
+def test_percentiles_are_those_of_the_sorted_list_to_within_one_in_a_hundred() -> None:
+    seeded, latencies, halves = random.Random(7), Latencies(), (Latencies(), Latencies())
+    exact_us = sorted(int(seeded.lognormvariate(8, 2)) for _ in range(5_000))
+    for i, microseconds in enumerate(exact_us):
+        halves[i % 2].record((microseconds + 0.5) / 1_000_000)
+    for half in halves:
+        latencies.add(half)
+    summary = latencies.summary_ms()
+    for name, share in PERCENTILES.items():
+        exact = exact_us[ceil(share * len(exact_us)) - 1]
+        assert exact <= summary[name] * 1000 <= exact * 1.01 + 1
+    assert summary["max"] * 1000 == exact_us[-1]
+    assert summary["mean"] * 1000 == pytest.approx(sum(exact_us) / len(exact_us), rel=0.01)
+    assert Latencies().summary_ms() == {}
