@@ -18,7 +18,7 @@ from kvnode.errors import KvnodeError, NoLeader, OutcomeUnknown
 
 LEADER_PROBE: Final = "/admin/healthz/leader"
 PROBE_S: Final = 2.0
-CLEAN_S: Final = 120.0
+CLEAN_S: Final = 300.0
 
 
 class Audience(Protocol):

@@ -8,15 +8,24 @@ import os
 import pty
 import random
 import signal
+import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvnode.bench.latencies import PERCENTILES, Latencies
+from kvnode.bench.load import Load, Plan
+from kvnode.bench.place import place
+from kvnode.bench.workload import Workload
+from kvnode.client import Access
+from kvnode.errors import BadRequest
+from tests.certificates import Authority
 from tests.cli.command import COMMAND, Done, environment, is_one_sentence, kvnode_here, run_kvnode
 from tests.cli.scripted import Asked, Reply, scripted
 from tests.cluster import Cluster, wait_until
@@ -139,6 +148,40 @@ async def test_what_fails_is_counted_by_its_code() -> None:
     assert is_one_sentence(done.err)
     assert "unknown outcome" in done.err
     assert {each.headers["Authorization"] for each in server.asked} == {"Bearer secret"}
+
+
+async def test_it_asks_by_tls_and_gives_up_what_is_not_answered_in_time(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    authority.sign("n1")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "n1.pem", tmp_path / "n1-key.pem")
+    asked: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, OSError):
+            while True:
+                asked.append(await reader.readuntil(b"\r\n\r\n"))
+                if len(asked) < 3:  # in two pieces
+                    writer.write(b"HTTP/1.1 200 OK\r\nCONTENT-length: 4\r\n\r\nva")
+                    await writer.drain()
+                    await asyncio.sleep(0)
+                    writer.write(b"lu")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/behind/a/path"
+    workload = Workload("get", "é/", keys=1, value_bytes=0, stale=True)
+    load = Load(Plan(1, 20.0, 3, None, timeout_s=0.2), workload, [place(url, Access("secret", authority.ca))])
+    await load.run(lambda load: None)
+    server.close()
+    outcomes = load.tally.by_kind["get"]
+    assert (outcomes.succeeded, dict(outcomes.errors), outcomes.unknown) == (2, {"timed_out": 1}, 0)
+    assert asked[0].startswith(
+        b"GET /behind/a/path/v1/kv/%C3%A9%2F0000000?consistency=stale HTTP/1.1\r\nHost: 127.0.0.1:"
+    )
+    assert b"\r\nAuthorization: Bearer secret\r\n" in asked[0]
+    with pytest.raises(BadRequest):
+        place(url, Access("", tmp_path / "none"))
 
 
 async def test_who_may_not_write_is_told_so_before_there_is_any_load() -> None:
