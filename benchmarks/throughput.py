@@ -129,8 +129,10 @@ class Run:
         host, port = self._systems.address(system, row)
         command = ["wrk", "--threads", "1", "--connections", str(row.clients), "--duration", f"{slice_s}s"]
         command += ["--timeout", "10s", "--latency", "--script", str(file), f"http://{host}:{port}/"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=slice_s + 30).stdout
-        figures = json.loads(said.splitlines()[-1])
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=slice_s + 30)
+        if done.stderr:
+            sys.exit(f"wrk could not run the row '{row.name}': {done.stderr}")
+        figures = json.loads(done.stdout.splitlines()[-1])
         per_s = figures["requests"] * 1e6 / figures["us"] * row.writes_per_request
         return Slice(per_s, figures["p50_us"] / 1e6, figures["p99_us"] / 1e6, figures["failed"])
 
