@@ -212,8 +212,9 @@ def page(cells: Cells, options: argparse.Namespace, load_before: float) -> str:
 All run at once, three nodes each on loopback, and only one is asked at a time. Every write is on the disks of a
 majority before it is answered, in both. Values have 80 bytes where nothing else is said, keys are drawn from 10,000.
 etcd is asked through its JSON gateway, since that is its HTTP. "aiohttp alone" reads the request and answers a few
-bytes: no node that speaks HTTP through aiohttp can be faster. A batch counts as the writes that it holds. The leader
-probe asks a majority each time; etcd's is `/health`, which reads through a quorum as well.
+bytes, the ordinary way of an aiohttp server: what a node does beyond that it saves elsewhere (`http/connection.py`). A
+batch counts as the writes that it holds. The leader probe asks a majority each time; etcd's is `/health`, which reads
+through a quorum as well.
 """
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from kvnode.errors import BadRequest, Starting
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
-from kvnode.raft.status import applied_lag
 
 
 async def consistency(group: Group, parameters: Query) -> bytes:
@@ -16,11 +15,16 @@ async def consistency(group: Group, parameters: Query) -> bytes:
         return b""
     if wanted != "stale":
         raise BadRequest("The query parameter 'consistency' is 'linearizable' or 'stale'.")
-    status = group.status()
-    if not status.started:
+    return stale(group)
+
+
+def stale(group: Group) -> bytes:
+    """The header line of a read from what this node has now. Raises Starting."""
+    lag = group.applied_lag()
+    if lag is None:
         # What is in memory now is not an old state of the store but a part of one.
         raise Starting("This node is still loading its data; send the request again, here or elsewhere.")
-    return b"Kvnode-Applied-Lag: %d\r\n" % applied_lag(status)
+    return b"Kvnode-Applied-Lag: %d\r\n" % lag
 
 
 def refuse_old_revision(parameters: Query) -> None:

@@ -49,6 +49,9 @@ class Group(Protocol):
     def leader_refusal(self) -> str | None:
         """`status.leader_refusal` of the status now."""
 
+    def applied_lag(self) -> int | None:
+        """`status.applied_lag` of the status now, None before the node has started."""
+
     def members(self) -> tuple[MemberStatus, ...]: ...
 
     def meters(self) -> RaftMeters:

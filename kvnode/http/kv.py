@@ -12,7 +12,7 @@ from kvnode.commands import CONTENT_TYPE_BYTES_MAX, VALUE_BYTES_MAX, Delete, Put
 from kvnode.errors import BadRequest, KeyNotFound
 from kvnode.http.answer import JSON_TYPE, Answer, json_string
 from kvnode.http.body import read_body, whole_body
-from kvnode.http.consistency import consistency
+from kvnode.http.consistency import consistency, stale
 from kvnode.http.etags import check_read, write_expectation
 from kvnode.http.group import Group
 from kvnode.http.later import Later
@@ -69,8 +69,10 @@ class Keys:
             return Answer(200, JSON_TYPE + b"Kvnode-Revision: %d\r\n" % result.revision, body)
         raise not_written(result)
 
-    def get(self, request: web.BaseRequest, rest: str, query: str) -> Awaitable[Answer]:
+    def get(self, request: web.BaseRequest, rest: str, query: str) -> Answer | Awaitable[Answer]:
         key = decode_key(rest)
+        if query == "consistency=stale":  # which waits for nothing
+            return self._found(request, key, stale(self._group))
         if query:
             return self._get_as_asked(request, key, Query(query))
         began_at = monotonic()

@@ -37,7 +37,7 @@ from kvnode.raft.segments import Segments
 from kvnode.raft.session import EngineNode, SessionKey
 from kvnode.raft.settings import RaftSettings
 from kvnode.raft.snapshot import Snapshots
-from kvnode.raft.standing import seen_status, unseen_status
+from kvnode.raft.standing import seen_lag, seen_status, unseen_status
 from kvnode.raft.status import Membership, MemberStatus, RaftStatus, leader_refusal
 from kvnode.raft.transfer import Transfer
 from kvnode.raft.watchdog import Watchdog
@@ -171,7 +171,8 @@ class RaftGroup:
         engine.writes.admit(command)
         future: asyncio.Future[Result] = self._loop.create_future()
         engine.proposals.submit(command, future, engine.clock() + WRITE_DEADLINE_S, trace.request_id.get())
-        engine.schedule()
+        if engine.writes.open:
+            engine.schedule()
         return future
 
     def propose_each(self, commands: Sequence[bytes]) -> asyncio.Future[list[Result | KvnodeError]]:
@@ -291,6 +292,10 @@ class RaftGroup:
         """(the leader that this node would turn to, this node's term), as `status()` has them and much cheaper."""
         engine = self._engine
         return (None, 0) if engine is None else (engine.leader_id, engine.replica.term)
+
+    def applied_lag(self) -> int | None:
+        """That of the status, None before this node has started: cheap as well."""
+        return None if self._engine is None or self._stopping else seen_lag(self._engine)
 
     def members(self) -> tuple[MemberStatus, ...]:
         """Every member as this node sees it, sorted by id."""

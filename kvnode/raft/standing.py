@@ -36,6 +36,16 @@ def unseen_status(settings: RaftSettings, cluster_id: bytes, draining: bool, loo
     )
 
 
+def seen_lag(engine: Engine) -> int:
+    """`applied_lag` of the status of a running node, without all the rest of it."""
+    return max(0, _leader_commit_index(engine) - int(engine.replica.raftLastApplied))
+
+
+def _leader_commit_index(engine: Engine) -> int:
+    replica = engine.replica
+    return int(replica.raftCommitIndex if replica.is_leader else replica.guard.leader_commit_index)
+
+
 def seen_status(
     engine: Engine, cluster_id: bytes, started: bool, draining: bool, fatal: str | None, session: SessionKey
 ) -> RaftStatus:
@@ -60,7 +70,7 @@ def seen_status(
         leader_heard_age_s=0.0 if leading else replica.election.leader_heard_age_s(),
         tick_age_s=engine.clock() - engine.last_step_at,
         election_timeout_max_s=settings.election_timeout_max_s,
-        leader_commit_index=replica.raftCommitIndex if leading else replica.guard.leader_commit_index,
+        leader_commit_index=_leader_commit_index(engine),
         storage_error=engine.storage.error,
         blocking_errors=tuple(each for each in (fatal, engine.audit.error, session.blocking, *unfit) if each),
         session_error=session.error,

@@ -66,6 +66,12 @@ class Writes:
             self._proposals.meters.refused += 1
             raise DiskFull(full)
 
+    @property
+    def open(self) -> bool:
+        """Whether `pump` may have something to do. While a leader has all entries in flight, what comes only waits:
+        the step in which one of them is applied takes it."""
+        return not self._replica.is_leader or self._another()
+
     def pump(self) -> bool:
         """Hands on what waits to be written. True: something was proposed."""
         replica, proposals = self._replica, self._proposals

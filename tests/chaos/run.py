@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import os
 import shutil
 import signal
 import sys
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import preamble, publish
 from tests.chaos import checker
 from tests.chaos.clients import Load
 from tests.chaos.disk import SmallDisk
@@ -33,6 +35,20 @@ from tests.chaos.report import Report, gaps, returns_s
 from tests.cluster import Cluster, wait_until
 
 RECOVERY_DEADLINE_S = 30.0
+PAGE = """# A run of faults
+
+{}
+
+```
+{}
+```
+
+Real nodes under eight clients that put, compare and set, read and delete the same few keys, and under writes that fill
+the log, while nodes are killed with -9 and frozen, links are cut in both directions or in one, and disks are full. The
+history of what each client asked and was told is judged by a checker of linearizability (Wing and Gong's search, key by
+key). "Unavailable" is a time in which nobody was acknowledged a write. `make chaos` makes such a run; its seed repeats
+the choice of faults, not their timing.
+"""
 SECRET = "a secret for the nodes of one run"
 
 
@@ -209,8 +225,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--consistency", default="linearizable", choices=("linearizable", "stale"), help="stale: see it find something"
     )
     parser.add_argument("--keep", action="store_true", help="keep the history and the logs whatever the verdict")
+    parser.add_argument("--page", action="store_true", help="write the verdict to docs/CHAOS.md, with what it ran on")
     given = vars(parser.parse_args(arguments))
-    keep = given.pop("keep")
+    keep, page = given.pop("keep"), given.pop("page")
+    load_before = os.getloadavg()[0]
     folder = Path(tempfile.mkdtemp(prefix="kvnode-chaos-"))
     # A SIGTERM unwinds as Ctrl-C does: nothing may be left behind.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
@@ -221,6 +239,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"stopped before there was a verdict; what there is of the history is in {folder}", file=sys.stderr)
         return 130
     print(report)
+    if page:
+        publish("CHAOS.md", PAGE.format(preamble("make chaos CHAOS_ARGS=--page", (), load_before), report))
     if report.findings or keep:
         print(f"history, logs and a report of every fault are kept in {folder}")
     else:

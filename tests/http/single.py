@@ -15,7 +15,7 @@ import msgpack
 
 from kvnode.errors import KvnodeError
 from kvnode.meters import RaftLevels, RaftMeters
-from kvnode.raft.status import MemberRecord, Membership, MemberStatus, RaftStatus, leader_refusal
+from kvnode.raft.status import MemberRecord, Membership, MemberStatus, RaftStatus, applied_lag, leader_refusal
 from kvnode.results import Result
 from kvnode.session import SessionKeys, fingerprint_of
 from kvnode.store import KeyValueStore
@@ -96,6 +96,9 @@ class SingleGroup:
 
     def leader_refusal(self) -> str | None:
         return leader_refusal(self.present)
+
+    def applied_lag(self) -> int | None:
+        return applied_lag(self.present) if self.present.started else None
 
     def members(self) -> tuple[MemberStatus, ...]:
         return (
