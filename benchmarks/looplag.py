@@ -21,6 +21,7 @@ import uvloop
 from kvnode.commands import PUT
 from kvnode.items import Item
 from kvnode.raft.disk import Directory
+from kvnode.raft.membership import named
 from kvnode.raft.pace import Pace
 from kvnode.raft.snapshot import Snapshots
 from kvnode.store import KeyValueStore
@@ -66,7 +67,7 @@ async def measure(keys: int) -> None:
 def _snapshot(store: KeyValueStore, rest: Callable[[], None]) -> None:
     with tempfile.TemporaryDirectory(prefix="kvnode-lag-") as folder:
         disk = Directory(Path(folder))
-        Snapshots(disk, b"c" * 16, rest).write(1, 1, ("n1",), store.view())
+        Snapshots(disk, b"c" * 16, rest).write(1, 1, named("n1"), store.view())
         disk.close()
 
 
