@@ -10,7 +10,7 @@ waiter, and whatever comes while the short way is not done yet is queued for it,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, cast
 
 from aiohttp import web
@@ -147,8 +147,7 @@ class Connection(web.RequestHandler):
             self._pending = (request, outcome.render)
             outcome.future.add_done_callback(self._settled)
         else:
-            self._pending = (request, None)
-            self._loop.create_task(self._finish(request, outcome)).add_done_callback(self._finished)
+            self._take_time(request, self._finish(request, outcome))
 
     def _settled(self, future: asyncio.Future[Any]) -> None:
         assert self._pending is not None
@@ -172,10 +171,15 @@ class Connection(web.RequestHandler):
         answer.settle(request)
         transport.write(answer.encoded(request))
         if transport.get_write_buffer_size() > WRITE_BUFFER_BYTES_MAX:
-            self._pending = (request, None)
-            self._loop.create_task(answer.drained(request, transport)).add_done_callback(self._finished)
+            self._take_time(request, answer.drained(request, transport))
         else:
             self._over(answer.keep_alive)
+
+    def _take_time(self, request: Request, work: Coroutine[Any, Any, bool]) -> None:
+        """`work` says whether the connection goes on. The loop knows its tasks weakly: this is who holds it."""
+        task = self._loop.create_task(work)
+        self._pending = (request, task)
+        task.add_done_callback(self._finished)
 
     async def _finish(self, request: Request, outcome: Answer | Awaitable[Answer]) -> bool:
         """Awaits an answer that takes its time, and writes it. Whether the connection goes on."""
@@ -219,6 +223,12 @@ class Connection(web.RequestHandler):
             self._next_keepalive_close_time = close_at = self._loop.time() + self._keepalive_timeout
             if self._keepalive_handle is None:
                 self._keepalive_handle = self._loop.call_at(close_at, self._process_keepalive)
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:
+        """As aiohttp's: waits for what is being answered, and ends it when the time is over."""
+        await super().shutdown(timeout)
+        if self._pending is not None and isinstance(self._pending[1], asyncio.Task):
+            self._pending[1].cancel()
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         # A stream asks for it with every piece that is read of it, which parses nothing once more and asks the socket.

@@ -151,3 +151,25 @@ async def test_a_client_that_leaves_is_not_missed() -> None:
                 await group.asked.wait()
         confirms.set_result(True)
         assert (await node.ask("GET", "/admin/healthz/leader")).status == 200
+
+
+async def test_a_stop_ends_what_does_not_end_by_itself() -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    class Endless(SingleGroup):
+        async def read_barrier(self, waited_s: float = 0.0) -> None:
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+    async with serve(Endless()) as node, node.connect() as wire:
+        wire.send(b"GET /v1/kv/a?consistency=linearizable HTTP/1.1\r\nHost: n\r\n\r\n")
+        async with asyncio.timeout(5):
+            await begun.wait()
+        node.server.pre_shutdown()
+        await node.server.shutdown(0.1)
+        async with asyncio.timeout(5):
+            await ended.wait()
+        assert await wire.closed()
