@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from aiohttp import web
 from aiohttp.web_protocol import _ErrInfo
@@ -20,6 +20,9 @@ from kvnode.http.answer import WRITE_BUFFER_BYTES_MAX, Answer
 from kvnode.http.later import Later
 from kvnode.http.request import Request
 from kvnode.tokens import Token
+
+# For the head of a request, from the first piece that came alone: who sends a byte a minute would hold a place for an hour.
+HEAD_S: Final = 30.0
 
 
 class Listener(Protocol):
@@ -59,6 +62,7 @@ class Connection(web.RequestHandler):
         "_app",
         "_asleep",
         "_guests",
+        "_late",
         "_named",
         "_pending",
         "_welcome",
@@ -73,6 +77,7 @@ class Connection(web.RequestHandler):
         self._welcome = True
         self._asleep: asyncio.Future[None] | None = None  # aiohttp's waiter, while a request is answered without it
         self._pending: tuple[Request, Any] | None = None
+        self._late: asyncio.TimerHandle | None = None
         self.listener: Listener | None = None
         self._guests: Guests | None = None
         self._named = ""
@@ -121,7 +126,14 @@ class Connection(web.RequestHandler):
         self._waiter = None  # aiohttp notes what came, and wakes nobody
         super().data_received(data)
         self._waiter = waiter
-        if self._messages and not waiter.done() and not self._at_once(waiter):
+        if not self._messages:
+            if self._late is None and not self._upgraded:  # a request has begun, and the rest of its head is to come
+                self._late = self._loop.call_later(HEAD_S, self.force_close)
+            return
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        if not waiter.done() and not self._at_once(waiter):
             waiter.set_result(None)
 
     def _at_once(self, waiter: asyncio.Future[None]) -> bool:
@@ -253,6 +265,8 @@ class Connection(web.RequestHandler):
             self.listener.lost()
         if self._guests is not None:
             self._guests.went(self)
+        if self._late is not None:
+            self._late.cancel()
         if exc is not None and not isinstance(exc, ConnectionError):
             # Broken TLS ends in an ssl.SSLError, and whoever waits for the rest of a body would take it for a fault.
             exc = ConnectionResetError(str(exc))

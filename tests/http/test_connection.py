@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from kvnode.http import connection
 from kvnode.http.connection import Connection
 from tests.http.serving import Reply, Served, Wire, serve
 from tests.http.single import SingleGroup
@@ -173,3 +174,17 @@ async def test_a_stop_ends_what_does_not_end_by_itself() -> None:
         async with asyncio.timeout(5):
             await ended.wait()
         assert await wire.closed()
+
+
+async def test_half_a_head_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch, node: Served) -> None:
+    monkeypatch.setattr(connection, "HEAD_S", 0.2)
+    async with node.connect() as slow, node.connect() as brisk, node.connect() as silent:
+        slow.send(b"GET /v1/kv/a HT")
+        brisk.send(b"GET /admin/heal")
+        await asyncio.sleep(0.01)
+        brisk.send(b"thz HTTP/1.1\r\nHost: n\r\n\r\n")
+        assert (await brisk.reply()).status == 200
+        assert await slow.closed()
+        # Who had sent nothing, and who was in time, is still welcome.
+        assert (await brisk.ask("GET", "/admin/healthz")).status == 200
+        assert (await silent.ask("GET", "/admin/healthz")).status == 200
