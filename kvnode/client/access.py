@@ -20,14 +20,14 @@ class Access:
     token: str = field(default="", repr=False)
     ca: Path | None = None
 
-    def session(self, **settings: Any) -> aiohttp.ClientSession:
-        """With the loop running. Raises BadRequest for what cannot be used."""
+    def session(self, *, connections: int = 100, **settings: Any) -> aiohttp.ClientSession:
+        """With the loop running; `connections` at most, 0 for no bound. Raises BadRequest for what cannot be used."""
         headers = {}
         if self.token:
             if not all("!" <= character <= "~" for character in self.token):
                 raise BadRequest("The token is ASCII without spaces, as 'kvnode token create' prints it.")
             headers["Authorization"] = f"Bearer {self.token}"
-        connector = None if self.ca is None else aiohttp.TCPConnector(ssl=self.context())
+        connector = aiohttp.TCPConnector(limit=connections, ssl=True if self.ca is None else self.context())
         return aiohttp.ClientSession(auto_decompress=False, headers=headers, connector=connector, **settings)
 
     def context(self) -> ssl.SSLContext:

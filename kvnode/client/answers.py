@@ -25,11 +25,12 @@ _BY_CODE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer, whole."""
+    """An answer, whole. `doubt`: what became of an earlier attempt, where nobody knows."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    doubt: errors.OutcomeUnknown | None = None
 
 
 def etag_revision(headers: Mapping[str, str]) -> int | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, cast
 from uuid import uuid4
 
@@ -57,7 +58,7 @@ class Calls:
         session._retry_connection = False
         self._session = session
         # A watch holds its connection. In the pool of the calls, a hundred of them would leave none for anything else.
-        self._streams = aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=0))
+        self._streams = self._access.session(connections=0)
 
     async def close(self) -> None:
         if self._session is not None and self._streams is not None:
@@ -104,7 +105,8 @@ class Calls:
                 if began >= deadline:
                     break
                 try:
-                    return await self._send(url, method, path, headers, data, deadline - began, attempt_s)
+                    answer = await self._send(url, method, path, headers, data, deadline - began, attempt_s)
+                    return answer if doubt is None else replace(answer, doubt=doubt)
                 except _Unreachable as e:
                     last = last or e
                 except errors.Unavailable as e:
@@ -115,7 +117,7 @@ class Calls:
                     if doubt is None:
                         deadline = min(deadline, began + RESEND_S)
                     doubt = e
-                except _SETTLED:
+                except SETTLED:
                     raise
                 except errors.Compacted as e:
                     forgotten = e  # nodes remember different stretches of the past: the next one may know
@@ -212,7 +214,7 @@ class _Unreachable(errors.Unavailable):
 
 
 # Refusals that the state machine gives, and gives again to a repetition: they settle what became of a keyed write.
-_SETTLED: Final = (
+SETTLED: Final = (
     errors.KeyNotFound,
     errors.PreconditionFailed,
     errors.IdempotencyKeyReused,

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode
 from kvnode import errors
 from kvnode.client.access import OPEN, Access
 from kvnode.client.answers import Answer, error_of, etag_revision, parsed, shaped
-from kvnode.client.calls import JSON, PAUSE_S, RESEND_S, Calls, json_bytes, once
+from kvnode.client.calls import JSON, PAUSE_S, RESEND_S, SETTLED, Calls, json_bytes, once
 from kvnode.client.leases import Leases
 from kvnode.client.lock import TTL_S, Lock
 from kvnode.client.records import Batched, Item, Listed, Page, Put, Txn, concluded, listed, written
@@ -178,12 +178,14 @@ class Client:
         results: Sequence[Batched] = []
         while True:
             try:
-                body = parsed(await self._calls.call("POST", "/v1/batch", headers, data, timeout_s=deadline - clock()))
-            except errors.KvnodeError:
+                answer = await self._calls.call("POST", "/v1/batch", headers, data, timeout_s=deadline - clock())
+            except errors.KvnodeError as error:
                 if results:  # some of it was carried out: what was learned about each counts
-                    return results
+                    return [_after(each, error) if isinstance(each, errors.Unavailable) else each for each in results]
                 raise
-            results = shaped(lambda body=body: [_batched(each) for each in body["results"]])  # type: ignore[misc]
+            now = shaped(lambda: [_batched(each) for each in parsed(answer)["results"]])  # noqa: B023
+            before: Sequence[Batched | None] = results or [answer.doubt] * len(now)
+            results = [_settled(*each) for each in zip(before, now, strict=True)]
             again = any(isinstance(each, errors.Unavailable | errors.Indefinite) for each in results)
             if not again or clock() + PAUSE_S >= deadline:
                 return results
@@ -262,6 +264,18 @@ def _batched(result: Mapping[str, Any]) -> Batched:
     if "error" in result:
         return error_of(str(result["error"]), str(result["message"]), result.get("outcome") == "unknown")
     return int(result["revision"]) if "deleted" in result else written(result)
+
+
+def _settled(before: Batched | None, now: Batched) -> Batched:
+    """What is known of a write that was `before` and is `now`: a later refusal settles nothing that was in doubt."""
+    if isinstance(before, errors.Indefinite) and isinstance(now, errors.Definite) and not isinstance(now, SETTLED):
+        return before
+    return now
+
+
+def _after(refusal: errors.Unavailable, error: errors.KvnodeError) -> errors.KvnodeError:
+    """What is known of a write that was refused, and sent again in a request that failed with `error`."""
+    return error if isinstance(error, errors.Indefinite) else refusal
 
 
 def _key_path(key: str, **query: str) -> str:

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pytest
 
 from kvnode import client, errors
-from kvnode.client import Client, calls
+from kvnode.client import Access, Client, calls
 from tests.cli.scripted import Asked, Reply, Script, always, break_off, say_nothing, scripted
 from tests.cluster import free_ports
 
@@ -185,3 +185,39 @@ async def test_a_key_that_is_no_text_never_leaves() -> None:
     async with Client([nobody()]) as c:
         with pytest.raises(errors.BadRequest):
             await c.get("\udcff")
+
+
+async def test_watches_show_the_token_as_every_other_call_does() -> None:
+    told = b'{"key":"k","value":"","content_type":"","create_revision":1,"mod_revision":1,"version":1}'
+    stream = Reply(200, b": here\n\nid: 1\nevent: put\ndata: %b\n\n" % told, {"Kvnode-Revision": "0"})
+    async with scripted(always(stream)) as node, Client([node.url], 5, access=Access("tok")) as c:
+        async with asyncio.timeout(5):
+            async for event in c.watch("k"):
+                assert event.key == "k"
+                break
+    assert {asked.headers.get("Authorization") for asked in node.asked} == {"Bearer tok"}
+
+
+ONE_REFUSED = b'{"results":[{"error":"no_leader","message":"None.","outcome":"not_applied"}]}'
+ONE_UNKNOWN = b'{"results":[{"error":"outcome_unknown","message":"x","outcome":"unknown"}]}'
+
+
+@pytest.mark.parametrize("first", [Reply(200, ONE_UNKNOWN), None])
+async def test_a_write_of_a_batch_that_was_in_doubt_stays_so_when_it_is_refused_later(first: Reply | None) -> None:
+    async def script(asked: Asked) -> Reply | None:
+        return first if len(node.asked) == 1 else Reply(200, ONE_REFUSED)
+
+    async with scripted(script) as node, Client([node.url], 0.6) as c:  # type: ignore[arg-type]
+        (became,) = await c.batch([client.put("k", b"v")])
+    assert len(node.asked) > 1
+    assert isinstance(became, errors.OutcomeUnknown)
+
+
+async def test_a_write_of_a_batch_that_was_refused_is_in_doubt_when_no_answer_comes_to_it_later() -> None:
+    async def script(asked: Asked) -> Reply | None:
+        return Reply(200, ONE_REFUSED) if len(node.asked) == 1 else None
+
+    async with scripted(script) as node, Client([node.url], 0.6) as c:  # type: ignore[arg-type]
+        (became,) = await c.batch([client.put("k", b"v")])
+    assert len(node.asked) > 1
+    assert isinstance(became, errors.OutcomeUnknown)
