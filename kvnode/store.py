@@ -12,7 +12,7 @@ collector (`items.py`). `_keys` keeps the keys in order for range reads. Each it
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -58,16 +58,19 @@ class KeyValueStore:
         found = self._items.get(key)
         return None if found is None else unpacked(found)
 
-    def range(self, start: str, end: str | None, limit: int) -> list[tuple[str, Item]]:
-        """Up to `limit` items with start <= key < end (None: no end), in byte order. O(log n + page).
+    def walk(self, start: str, end: str | None) -> Iterator[tuple[str, Item]]:
+        """The items with start <= key < end (None: no end), in byte order, each copied when it is its turn.
 
-        To go on after a page, start at its last key + "\\0": nothing sorts between the two.
+        Not to be gone on with after a change. To go on after a page, start at its last key + "\0": nothing sorts
+        between the two.
         """
-        if end is not None and end <= start:
-            return []
-        items = self._items
-        keys = self._keys.irange(start, end, (True, False))
-        return [(key, unpacked(items[key])) for key in islice(keys, max(0, limit))]
+        if end is None or start < end:
+            for key in self._keys.irange(start, end, (True, False)):
+                yield key, unpacked(self._items[key])
+
+    def range(self, start: str, end: str | None, limit: int) -> list[tuple[str, Item]]:
+        """Up to `limit` items of that walk. O(log n + page)."""
+        return list(islice(self.walk(start, end), max(0, limit)))
 
     def count(self, start: str, end: str | None) -> int:
         """How many keys there are with start <= key < end. O(log n)."""

@@ -54,14 +54,15 @@ class Listing:
         if counted == "only":
             counts = {"count": store.count(first, end), "revision": revision}
             return json_answer(200, counts, headers + b"Kvnode-Revision: %d\r\n" % revision)
-        found = store.range(start, end, limit + 1)
         items: list[dict[str, Any]] = []
-        value_bytes = 0
-        for key, item in found[:limit]:
+        value_bytes, more = 0, False
+        for key, item in store.walk(start, end):
+            if more := len(items) == limit:
+                break
             fields: dict[str, Any] = {"key": key}
             if not keys_only:
                 value_bytes += len(item.value)
-                if value_bytes > PAGE_VALUE_BYTES and items:
+                if more := value_bytes > PAGE_VALUE_BYTES and bool(items):
                     break
                 fields["value"] = b64encode(item.value).decode()
                 if item.content_type:
@@ -75,7 +76,7 @@ class Listing:
                 fields |= {"lease": item.lease, "ttl": remaining_s(self._group, item.lease)}
             items.append(fields)
         page: dict[str, Any] = {"items": items}
-        if len(items) < len(found):
+        if more:
             page["cursor"] = urlsafe_b64encode(items[-1]["key"].encode()).decode()
         if counted == "true":
             page["count"] = store.count(first, end)

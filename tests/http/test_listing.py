@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from base64 import b64encode
 from urllib.parse import quote
 
 import pytest
 
 from kvnode.commands import PUT, VALUE_BYTES_MAX
-from tests.http.serving import Served
+from tests.http.serving import Served, serve
+from tests.http.single import SingleGroup
 
 
 def fill(node: Served, *keys: str) -> None:
@@ -104,3 +106,18 @@ async def test_a_page_of_large_values_ends_early(node: Served) -> None:
 async def test_bad_values_are_refused(node: Served, query: str) -> None:
     reply = await node.ask("GET", "/v1/kv?" + quote(query, safe="=&%"))
     assert (reply.status, reply.json["error"]) == (400, "bad_request"), reply
+
+
+async def test_a_page_holds_one_value_at_a_time_and_not_all_that_it_could_have() -> None:
+    group = SingleGroup()
+    for number in range(40):
+        group.store.apply([PUT, f"k{number:02}", bytes(1_048_576), "", None])
+    async with serve(group) as node:
+        tracemalloc.start()
+        try:
+            page = await node.ask("GET", "/v1/kv?keys_only=true")
+            _, most_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert len(page.json["items"]) == 40
+    assert most_bytes < 8 * 1_048_576
