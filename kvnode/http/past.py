@@ -1,7 +1,7 @@
 """Keys as they were: a read at an old revision, out of the history that watches have.
 
-What has not changed since is answered from the store. What has is answered as far back as this node's history goes;
-before that it is Compacted, never a guess.
+Answered as far back as this node's history goes, and Compacted before that, also for what seems not to have changed
+since: a restore puts old keys in the place of newer ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def item_at(group: Group, key: str, revision: int) -> Item | None:
     if revision > store.revision:
         raise BadRequest(f"Revision {revision} is still to come: the store is at {store.revision}.")
     item = store.get(key)
-    if item is not None and item.mod_revision <= revision:
+    if item is not None and item.mod_revision <= revision and revision + 1 >= history.oldest:
         return item
     if (change := history.last(key, revision)) is not None:
         return unpacked(change[3]) if change[0] == CHANGE_PUT else None

@@ -7,6 +7,7 @@ import random
 import msgpack
 
 from kvnode.commands import Delete, DeletePrefix, Put
+from kvnode.store import KeyValueStore
 from kvnode.watch.history import History
 from tests.http.serving import Served, serve
 from tests.http.single import SingleGroup
@@ -73,3 +74,18 @@ async def test_what_is_forgotten_is_410_and_never_a_guess() -> None:
                         assert (reply.status, reply.body) == expected, (key, revision)
     assert 91 <= oldest <= 110
     assert forgotten > 100
+
+
+async def test_a_restore_does_not_make_the_present_out_of_the_past() -> None:
+    group = SingleGroup()
+    taken = group.store
+    for value in (b"one", b"two"):
+        await group.propose(Put("k", value).encode())
+        if value == b"one":
+            taken = KeyValueStore.load(group.store.view().chunks())
+    group.store.replace(taken, 3)
+    group.watches.publish()
+    async with serve(group) as node:
+        assert (await node.ask("GET", "/v1/kv/k")).body == b"one"
+        then = await node.ask("GET", "/v1/kv/k?revision=2")
+        assert (then.status, then.json["error"]) == (410, "compacted")
