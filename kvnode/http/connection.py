@@ -103,6 +103,7 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._late = self._loop.call_later(HEAD_S, self.force_close)
         if self._guests is not None:
             self._guests.came(self)
 
@@ -122,6 +123,8 @@ class Connection(web.RequestHandler):
         waiter = self._waiter
         if waiter is None or not self._welcome:
             super().data_received(data)  # something is being answered: what comes is queued behind it
+            if self._messages:
+                self._in_time()
             return
         self._waiter = None  # aiohttp notes what came, and wakes nobody
         super().data_received(data)
@@ -130,11 +133,14 @@ class Connection(web.RequestHandler):
             if self._late is None and not self._upgraded:  # a request has begun, and the rest of its head is to come
                 self._late = self._loop.call_later(HEAD_S, self.force_close)
             return
+        self._in_time()
+        if not waiter.done() and not self._at_once(waiter):
+            waiter.set_result(None)
+
+    def _in_time(self) -> None:
         if self._late is not None:
             self._late.cancel()
             self._late = None
-        if not waiter.done() and not self._at_once(waiter):
-            waiter.set_result(None)
 
     def _at_once(self, waiter: asyncio.Future[None]) -> bool:
         """Answers the one request that waits, or begins to. False: it is for aiohttp's task."""
@@ -265,8 +271,7 @@ class Connection(web.RequestHandler):
             self.listener.lost()
         if self._guests is not None:
             self._guests.went(self)
-        if self._late is not None:
-            self._late.cancel()
+        self._in_time()
         if exc is not None and not isinstance(exc, ConnectionError):
             # Broken TLS ends in an ssl.SSLError, and whoever waits for the rest of a body would take it for a fault.
             exc = ConnectionResetError(str(exc))
