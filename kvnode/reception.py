@@ -18,7 +18,7 @@ from kvnode.tls import HANDSHAKE_S, SHUTDOWN_S, Certificate
 
 log = logging.getLogger(__name__)
 
-NEWCOMERS_MAX: Final = 512  # connections whose handshake is under way; more are closed at once
+NEWCOMERS_MAX: Final = 512  # connections whose handshake is under way; one more, and the oldest has to go
 PREFACE_S: Final = 3.0  # for the line of a balancer
 PAUSE_S: Final = 0.2  # after an accept that failed: no file descriptor is left, mostly
 BACKLOG: Final = 1_024
@@ -68,7 +68,7 @@ class Reception:
         self._proxies = proxies
         self._refused = refused
         self._newcomers_max = newcomers_max
-        self._newcomers: set[asyncio.Task[None]] = set()
+        self._newcomers: dict[asyncio.Task[None], str] = {}  # whose address is what, in order of arrival
         self._accepting = [asyncio.create_task(self._accept(each), name="accept") for each in sockets]
 
     async def stop(self) -> None:
@@ -92,12 +92,19 @@ class Reception:
                 await asyncio.sleep(PAUSE_S)
                 continue
             if len(self._newcomers) >= self._newcomers_max:
-                connection.close()
-                self._refused(address[0], f"more than {self._newcomers_max} connections have not proved themselves yet")
-                continue
+                self._make_room()
             task = asyncio.create_task(self._receive(connection, address[0]))
-            self._newcomers.add(task)
-            task.add_done_callback(self._newcomers.discard)
+            self._newcomers[task] = address[0]
+            task.add_done_callback(lambda done: self._newcomers.pop(done, None))
+            await asyncio.sleep(0)  # it must have begun, or being cancelled closes nothing; and floods share the loop
+
+    def _make_room(self) -> None:
+        """Whoever came first has had the most time: were it the newest that went, the silent would keep all out."""
+        oldest = next(iter(self._newcomers))
+        self._refused(
+            self._newcomers.pop(oldest), f"it was the oldest of {self._newcomers_max} that had proved nothing"
+        )
+        oldest.cancel()
 
     async def _receive(self, connection: socket.socket, address: str) -> None:
         """One connection until its protocol has it."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any, Final, Protocol, cast
+from typing import Any, ClassVar, Final, Protocol, cast
+from weakref import WeakKeyDictionary
 
 from kvnode.raft import handshake, wire
 from kvnode.raft.handshake import Circle, Identity, Peer
 from kvnode.tls import MutualCertificate, names
 
-STRANGERS_MAX: Final = 64  # connections that have not proved themselves yet
+STRANGERS_MAX: Final = 64  # connections that have not proved themselves yet; one more, and the oldest has to go
 SILENCE_S: Final = 5  # unacknowledged bytes for this long: the connection is dead (TCP_USER_TIMEOUT)
 
 
@@ -122,21 +123,22 @@ class Dialled(Link):
 class Accepted(Link):
     """A connection that somebody opened to this node: a stranger until it has proved itself."""
 
+    _strangers: ClassVar[WeakKeyDictionary[Accepted, None]] = WeakKeyDictionary()  # in order of arrival
+
     def __init__(self, network: Owner) -> None:
         super().__init__(network)
         self._acceptor = handshake.Acceptor(network.me, network.circle)
         self._magic = b""
         self._greeted = False
-        self._stranger = True
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.network.strangers += 1
+        self._strangers[self] = None
         if self.network.strangers > STRANGERS_MAX:
-            self.network.log_once("strangers", f"More than {STRANGERS_MAX} unproved peer connections: refusing more.")
-            self.transport.abort()
-            return
+            # Not this one: it may be a peer, and whoever keeps silent would keep it out.
+            next(stranger for stranger in self._strangers if stranger.network is self.network).give_way()
         loop = asyncio.get_running_loop()
         late = handshake.Refused("it did not finish its greeting in time")
         self._deadline = loop.call_later(handshake.DEADLINE_S, self.refuse, late)
@@ -185,6 +187,12 @@ class Accepted(Link):
         else:
             self.transport.abort()
 
+    def give_way(self) -> None:
+        sentence = f"More than {STRANGERS_MAX} peer connections have not proved themselves: closed the oldest."
+        self.network.log_once("strangers", sentence)
+        self._known()
+        self.transport.abort()
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._known()
@@ -196,8 +204,8 @@ class Accepted(Link):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-        if self._stranger:
-            self._stranger = False
+        if self in self._strangers:
+            del self._strangers[self]
             self.network.strangers -= 1
 
 

@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -355,16 +356,25 @@ def test_peers_are_let_in_by_certificate_name_and_secret_alone(
 
 def test_silent_strangers_take_no_place_from_peers(cluster: Cluster) -> None:
     with ExitStack() as stack:
-        silent = [
-            stack.enter_context(socket.create_connection(cluster.nodes["n1"].raft, 5.0)) for _ in range(STRANGERS_MAX)
-        ]
-        one_more = stack.enter_context(socket.create_connection(cluster.nodes["n1"].raft, 5.0))
-        assert one_more.recv(1) == b"", "more handshakes than may be under way"
-        assert silent[0].fileno() > 0
-        assert cluster.put("meanwhile", b"1")["revision"] > 1
-    cluster.kill("n2")
-    cluster.restart("n2")
-    cluster.put("after", b"1", via="n2")
+
+        def knock() -> socket.socket:
+            return stack.enter_context(socket.create_connection(cluster.nodes["n1"].raft, 5.0))
+
+        cluster.kill("n2")
+        oldest, *_ = [knock() for _ in range(STRANGERS_MAX)]
+        began = time.monotonic()
+        newest = knock()
+        assert oldest.recv(1) == b"", "more handshakes than may be under way"
+        assert time.monotonic() - began < 1.0, "it was not its deadline that ended it"
+        newest.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            newest.recv(1)
+        assert cluster.put("meanwhile", b"1", via="n1")["revision"] > 1
+
+        # step: n2 comes back while they come all the time
+        cluster.spawn("n2")
+        wait_until(lambda: knock() and cluster.is_ready("n2"), 15.0, "n2 finds a place")
+        cluster.put("after", b"1", via="n2")
     assert cluster.terminate("n2") == 0
     cluster.restart("n2")
 

@@ -79,6 +79,8 @@ def test_slow_and_silent_strangers_are_put_out_and_keep_nobody_waiting(cluster: 
         slow.sendall(b"KV")
         cluster.put("meanwhile", b"1")
         began = time.monotonic()
+        assert _closed(silent[0], 1.0), "the oldest goes when there are more than may be"
+        assert not _closed(slow, 0.1), "the newest has its time"
         assert all(_closed(connection, 6.0) for connection in [*silent, slow])
         assert time.monotonic() - began < 5.0
     cluster.kill("n2")
