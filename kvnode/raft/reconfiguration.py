@@ -129,11 +129,16 @@ class Reconfiguration:
         engine.schedule()
         while (left_s := deadline - engine.clock()) > 0:
             if replica.raftLastApplied >= index:
-                if replica.journal.term_at(index) == term or self._roster.newest == following:
+                agreed_term = replica.journal.term_at(index)
+                if agreed_term == term or self._roster.newest == following:
                     return
+                if agreed_term is None:  # a snapshot holds the entry by now, and does not say whose it was
+                    break
                 raise Unavailable("Leadership moved before the change was agreed on; it was not made: try again.")
             await engine.leadership.wait(min(left_s, _STEP_S))
-        raise OutcomeUnknown("The change was proposed, and not agreed on in time: 'kvnode member list' shows its fate.")
+        raise OutcomeUnknown(
+            "The change was proposed, and this node cannot tell what became of it: 'kvnode member list' shows its fate."
+        )
 
     def _following(self, change: Change) -> Configuration | None:
         """The configuration that the change makes of the current one; None where it is as asked already."""
