@@ -109,7 +109,7 @@ class Dialer:
 
     def challenged(self, body: bytes) -> bytes:
         answer = _unpack(body)
-        _raise_if_refused(answer)
+        _raise_if_refused(answer, proved=False)
         if not _is(answer, bool, str, bytes, bytes, bytes):
             raise Refused("it answers in an unknown protocol")
         _, http_url, instance, nonce, proof = answer
@@ -125,7 +125,7 @@ class Dialer:
             _, reason, told, proof = answer
             genuine = hmac.compare_digest(proof, _proof(self._me.secret, b"verdict", self._said + told))
             raise Refused(reason, told if genuine else b"")
-        _raise_if_refused(answer)
+        _raise_if_refused(answer, proved=True)
         if answer != [True] or self._peer is None:
             raise Refused("it answers in an unknown protocol")
         return self._peer
@@ -156,7 +156,7 @@ class Acceptor:
         if to != me.node_id:
             raise Refused(f"it looks for node {to!r}, this is {me.node_id!r}: check the addresses in --peers")
         if node_id == me.node_id:
-            raise Refused(f"node {node_id!r} is this one: give each node its own --node-id", code=DUPLICATE)
+            raise Refused(f"node {node_id!r} is this one: give each node its own --node-id")
         self._peer = Peer(node_id, http_url, instance)
         mine = [me.http_url, me.instance, os.urandom(_NONCE_BYTES)]
         self._said = body + _pack(mine)
@@ -215,6 +215,10 @@ def _is(fields: list[Any], *types: type) -> bool:
     return len(fields) == len(types) and all(type(f) is t for f, t in zip(fields, types, strict=True))
 
 
-def _raise_if_refused(answer: list[Any]) -> None:
+def _raise_if_refused(answer: list[Any], proved: bool) -> None:
+    """`proved`: the other side has shown that it knows the secret. DUPLICATE counts from such a one alone: it takes a
+    node out, and anybody may answer at a peer's address.
+    """
     if (_is(answer, bool, str) or _is(answer, bool, str, str)) and answer[0] is False:
-        raise Refused(f"it refused: {answer[1][:200]}", code="".join(answer[2:3]))
+        code = "".join(answer[2:3])
+        raise Refused(f"it refused: {answer[1][:200]}", code=code if proved or code != DUPLICATE else "")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvnode.raft.handshake import MAGIC, WELCOME, Acceptor, Dialer, Identity, Refused
+from kvnode.raft.handshake import DUPLICATE, MAGIC, OTHER_CLUSTER, WELCOME, Acceptor, Dialer, Identity, Refused, refusal
 
 
 class Members(tuple[str, ...]):
@@ -133,3 +133,16 @@ def test_who_is_no_member_is_refused_and_given_the_proof(index: int) -> None:
 def test_who_knows_a_later_configuration_is_let_in_to_tell_it() -> None:
     dialer, acceptor = Dialer(identity("n9"), "n2", knowing(8)), Acceptor(identity("n2"), MEMBERS)
     assert acceptor.proved(body(dialer.challenged(body(greet(dialer, acceptor))))).node_id == "n9"
+
+
+def test_only_a_proved_peer_can_say_that_the_id_is_taken() -> None:
+    dialer = Dialer(identity("n1"), "n2", MEMBERS)
+    dialer.hello()
+    for code, honoured in ((DUPLICATE, ""), (OTHER_CLUSTER, OTHER_CLUSTER)):
+        with pytest.raises(Refused, match="a lie") as unproved:
+            dialer.challenged(body(refusal("a lie", code)))
+        assert unproved.value.code == honoured
+    dialer.challenged(body(greet(dialer, Acceptor(identity("n2"), MEMBERS))))
+    with pytest.raises(Refused, match="the truth") as proved:
+        dialer.welcomed(body(refusal("the truth", DUPLICATE)))
+    assert proved.value.code == DUPLICATE
