@@ -104,7 +104,10 @@ async def _version_2(loop: asyncio.AbstractEventLoop, connection: socket.socket)
 async def _exactly(loop: asyncio.AbstractEventLoop, connection: socket.socket, count: int) -> bytes:
     held = b""
     while len(held) < count:
-        piece = await loop.sock_recv(connection, count - len(held))
+        try:
+            piece = await loop.sock_recv(connection, count - len(held))
+        except OSError:
+            piece = b""
         if not piece:
             raise Refused("it went away before it had said who its client is")
         held += piece

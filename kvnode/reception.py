@@ -112,8 +112,7 @@ class Reception:
         try:
             client = address
             if self._proxies is not None and self._proxies.trusts(address):
-                async with asyncio.timeout(PREFACE_S):
-                    client = await self._proxies.preface(connection) or address
+                client = await self._preface(self._proxies, connection) or address
             certificate = self._certificate
             if certificate is None:
                 await loop.connect_accepted_socket(lambda: self._protocol(client), connection)
@@ -134,6 +133,14 @@ class Reception:
         except asyncio.CancelledError:
             connection.close()
             raise
+
+    async def _preface(self, proxies: Proxies, connection: socket.socket) -> str | None:
+        """The client's address by a balancer's word. Raises Refused."""
+        try:
+            async with asyncio.timeout(PREFACE_S):
+                return await proxies.preface(connection)
+        except TimeoutError:
+            raise Refused(f"it is a trusted proxy and sent no PROXY header within {PREFACE_S:g} s") from None
 
 
 def _why(error: Exception) -> str:
