@@ -96,13 +96,24 @@ class Expiry:
 
     def left_s(self, lease_id: int) -> float | None:
         """What is left of a lease, None where this node does not keep its time."""
-        if self._term is None or self._leader.serving_term() != self._term:
+        if not self._follow():
             return None
         ends = self._ends.get(lease_id)
         return None if ends is None else max(0.0, ends - self._now_s)
 
     def look(self) -> None:
-        """Moves the clock, files what is new, proposes the end of what is over."""
+        """Files what it finds, and proposes the end of what is over."""
+        if not self._follow():
+            return
+        for lease_id in self._store.leases.ids(self._filed_to, SLICE):
+            self._filed_to = lease_id
+            if lease_id not in self._ticks:
+                self._file(lease_id)
+        if self._leader.applied_index() >= self._proposed:
+            self._end_those_due()
+
+    def _follow(self) -> bool:
+        """Moves the clock, and files what was granted or renewed; False where this node does not keep the time."""
         now = self._clock()
         if now - self._looked_at < STALL_S:
             self._now_s += now - self._looked_at
@@ -111,7 +122,7 @@ class Expiry:
         if term != self._term:
             self._begin(term)
         if term is None:
-            return
+            return False
         leases = self._store.leases
         if leases.touched is None:  # it is not the one that was looked at before
             self._begin(term)
@@ -119,12 +130,7 @@ class Expiry:
             touched, leases.touched = leases.touched, []
             for lease_id in touched:
                 self._file(lease_id)
-        for lease_id in leases.ids(self._filed_to, SLICE):
-            self._filed_to = lease_id
-            if lease_id not in self._ticks:
-                self._file(lease_id)
-        if self._leader.applied_index() >= self._proposed:
-            self._end_those_due()
+        return True
 
     def _begin(self, term: int | None) -> None:
         """Another term, or none: all that was known of time is void."""

@@ -81,6 +81,19 @@ def test_a_renewal_begins_the_time_anew_and_one_that_crosses_an_expiry_wins() ->
     assert group.log[1:] == [[EXPIRE, [[1, 2]]]]
 
 
+def test_what_is_left_is_all_of_it_right_after_a_renewal_and_less_with_every_moment() -> None:
+    group = leased(3)
+    group.passes(2)
+    group.store.apply([RENEW, 1])
+    assert group.expiry.left_s(1) == 3, "before the next look"
+    group.now_s += LOOK_S / 2
+    left_s = group.expiry.left_s(1)
+    assert left_s is not None
+    assert 2.9 < left_s < 3
+    group.passes(2.9)
+    assert group.log == []
+
+
 def test_a_process_that_stood_still_ends_nothing_for_it() -> None:
     group = leased(3)
     for _ in range(5):
