@@ -90,7 +90,8 @@ async def _locked(
         stopped_by.append(number)
         task.cancel()
 
-    # Until the command runs, a signal ends the waiting: what may have been taken by then is released below.
+    # Until the command runs, a signal ends the waiting. What was taken by then is released below; a lock whose taking
+    # is not answered yet is known to nobody here, and ends by itself.
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
     try:
@@ -106,7 +107,10 @@ async def _locked(
         try:
             await lock.release()
         except Exception as e:  # the command's exit code matters more; the lease ends by itself
-            print(f"kvnode: The lock {name} was not released ({e}): it is free after {ttl_s} s.", file=sys.stderr)
+            print(
+                f"kvnode: The lock {name} may not be released ({e}): it is free after {ttl_s} s at most.",
+                file=sys.stderr,
+            )
 
 
 def _who(value: bytes | None) -> str:

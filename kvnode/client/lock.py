@@ -75,13 +75,14 @@ class Lock:
     async def acquire(self, wait_s: float | None = None) -> bool:
         """Waits for the lock, `wait_s` at most (None: for as long as it takes, 0: one try); whether it is held now.
 
-        Raises Unavailable where no node can be asked, BadRequest for a name or ttl that cannot be.
+        Raises Unavailable where no node can be asked, BadRequest for a name or ttl that cannot be, OutcomeUnknown where
+        the time was over while nobody could tell: then it may be taken, and ends by itself.
         """
         if self._lease is not None:
             raise errors.Conflict(f"The lock {self.name} is held by this very object.")
         clock = asyncio.get_running_loop().time
         deadline = None if wait_s is None else clock() + wait_s
-        while (revision := await self._try()) is not None:
+        while (revision := await self._try(deadline)) is not None:
             if deadline is not None and clock() >= deadline:
                 return False
             try:
@@ -151,7 +152,7 @@ class Lock:
 
     # --- how ------------------------------------------------------------------------------------------
 
-    async def _try(self) -> int | None:
+    async def _try(self, deadline: float | None) -> int | None:
         """Takes the lock where it is free, and returns None; otherwise the revision at which it was not."""
         clock = asyncio.get_running_loop().time
         while True:
@@ -163,6 +164,8 @@ class Lock:
                 )
                 break
             except errors.OutcomeUnknown:
+                if deadline is not None and clock() >= deadline:
+                    raise
                 # It may have been taken, on a lease that nobody here knows: that one ends by itself, then this goes on.
                 await asyncio.sleep(RETRY_S)
         if not txn.succeeded:
