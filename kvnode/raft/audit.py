@@ -132,7 +132,7 @@ class Audit:
     def heard(self, node_id: str, term: int, index: int, digest: int) -> None:
         """CHECKPOINT of a peer."""
         replica = self._replica
-        if term != replica.term or replica.follower(node_id) is None:
+        if term != replica.term or not replica.is_follower(node_id):
             return
         self._round(index).votes[node_id] = digest
         if node_id == replica.leader_id:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgpack
 import pysyncobj.syncobj as _syncobj
 from pysyncobj import FAIL_REASON, SyncObj, SyncObjConf
-from pysyncobj.node import Node
+from pysyncobj.node import Node as _Node
 from pysyncobj.transport import Transport
 
 from kvnode.errors import StartupError
@@ -30,6 +30,21 @@ _FILES: Final = (
     "config.py", "fast_queue.py", "journal.py", "node.py", "serializer.py", "syncobj.py", "transport.py", "version.py",
 )  # fmt: skip
 _SHA256: Final = "01604ec1a366a40c342cfd6e85a9e82350187bc89573bac4ad2bf41785815d1a"
+
+
+class Node(str, _Node):  # type: ignore[misc]  # the core is untyped
+    """A member, by its name, in the core's sets and dicts.
+
+    The stock one is hashed and compared in Python, some fifty times for each write; text is so in C, and a member can
+    be looked up by its bare name.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, name: str) -> None:
+        """Nothing but the name: the stock one's attributes have no use here."""
+
+    id = property(str.__str__)
 
 
 def check_release() -> None:
@@ -53,7 +68,7 @@ class _Codec:
 
     @staticmethod
     def dumps(value: Any, protocol: object = None) -> bytes:
-        packed: bytes = msgpack.packb(value, default=_pack_node, use_bin_type=True)
+        packed: bytes = msgpack.packb(value, default=_pack_node, use_bin_type=True, strict_types=True)
         return packed
 
     @staticmethod
@@ -66,6 +81,8 @@ class _Codec:
 
 
 def _pack_node(value: object) -> Any:
+    if isinstance(value, tuple):
+        return list(value)  # `strict_types` is for a Node, which is text as well, and takes tuples for strangers too
     if isinstance(value, Node):
         return msgpack.ExtType(1, str(value.id).encode())
     raise TypeError(f"{type(value).__name__} has no place in the log")

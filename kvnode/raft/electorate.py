@@ -89,25 +89,23 @@ class Electorate(SyncObj):  # type: ignore[misc]  # the core is untyped
         """The other voters and the learners."""
         return [node.id for node in self.followed]
 
-    def member(self, node_id: str) -> Node | None:
+    def is_member(self, node_id: str) -> bool:
         """Another voter."""
-        node = Node(node_id)
-        return node if node in self._SyncObj__otherNodes else None
+        return node_id in self._SyncObj__otherNodes
 
-    def follower(self, node_id: str) -> Node | None:
+    def is_follower(self, node_id: str) -> bool:
         """Another voter, or a learner."""
-        node = Node(node_id)
-        return node if node in self.followed else None
+        return node_id in self.followed
 
     def match_index(self, node_id: str) -> int:
-        return int(self._SyncObj__raftMatchIndex.get(Node(node_id), 0))
+        return int(self._SyncObj__raftMatchIndex.get(node_id, 0))
 
     def answered_within(self, node_id: str, age_s: float) -> bool:
         """Leader only: this follower has acknowledged something not longer ago than that."""
-        answered_at: float | None = self._SyncObj__lastResponseTime.get(Node(node_id))
+        answered_at: float | None = self._SyncObj__lastResponseTime.get(node_id)
         return answered_at is not None and self.clock() - answered_at <= age_s
 
     def doubt(self, node_id: str) -> None:
         """A learner was away: whether it still holds what it acknowledged matters once it is to vote, so ask again."""
         if node_id in self.roster.current.learners:
-            self._SyncObj__raftMatchIndex[Node(node_id)] = 0
+            self._SyncObj__raftMatchIndex[node_id] = 0

@@ -137,7 +137,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
             self._core.election.answer(node_id, *message[1:])
         elif kind == wire.PRE_VOTED:
             _, term, proposed, granted = message
-            self._core.election.answered(node_id, proposed, granted and self._core.member(node_id) is not None)
+            self._core.election.answered(node_id, proposed, granted and self._core.is_member(node_id))
             self._notice(node, term)
         elif kind == wire.TERM_NOTICE:
             self._notice(node, message[1])
@@ -164,7 +164,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
 
     def _voted(self, node: Node, term: int) -> None:
         """G2: one vote per member and term, however often the frame arrives (R10)."""
-        if term != self._core.term or (term, node.id) in self._votes or self._core.member(node.id) is None:
+        if term != self._core.term or (term, node.id) in self._votes or not self._core.is_member(node.id):
             return
         self._votes = {vote for vote in self._votes if vote[0] == term} | {(term, node.id)}
         self._onMessageReceived(node, {"type": "response_vote", "term": term})
@@ -183,9 +183,9 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
         core = self._core
         if term > core.term:
             self._notice(Node(node_id), term)
-        if term != core.term or not core.is_leader or core.follower(node_id) is None:
+        if term != core.term or not core.is_leader or not core.is_follower(node_id):
             return  # G1: an acknowledgement counts in its own term only (R3)
-        if core.member(node_id) is not None:
+        if core.is_member(node_id):
             core.rounds.echo(node_id, read_round, core.majority_of_others)
         if success and next_index > self._journal[-1][1] + 1:
             return

@@ -190,16 +190,14 @@ class Core:
     def clock(self) -> float:
         return self._cluster.now
 
-    def member(self, node_id: str) -> str | None:
-        return node_id if node_id in self.peer_ids else None
+    def is_follower(self, node_id: str) -> bool:
+        return node_id in self.peer_ids
 
     is_voter = True  # learners: tests/processes/test_membership.py
 
     @property
     def follower_ids(self) -> list[str]:
         return self.peer_ids
-
-    follower = member
 
     def answered_within(self, node_id: str, age_s: float) -> bool:
         return node_id not in self._cluster.away
