@@ -65,13 +65,11 @@ class Engine:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._fail, self.snapshots = fail, snapshots
-        self.settings = settings
-        self.store, self._watches = store, watches
+        self.settings, self.store, self._watches = settings, store, watches
         self.clock = time.monotonic
         self.last_step_at = self.clock()
         self.applied_term = 0
         self.leadership: Waiters[bool] = Waiters()  # resolved whenever who leads may have changed
-        self.on: dict[int, Callable[[str, wire.Message], None]] = {}  # kinds of message that another room takes
         self._step_due = self._stopped = False
         self._timer: asyncio.TimerHandle | None = None
         instance = os.urandom(ORIGIN_BYTES)
@@ -80,7 +78,7 @@ class Engine:
         self.network = Network(me, roster, self, settings.certificate)
         self._acquaintance = Acquaintance(roster, self.network, snapshots.disk, fail)
         self.members_changed = self._acquaintance.changed
-        self.storage = Storage()
+        self.storage, space = Storage(), snapshots.disk.space
         self.replica = Replica(
             roster,
             journal,
@@ -100,8 +98,19 @@ class Engine:
         self._catchup = Catchup(snapshots, self, self.network.send, self._work, self.clock)
         self.audit = Audit(self.replica, store, self.network.send, snapshots.newest)
         self._compaction = Compaction(self.replica, snapshots, store, self.audit.history, self._work)
-        self._flusher = Flusher(journal, segments, settings.fsync, self._landed, fail, self._out_of_space)
+        self._flusher = Flusher(
+            journal, segments, settings.fsync, self._landed, fail, lambda blocked: self.storage.waits(blocked, space)
+        )
         journal.on_dirty = self.schedule
+        # What does not reach the guard, by kind; other rooms add theirs.
+        self.on: dict[int, Callable[[str, list[Any]], None]] = {
+            wire.FORWARD: lambda node_id, message: self.writes.forwarded_here(node_id, *message[1:]),
+            wire.REFUSED: lambda _, message: self.writes.refused(*message[1:]),
+            wire.READ_INDEX: lambda node_id, message: self.reads.asked(node_id, message[1]),
+            wire.READ_ANSWER: lambda _, message: self.reads.answered(*message[1:]),
+            wire.CHECKPOINT: lambda node_id, message: self.audit.heard(node_id, *message[1:]),
+            **dict.fromkeys((wire.OFFER, wire.WANT, wire.CHUNK), self._catch_up),
+        }
 
     # --- life ----------------------------------------------------------------------------------------
 
@@ -138,9 +147,11 @@ class Engine:
 
     def _turn(self) -> None:
         replica = self.replica
+        self._step_due = True  # what one of these asks for, those behind it do in this very step
         replica.advance()
         self.writes.pump()
         self._news.tell()
+        self._step_due = False
         self.last_step_at = self.clock()
         self.reads.advanced(replica.raftLastApplied)
         self._flusher.kick()
@@ -188,10 +199,8 @@ class Engine:
         """A journal flight is durable."""
         if not self._stopped:
             self._guarded(self.replica.durable)
-            self.schedule()
-
-    def _out_of_space(self, blocked: bool) -> None:
-        self.storage.waits(blocked, self.snapshots.disk.space)
+            if self.replica.stirred:
+                self.schedule()
 
     # --- what the replica tells (replica.Owner) -------------------------------------------------------
 
@@ -246,7 +255,6 @@ class Engine:
     def received(self, node_id: str, bodies: list[bytes]) -> None:
         if not self._stopped:
             self._guarded(lambda: self._dispatch_all(node_id, bodies))
-            self.schedule()
 
     def _dispatch_all(self, node_id: str, bodies: list[bytes]) -> None:
         for body in bodies:
@@ -259,24 +267,16 @@ class Engine:
             self.replica.guard.receive(node_id, message)
             if self.replica.leader_id != leader_before:
                 self._leader_unsure()
+            if not self.replica.stirred:
+                return
         elif kind == wire.MEMBERS:
             self._acquaintance.heard(message[1])
-        elif node_id not in self.roster:
-            return
-        elif kind == wire.FORWARD:
-            self.writes.forwarded_here(node_id, *message[1:])
-        elif kind == wire.REFUSED:
-            self.writes.refused(*message[1:])
-        elif kind == wire.READ_INDEX:
-            self.reads.asked(node_id, message[1])
-        elif kind == wire.READ_ANSWER:
-            self.reads.answered(*message[1:])
-        elif kind in self.on:
+        elif node_id in self.roster and kind in self.on:
             self.on[kind](node_id, message)
-        elif kind in (wire.OFFER, wire.WANT, wire.CHUNK):
-            self._catchup.receive(node_id, message, self.replica.term)
-        elif kind == wire.CHECKPOINT:
-            self.audit.heard(node_id, *message[1:])
+        self.schedule()
+
+    def _catch_up(self, node_id: str, message: list[Any]) -> None:
+        self._catchup.receive(node_id, message, self.replica.term)
 
     # --- who leads, and what a snapshot replaces ---------------------------------------------------------
 

@@ -239,6 +239,12 @@ class Replica(Electorate):
         return not self._SyncObj__otherNodes and not self.journal.clean
 
     @property
+    def stirred(self) -> bool:
+        """A step would do something now, and not only when time has passed."""
+        rounds = self.rounds
+        return self.due or self._append_due or (rounds.wanted and not rounds.in_flight)
+
+    @property
     def has_more_to_apply(self) -> bool:
         """The last tick stopped at its bound: another one should follow soon."""
         return int(self.raftCommitIndex) > int(self.raftLastApplied) and not self._waits_for_its_disk

@@ -8,6 +8,7 @@ decode to a list of the right length closes its connection. Terms and indexes ar
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any, Final
 
 import msgpack
@@ -40,8 +41,9 @@ CHANGED: Final = 21  # request id, the configuration that came of it, packed, or
 REQUESTS: Final = 22  # X-Request-Ids of a group that was forwarded
 
 _NO: Final = type(None)
-_FIELDS: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
-    kind: tuple(field if isinstance(field, tuple) else (field,) for field in fields)
+# The types of each message's fields, its kind's own in front, in every combination that there may be.
+_SHAPES: Final[dict[int, frozenset[tuple[type, ...]]]] = {
+    kind: frozenset(product((int,), *(field if isinstance(field, tuple) else (field,) for field in fields)))
     for kind, fields in {
         APPEND: (int, int, int, int, int, list),
         ACK: (int, bool, bool, int, int, int, bool),
@@ -98,17 +100,15 @@ def decode(body: bytes | memoryview) -> list[Any]:
 
 
 def _fits(message: list[Any]) -> bool:
-    fields = _FIELDS.get(message[0]) if type(message[0]) is int else None
-    if fields is None or len(fields) != len(message) - 1:
+    kind = message[0]
+    if type(kind) is not int or tuple(map(type, message)) not in _SHAPES.get(kind, ()):
         return False
-    if any(type(value) not in types for value, types in zip(message[1:], fields, strict=True)):
-        return False
-    if message[0] != APPEND:
-        return True
-    return all(
-        type(entry) is list and len(entry) == 2 and type(entry[0]) is int and type(entry[1]) is bytes and entry[1]
-        for entry in message[6]
-    )
+    for entry in message[6] if kind == APPEND else ():
+        if type(entry) is not list or len(entry) != 2 or type(entry[0]) is not int:
+            return False
+        if type(entry[1]) is not bytes or not entry[1]:
+            return False
+    return True
 
 
 class FrameReader:

@@ -130,7 +130,7 @@ async def test_many_writes_share_entries_messages_and_syncs(trio: Trio) -> None:
     assert entries <= 64 * 20 / 16
     assert counted["syncs"] <= 3 * entries
     assert counted["messages"] <= 7 * entries + BEATS
-    assert counted["steps"] <= 16 * entries + BEATS
+    assert counted["steps"] <= 12 * entries + BEATS
 
 
 async def test_a_follower_forwards_whole_groups(trio: Trio) -> None:
