@@ -13,7 +13,7 @@ import click
 from kvnode import backup as files
 from kvnode import errors
 from kvnode.cli.access import access
-from kvnode.cli.calls import finish, output_option, print_json, url_option
+from kvnode.cli.calls import finish, output_option, print_json, url_option, urls_in
 
 if TYPE_CHECKING:
     from kvnode.client.access import Access
@@ -33,7 +33,7 @@ def backup(file: Path, stale: bool, output: str, url: str) -> None:
     FILE appears, or is replaced, once it is whole and on disk: read to its end, every checksum compared.
     """
     part = file.with_name(file.name + ".part")
-    urls = [each.strip() for each in url.split(",") if each.strip()]
+    urls = urls_in(url)
     try:
         try:
             with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as target:

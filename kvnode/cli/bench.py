@@ -15,7 +15,7 @@ import uvloop
 
 from kvnode.bench import bounds
 from kvnode.cli.access import access
-from kvnode.cli.calls import finish, output_option, print_json, url_option
+from kvnode.cli.calls import finish, output_option, print_json, url_option, urls_in
 from kvnode.cli.keys import shown
 from kvnode.values import Malformed, duration
 
@@ -124,7 +124,7 @@ def bench(
     workload = Workload(name, root, stale=consistency == "stale", **sizes)
     _check(workload)
     plan = Plan(clients, duration_s, requests, rate, timeout_s)
-    urls, shown = [each.strip() for each in url.split(",") if each.strip()], access()
+    urls, shown = urls_in(url), access()
 
     async def measure() -> Report:
         with _audience(plan) as audience:

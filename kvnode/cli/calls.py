@@ -63,11 +63,16 @@ def connected(command: F) -> F:
     return url_option(timeout_option(command))
 
 
+def urls_in(url: str) -> list[str]:
+    """What --url names, in order."""
+    return [each.strip() for each in url.split(",") if each.strip()]
+
+
 def call(url: str, timeout_s: float, work: Callable[[Client], Awaitable[T]]) -> T:
     """Runs `work` with a client and returns what it returns; a failure is one sentence and the command's end."""
     from kvnode.client import Client  # aiohttp takes longer to load than most calls take
 
-    urls, shown = [each.strip() for each in url.split(",") if each.strip()], access()
+    urls, shown = urls_in(url), access()
 
     async def connect() -> T:
         async with Client(urls, timeout_s, access=shown) as client:

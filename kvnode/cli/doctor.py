@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from kvnode import config
-from kvnode.cli.calls import finish, output_option, print_json, where_option
+from kvnode.cli.calls import finish, output_option, print_json, urls_in, where_option
 from kvnode.cli.serve import given_options, serve_parameters
 from kvnode.errors import StartupError
 
@@ -43,7 +43,7 @@ def _run(url: str, output: str, **given: Any) -> int:
         for option in PRIVATE
         if (path := flags.get(option) or os.environ.get("KVNODE_" + option.replace("-", "_").upper()))
     ]
-    urls = [each.strip() for each in url.split(",") if each.strip()]
+    urls = urls_in(url)
     findings = finish(_examine(settings, private, urls))
     if output == "json":
         print_json([asdict(finding) for finding in findings])
