@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from importlib import import_module
 from typing import Final, NoReturn
@@ -32,7 +34,7 @@ COMMANDS: Final = {
     "session-key": ("kvnode.cli.session_key", "session_key", "Show or rotate the key of admin sessions."),
     "token": ("kvnode.cli.tokens", "token", "Create, list or revoke access tokens."),
     "backup": ("kvnode.cli.backup", "backup", "Save all keys to a file."),
-    "restore": ("kvnode.cli.restore", "restore", "Make a cluster of one of a backup."),
+    "restore": ("kvnode.cli.restore", "restore", "Have a cluster hold what a backup holds."),
     "recover": ("kvnode.cli.recover", "recover", "Make a cluster of one when the majority is lost."),
     "completion": ("kvnode.cli.completion", "completion", "Print what makes a shell complete kvnode."),
     "doctor": ("kvnode.cli.doctor", "doctor", "Examine a machine, a node's options and the cluster."),
@@ -69,8 +71,23 @@ def kvnode() -> None:
 
 def main() -> NoReturn:
     """Runs the command line and leaves with its exit code: one sentence on stderr, never a traceback."""
+    _open_streams()
+    try:
+        code = _run()
+        sys.stdout.flush()
+    except OSError as e:
+        if e.errno != errno.EPIPE:  # whoever read along has enough, as `head` has
+            _complain(f"The output or a file could not be used ({e.strerror}); what was asked for may be done by now.")
+        _silence_output()
+        code = 1
+    sys.exit(code)
+
+
+def _run() -> int:
     try:
         code = kvnode.main(prog_name="kvnode", standalone_mode=False)
+    except SystemExit as end:
+        code = end.code
     except click.exceptions.NoArgsIsHelpError as e:
         e.show()
         code = 2
@@ -80,7 +97,19 @@ def main() -> NoReturn:
         code = 2
     except (click.Abort, KeyboardInterrupt):
         code = 130
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
+
+
+def _open_streams() -> None:
+    """Streams that were closed before become the null device: a socket or the journal would get their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  for as long as we run
+
+
+def _silence_output() -> None:
+    """What could not be written is given up: Python would try once more at its end, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(sentence: str) -> None:
