@@ -15,7 +15,7 @@ import uvloop
 
 from kvnode.bench import bounds
 from kvnode.cli.access import access
-from kvnode.cli.calls import finish, output_option, print_json, url_option, urls_in
+from kvnode.cli.calls import Finite, finish, output_option, print_json, url_option, urls_in
 from kvnode.cli.keys import shown
 from kvnode.values import Malformed, duration
 
@@ -45,7 +45,7 @@ def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> f
 @click.option("-c", "--clients", metavar="N", type=click.IntRange(1, bounds.CLIENTS_MAX), default=64, help="At once.")
 @click.option("--duration", "duration_s", metavar="TIME", callback=_duration, help="Such as 30s or 2m.  [default: 10s]")
 @click.option("-n", "--requests", metavar="N", type=click.IntRange(1, bounds.REQUESTS_MAX), help="End after so many.")
-@click.option("--rate", metavar="N", type=click.FloatRange(0.1, bounds.RATE_MAX), help="Requests a second, at most.")
+@click.option("--rate", metavar="N", type=Finite(0.1, bounds.RATE_MAX), help="Requests a second, at most.")
 @click.option(
     "--value-size",
     "value_bytes",
@@ -81,7 +81,7 @@ def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> f
     "--timeout",
     "timeout_s",
     metavar="SECONDS",
-    type=click.FloatRange(0.1, 600),
+    type=Finite(0.1, 600),
     default=10.0,
     help="For one request.",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -31,6 +32,17 @@ _EXIT_CODES: Final = (
     (errors.BadRequest, 2),
 )
 
+
+class Finite(click.FloatRange):
+    """A number within the range, and one: NaN is neither below a bound nor above it, and no deadline ever comes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no number to count with.", param, ctx)
+        return number
+
+
 where_option = click.option(
     "--url",
     metavar="URL[,URL…]",
@@ -43,7 +55,7 @@ timeout_option = click.option(
     "--timeout",
     "timeout_s",
     metavar="SECONDS",
-    type=click.FloatRange(0.1, 600),
+    type=Finite(0.1, 600),
     default=10.0,
     show_default=True,
     help="For the whole command.",

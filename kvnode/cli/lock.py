@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from kvnode.cli.calls import call, connected, output_option
+from kvnode.cli.calls import Finite, call, connected, output_option
 from kvnode.cli.keys import shown
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR
     show_default=True,
     help="How long after this machine died another may have the lock; from 5 on it outlives a leader change.",
 )
-@click.option("--wait", "wait_s", metavar="SECONDS", type=click.FloatRange(0), help="For the lock [default: for ever].")
+@click.option("--wait", "wait_s", metavar="SECONDS", type=Finite(0), help="For the lock [default: for ever].")
 @click.option("--value", help="What others see of the holder [default: host and process].")
 @click.option("--observe", is_flag=True, help="Run nothing: print the holder, and every later one, one a line.")
 @output_option

@@ -230,3 +230,11 @@ def list_to_head(url: str) -> bytes:
         process.stdout.read(10)
         process.stdout.close()
         return process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    "args", [["get", "k", "--timeout", "nan"], ["lock", "x", "--wait", "inf", "--", "true"], ["bench", "--rate", "nan"]]
+)
+def test_what_is_no_number_to_count_with_is_refused(args: list[str]) -> None:
+    done = kvnode_here(*args)
+    assert (done.code, is_one_sentence(done.err)) == (2, True), done.err
