@@ -165,9 +165,13 @@ class Run:
 
 
 async def _leading(client: Client, urls: Sequence[str]) -> str:
-    """The first URL whose node leads, confirmed by a majority."""
+    """The first URL whose node leads, confirmed by a majority. Raises NoLeader, or why none can be asked."""
+    heard = False
     for url in urls:
         answer = await client.look(url, LEADER_PROBE, PROBE_S)
         if answer is not None and answer.status == 200:
             return url
-    raise NoLeader("None of the URLs is that of a node that leads and has its leader probe on.")
+        heard = heard or answer is not None
+    if not heard:
+        await client.cluster()
+    raise NoLeader("None of the URLs is the leader's, or its leader probe is off: name all nodes with --url.")

@@ -28,7 +28,7 @@ from kvnode.errors import BadRequest
 from tests.certificates import Authority
 from tests.cli.command import COMMAND, Done, environment, is_one_sentence, kvnode_here, run_kvnode
 from tests.cli.scripted import Asked, Reply, scripted
-from tests.cluster import Cluster, wait_until
+from tests.cluster import Cluster, free_ports, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +195,13 @@ async def test_who_may_not_write_is_told_so_before_there_is_any_load() -> None:
     assert (get.code, probe.code, get.out, probe.out, len(server.asked)) == (7, 5, b"", b"", 2)
     assert is_one_sentence(get.err)
     assert is_one_sentence(probe.err)
+    assert "name all nodes with --url" in probe.err
+
+
+def test_a_leader_that_nobody_can_be_asked_for_is_told_why() -> None:
+    done = kvnode_here("bench", "probe", "--url", f"http://127.0.0.1:{free_ports(1)[0]}")
+    assert (done.code, is_one_sentence(done.err)) == (5, True)
+    assert "Nothing answers" in done.err
 
 
 class OnTerminal:
