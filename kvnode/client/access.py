@@ -38,6 +38,17 @@ class Access:
 OPEN = Access()
 
 
+def no_connection(url: str, e: Exception) -> str:
+    """Why nobody can be spoken to there, and what to do: one sentence."""
+    if isinstance(e, aiohttp.ClientConnectorCertificateError):
+        why = getattr(e.certificate_error, "verify_message", "") or "it cannot be verified"
+        return f"The certificate that {url} shows is not to be trusted ({why}); is --cacert the one that signed it?"
+    if isinstance(e, aiohttp.ClientSSLError):
+        why = (getattr(e.os_error, "reason", None) or "it breaks off").replace("_", " ").lower()
+        return f"What answers at {url} does not speak TLS as this client does ({why}); is it http://?"
+    return f"Nothing answers at {url}; is the node running?"
+
+
 def _trusting(ca: Path) -> ssl.SSLContext:
     try:
         return trusting(ca)

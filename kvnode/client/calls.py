@@ -22,7 +22,7 @@ import aiohttp
 from yarl import URL
 
 from kvnode import errors
-from kvnode.client.access import OPEN, Access
+from kvnode.client.access import OPEN, Access, no_connection
 from kvnode.client.answers import Answer, refusal
 
 CONNECT_S: Final = 2.0
@@ -183,8 +183,8 @@ class Calls:
                 allow_redirects=False,
             ) as response:
                 answer = Answer(response.status, response.headers, await response.read())
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
-            raise _Unreachable(f"Nothing answers at {url}; is the node running?") from None
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as e:
+            raise _Unreachable(no_connection(url, e)) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as e:
             if is_read:
                 raise errors.Unavailable(f"{url} did not answer: {_reason(e)}.") from None

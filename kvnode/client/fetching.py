@@ -9,7 +9,7 @@ import aiohttp
 from yarl import URL
 
 from kvnode import errors
-from kvnode.client.access import OPEN, Access
+from kvnode.client.access import OPEN, Access, no_connection
 from kvnode.client.answers import Answer, refusal
 
 CONNECT_S: Final = 2.0
@@ -37,10 +37,13 @@ async def fetch(urls: Sequence[str], path: str, access: Access = OPEN) -> AsyncI
                     return
             except errors.Unavailable as e:
                 last = e
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as e:
+                last = errors.Unavailable(no_connection(url, e))
             except (aiohttp.ClientError, TimeoutError, OSError):
+                when = "before the end" if begun else "before it answered"
+                last = errors.Unavailable(f"{url} broke off {when}: try again, or another node.")
                 if begun:
-                    raise errors.Unavailable(f"{url} broke off before the end: try again, or another node.") from None
-                last = errors.Unavailable(f"Nothing answers at {url}; is the node running?")
+                    raise last from None
             except ValueError:
                 raise errors.BadRequest(f"{url!r} is no URL of a node; write such as http://127.0.0.1:8001.") from None
     raise last

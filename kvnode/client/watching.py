@@ -18,6 +18,7 @@ import aiohttp
 from yarl import URL
 
 from kvnode import errors
+from kvnode.client.access import no_connection
 from kvnode.client.answers import Answer, refusal, shaped
 
 CONNECT_S: Final = 2.0
@@ -108,6 +109,8 @@ async def _stream(
                 elif not kind and opened:
                     yield newest, []
                 opened = True
+    except aiohttp.ClientSSLError as e:
+        raise errors.Unavailable(no_connection(url, e)) from None
     except (aiohttp.ClientError, TimeoutError, OSError):
         raise errors.Unavailable(f"{url} does not answer, or the connection to it broke.") from None
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 
 from kvnode import client, errors
 from kvnode.client import Access, Client, calls
+from kvnode.client.fetching import fetch
+from tests.certificates import Authority
 from tests.cli.scripted import Asked, Reply, Script, always, break_off, say_nothing, scripted
 from tests.cluster import free_ports
 
 PUT = Reply(200, b'{"key":"k","revision":5,"version":2,"created":false}')
+Ask = Callable[[str, Access], Awaitable[object]]
 NO_LEADER = Reply(503, b'{"error":"no_leader","message":"None.","outcome":"not_applied"}')
 
 
@@ -221,3 +227,40 @@ async def test_a_write_of_a_batch_that_was_refused_is_in_doubt_when_no_answer_co
         (became,) = await c.batch([client.put("k", b"v")])
     assert len(node.asked) > 1
     assert isinstance(became, errors.OutcomeUnknown)
+
+
+async def _by_call(url: str, access: Access) -> object:
+    async with Client([url], 5, access=access) as c:
+        return await c.put("k", b"v")
+
+
+async def _by_fetching(url: str, access: Access) -> object:
+    return [piece async for piece in fetch([url], "/admin/api/v1/backup", access)]
+
+
+async def _by_watching(url: str, access: Access) -> object:
+    async with Client([url], 0.1, access=access) as c:
+        return [event async for event in c.watch("k")]
+
+
+@pytest.mark.parametrize("ask", [_by_call, _by_fetching, _by_watching])
+async def test_tls_that_fails_is_named_and_not_taken_for_silence(ask: Ask, tmp_path: Path) -> None:
+    ours, theirs = Authority(tmp_path / "ours"), Authority(tmp_path / "theirs")
+    theirs.sign("n1")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(theirs.folder / "n1.pem", theirs.folder / "n1-key.pem")
+    server = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0, ssl=context)
+    async with server, scripted(always(PUT)) as plain:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(errors.Unavailable, match=r"certificate that .* not to be trusted \(.*--cacert"):
+            await ask(url, Access("", ours.ca))
+        with pytest.raises(errors.Unavailable, match="does not speak TLS"):
+            await ask(plain.url.replace("http:", "https:"), Access("", ours.ca))
+
+
+async def test_a_long_answer_that_never_began_was_broken_off() -> None:
+    async with scripted(break_off) as node:
+        with pytest.raises(errors.Unavailable, match="broke off before it answered"):
+            await _by_fetching(node.url, Access())
+    with pytest.raises(errors.Unavailable, match="Nothing answers"):
+        await _by_fetching(nobody(), Access())
