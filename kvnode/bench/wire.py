@@ -92,11 +92,10 @@ def refusal(head: bytes, body: bytes) -> tuple[str, bool]:
     status = head[9:12].decode("ascii", "replace")
     try:
         document = json.loads(body)
-        if status == "200":  # a batch: the first write of it that was not done speaks for all
-            document = next(each for each in document["results"] if "error" in each)
-        code = document["error"]
-        return str(code)[:CODE_CHARS_MAX], document.get("outcome") == "unknown"
-    except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError):
+        # Of a batch, the first write that was not done names what is wrong; any of them may be in doubt.
+        failed = [each for each in document["results"] if "error" in each] if status == "200" else [document]
+        return str(failed[0]["error"])[:CODE_CHARS_MAX], any(each.get("outcome") == "unknown" for each in failed)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         # A probe says no in plain words. A balancer has pages of its own, and 502 and 504 are about a lost node.
         if status == "503" and body == b"not leader\n":
             return "not_leader", False

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from kvnode.bench import wire
 from kvnode.bench.latencies import PERCENTILES, Latencies
 from kvnode.bench.load import Load, Plan
 from kvnode.bench.place import place
@@ -120,6 +121,12 @@ def test_what_cannot_be_meant_is_a_usage_error(node: Cluster, args: list[str], w
 def refusal(status: int, code: str, outcome: str = "not_applied") -> Reply:
     body = {"error": code, "message": "Words.", "outcome": outcome}
     return Reply(status, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+
+def test_a_write_that_failed_hides_none_of_its_batch_that_is_in_doubt() -> None:
+    outcomes = ({"key": "a"}, {"error": "too_large", "outcome": "not_applied"}, {"error": "x", "outcome": "unknown"})
+    body = json.dumps({"results": outcomes}).encode()
+    assert wire.refusal(b"HTTP/1.1 200 OK", body) == ("too_large", True)
 
 
 async def test_what_fails_is_counted_by_its_code() -> None:
