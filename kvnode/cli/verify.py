@@ -42,7 +42,8 @@ def _verify_backup(path: Path, output: str) -> None:
             print(f"damaged: {path}: {damage}; take another backup, this one is refused whole.")
         raise SystemExit(1) from None
     except OSError as e:
-        print(f"kvnode: {path} cannot be read ({e.strerror}).", file=sys.stderr)
+        hint = "; a node's directory goes behind --data-dir" if isinstance(e, IsADirectoryError) else ""
+        print(f"kvnode: {path} cannot be read ({e.strerror}){hint}.", file=sys.stderr)
         raise SystemExit(2 if isinstance(e, FileNotFoundError) else 1) from None
     if output == "json":
         print_json({"verdict": "whole", "damage": [], **head._asdict(), "leases": len(store.leases)})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import is_one_sentence, kvnode
+from tests.cli.command import is_one_sentence, kvnode, kvnode_here
 from tests.cluster import Cluster
 
 JOURNAL = "journal-000000000001"
@@ -75,3 +75,9 @@ def test_the_directory_of_a_running_node_is_whole_and_the_node_does_not_notice(c
         writer.join(20)
     assert all(cluster.is_ready(name) for name in cluster.nodes)
     assert set(cluster.stop().values()) == {0}
+
+
+def test_a_directory_is_no_backup_and_the_option_for_it_is_named(tmp_path: Path) -> None:
+    done = kvnode_here("verify", str(tmp_path))
+    assert (done.code, is_one_sentence(done.err)) == (1, True)
+    assert "--data-dir" in done.err
