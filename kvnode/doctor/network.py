@@ -15,6 +15,7 @@ from kvnode.client import Client
 from kvnode.client.answers import Answer
 from kvnode.config import Config
 from kvnode.doctor.finding import Finding, ok, problem, warning
+from kvnode.errors import KvnodeError
 from kvnode.values import HostPort, show_host_port
 
 WAIT_S: Final = 2.0
@@ -91,9 +92,7 @@ async def cluster(client: Client, urls: Iterable[str]) -> Iterator[Finding]:
     """The cluster behind the URLs: who leads, whether all are well and alike, and what time they have."""
     bodies = [body for url in urls if (body := await _node_at(client, url)) is not None]
     if not bodies:
-        return iter(
-            (warning("cluster", f"No node answers at {', '.join(urls)}: start one, or name another with --url."),)
-        )
+        return iter((await _not_seen(client),))
     findings: list[Finding] = []
     group = bodies[0]["groups"][0]
     if group["leader_id"] is None:
@@ -107,6 +106,17 @@ async def cluster(client: Client, urls: Iterable[str]) -> Iterator[Finding]:
         )
     findings += await asyncio.gather(*(_member(client, member) for member in group["members"]))
     return iter(findings)
+
+
+async def _not_seen(client: Client) -> Finding:
+    """Why there is no cluster to look at."""
+    try:
+        await client.cluster()
+    except KvnodeError as e:
+        if e.code == "not_allowed":
+            return problem("cluster", f"{e.message} Give the --token-file that the cluster's nodes have.")
+        return warning("cluster", f"{e.message} Start a node, or name another with --url.")
+    return warning("cluster", "The cluster answers now and then alone: look again, and at its load.")
 
 
 async def _member(client: Client, member: Mapping[str, Any]) -> Finding:

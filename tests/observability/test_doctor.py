@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
@@ -14,6 +15,7 @@ import pytest
 
 from kvnode.doctor import machine
 from tests.cli.command import COMMAND, environment, kvnode_here
+from tests.cli.scripted import Reply, always, scripted
 from tests.cluster import Cluster, free_ports, wait_until
 
 
@@ -78,6 +80,26 @@ def test_a_member_that_is_down_is_a_problem_and_named_in_status(trio: Cluster) -
     assert health == {name: None if name == gone else "ready" for name in trio.nodes}
     trio.restart(gone)
     wait_until(lambda: doctor(trio)[0] == 0, 10.0, "no problem any more")
+
+
+@pytest.mark.parametrize(
+    ("reply", "level", "sentence"),
+    [
+        (Reply(401, b'{"error":"unauthorized","message":"It asks."}'), "problem", "It asks. Give the --token-file"),
+        (Reply(404, b"<html>"), "warning", "does the URL point at one? Start a node, or name another"),
+    ],
+)
+async def test_a_cluster_that_cannot_be_looked_at_is_not_called_silent(
+    reply: Reply, level: str, sentence: str, tmp_path: Path
+) -> None:
+    http, raft = (f"127.0.0.1:{port}" for port in free_ports(2))
+    mine = ("--http", http, "--raft", raft, "--data-dir", str(tmp_path))
+    async with scripted(always(reply)) as node:
+        done = await asyncio.to_thread(kvnode_here, "doctor", "-o", "json", "--url", node.url, *mine)
+    [found] = [each for each in json.loads(done.out) if each["check"] == "cluster"]
+    assert found["level"] == level
+    assert sentence in found["message"]
+    assert done.code == (level == "problem")
 
 
 def test_an_unusable_option_is_a_usage_error() -> None:
