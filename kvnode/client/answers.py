@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from kvnode import errors
+from kvnode.client.shapes import ANY, CLUSTER, Shape, fits
 
 T = TypeVar("T")
 
@@ -39,14 +40,21 @@ def etag_revision(headers: Mapping[str, str]) -> int | None:
     return int(tag) if tag.isdigit() else None
 
 
-def parsed(answer: Answer) -> dict[str, Any]:
-    """The JSON object that a node's answer is."""
+def parsed(answer: Answer, shape: Shape = ANY) -> dict[str, Any]:
+    """The JSON object that a node's answer is, of this shape."""
     try:
-        body = json.loads(answer.body)
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
+        body: dict[str, Any] = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        raise _not_a_node() from None
+    if not fits(body, shape):
         raise _not_a_node()
+    return body
+
+
+def cluster_of(answer: Answer) -> dict[str, Any]:
+    """What a node says of its cluster: the body of `GET /admin/api/v1/cluster`, with one group at least."""
+    body = parsed(answer, CLUSTER)
+    shaped(lambda: body["groups"][0])
     return body
 
 
@@ -54,7 +62,7 @@ def shaped(read: Callable[[], T]) -> T:
     """What `read` takes out of an answer; an answer of another shape is nobody's KeyError."""
     try:
         return read()
-    except (KeyError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
         raise _not_a_node() from None
 
 

@@ -9,8 +9,9 @@ from typing import Any, Final, Literal, Self, cast
 from urllib.parse import quote, urlencode
 
 from kvnode import errors
+from kvnode.client import shapes
 from kvnode.client.access import OPEN, Access
-from kvnode.client.answers import Answer, error_of, etag_revision, parsed, shaped
+from kvnode.client.answers import Answer, cluster_of, error_of, etag_revision, parsed, shaped
 from kvnode.client.calls import JSON, PAUSE_S, RESEND_S, SETTLED, Calls, json_bytes, once
 from kvnode.client.leases import Leases
 from kvnode.client.lock import TTL_S, Lock
@@ -213,7 +214,7 @@ class Client:
 
     async def cluster(self) -> dict[str, Any]:
         """The cluster as the first node that answers sees it: the body of `GET /admin/api/v1/cluster`."""
-        return parsed(await self._calls.call("GET", "/admin/api/v1/cluster", in_order=True))
+        return cluster_of(await self._calls.call("GET", "/admin/api/v1/cluster", in_order=True))
 
     async def look(self, url: str, path: str, timeout_s: float = 2.0) -> Answer | None:
         """One GET to exactly this node, whatever it answers; None where it did not in time. For diagnosis."""
@@ -228,36 +229,38 @@ class Client:
     async def restore(self, backup: bytes) -> dict[str, Any]:
         """The contents of a backup file take the place of all keys, in one revision."""
         kind = {"Content-Type": "application/octet-stream"}
-        return parsed(await self._calls.call("POST", "/admin/api/v1/restore", kind, backup))
+        return parsed(await self._calls.call("POST", "/admin/api/v1/restore", kind, backup), shapes.RESTORED)
 
     async def drain(self) -> dict[str, Any]:
         """The first node that answers is drained: its probes fail, it hands over, and it still serves."""
-        return parsed(await self._calls.call("POST", "/admin/api/v1/drain", in_order=True))
+        return parsed(await self._calls.call("POST", "/admin/api/v1/drain", in_order=True), shapes.DRAINED)
 
     async def members(self) -> dict[str, Any]:
         """The configuration: the body of `GET /admin/api/v1/members`."""
-        return parsed(await self._calls.call("GET", MEMBERS, in_order=True))
+        return parsed(await self._calls.call("GET", MEMBERS, in_order=True), shapes.MEMBERS)
 
     async def change_members(self, method: str, path: str, **document: Any) -> dict[str, Any]:
         """POST a member, or to `/ID/promote`, or DELETE `/ID`; the configuration that came of it."""
-        return parsed(await self._calls.call(method, MEMBERS + path, JSON, json.dumps(document).encode()))
+        data = json.dumps(document).encode()
+        return parsed(await self._calls.call(method, MEMBERS + path, JSON, data), shapes.MEMBERS)
 
     async def session_key(self) -> dict[str, Any]:
         """Which key signs admin sessions, by its fingerprint: the body of `GET /admin/api/v1/session-key`."""
-        return parsed(await self._calls.call("GET", SESSION_KEY, in_order=True))
+        return parsed(await self._calls.call("GET", SESSION_KEY, in_order=True), shapes.SESSION_KEY)
 
     async def rotate_session_key(self, grace_s: int) -> dict[str, Any]:
         """Another key from now on; `grace_s` seconds long what the one before it signed is accepted."""
         data = json.dumps({"grace_s": grace_s}).encode()
-        return parsed(await self._calls.call("POST", SESSION_KEY + "/rotate", JSON, data))
+        return parsed(await self._calls.call("POST", SESSION_KEY + "/rotate", JSON, data), shapes.SESSION_KEY)
 
     async def tokens(self) -> dict[str, Any]:
         """The access tokens: the body of `GET /admin/api/v1/tokens`."""
-        return parsed(await self._calls.call("GET", TOKENS))
+        return parsed(await self._calls.call("GET", TOKENS), shapes.TOKENS)
 
     async def change_tokens(self, method: str, path: str, **document: Any) -> dict[str, Any]:
         """POST a token to be made, or DELETE `/ID`; what the node answers."""
-        return parsed(await self._calls.call(method, TOKENS + path, JSON, json.dumps(document).encode()))
+        data, shape = json.dumps(document).encode(), shapes.MADE_TOKEN if method == "POST" else shapes.REVOKED_TOKEN
+        return parsed(await self._calls.call(method, TOKENS + path, JSON, data), shape)
 
 
 def _batched(result: Mapping[str, Any]) -> Batched:

@@ -112,7 +112,8 @@ def _result(result: Mapping[str, Any]) -> Put | int | Found:
     if "put" in result:
         return written(result["put"])
     if "get" not in result:
-        return int(next(iter(result.values()))["deleted"])
+        (removed,) = result.values()
+        return int(removed["deleted"])
     seen = result["get"]
     if not seen["exists"]:
         return Found(seen["key"], False)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from kvnode import __version__
 from kvnode.client import Client
-from kvnode.client.answers import Answer
+from kvnode.client.answers import Answer, cluster_of
 from kvnode.config import Config
 from kvnode.doctor.finding import Finding, ok, problem, warning
 from kvnode.errors import KvnodeError
@@ -150,10 +150,9 @@ async def _node_at(client: Client, url: str) -> dict[str, Any] | None:
     """What the node there says of its cluster; None where none answers, or what answers is none."""
     answer = await client.look(url, CLUSTER, WAIT_S)
     try:
-        body = json.loads(answer.body) if answer is not None and answer.status == 200 else None
-    except ValueError:
+        return cluster_of(answer) if answer is not None and answer.status == 200 else None
+    except KvnodeError:
         return None
-    return body if isinstance(body, dict) and body.get("groups") and "node_id" in body else None
 
 
 def _message(answer: Answer) -> str:

@@ -49,6 +49,15 @@ async def against(script: Script, *args: str, stdin: bytes = b"") -> Done:
         (["get", "k"], Reply(200, b"no revision"), 1),
         (["list"], Reply(200, b"[]"), 1),
         (["list"], Reply(200, b'{"items": [{}]}'), 1),
+        (["list"], Reply(200, b"[" * 100_000), 1),
+        (["status"], Reply(200, b"{}"), 1),
+        (["status"], Reply(200, b'{"node_id": 1, "version": 1, "timestamp": 1, "groups": [{"members": 5}]}'), 1),
+        (["leader"], Reply(200, b'{"node_id": 1, "version": 1, "timestamp": 1, "groups": []}'), 1),
+        (["drain"], Reply(200, b"{}"), 1),
+        (["member", "list"], Reply(200, b'{"members": [{"id": "n1"}]}'), 1),
+        (["token", "list"], Reply(200, b'{"tokens": 5}'), 1),
+        (["token", "create", "a"], Reply(200, b"{}"), 1),
+        (["session-key", "show"], Reply(200, b"{}"), 1),
         (["put", ""], refusal(400, "bad_request", "not_applied"), 2),
         (["put", "k", "v", "--idempotency-key", "x"], refusal(400, "idempotency_key_reused", "not_applied"), 2),
     ],
@@ -161,6 +170,8 @@ async def test_list_follows_the_cursor_to_the_end() -> None:
 
 CLUSTER = {
     "node_id": "n2",
+    "version": "0.1.0",
+    "timestamp": "2026-01-01T00:00:00.000Z",
     "groups": [
         {
             "leader_id": "n1",
