@@ -205,6 +205,11 @@ def command_fault(command: Any) -> str | None:
         return "unknown command"
     kind = command[0]
     if kind == PUT:
+        if len(command) == PUT_FIELDS:
+            _, key, value, content_type, expect = command
+            sound = type(key) is str and 0 < len(key) <= KEY_BYTES_MAX and key.isascii() and type(value) is bytes
+            if sound and expect is None and content_type == "" and len(value) <= VALUE_BYTES_MAX:
+                return None  # a put as nearly all are, in fewer steps
         if not PUT_FIELDS <= len(command) <= PUT_FIELDS + 3 or len(command) == PUT_FIELDS + 2:
             return "a put has five fields, a sixth for an idempotency key, two more for a lease"
         value, expect, extra = command[2], command[4], command[PUT_FIELDS:]

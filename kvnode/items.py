@@ -53,6 +53,8 @@ def prefix_end(prefix: str) -> str | None:
 def packed(
     value: bytes, content_type: str, create_revision: int, mod_revision: int, version: int, lease: int = 0
 ) -> bytes:
+    if not content_type and not lease:  # nearly always
+        return MARKS.pack(create_revision, mod_revision, version, 0) + value
     name = content_type.encode()
     if lease:
         marks = MARKS.pack(create_revision, mod_revision, version, len(name) | LEASED)

@@ -144,7 +144,8 @@ class KeyValueStore:
         if len(request) > PUT_FIELDS:
             return self._put_leased(request)
         _, key, value, content_type, expect = request
-        before = self._items.get(key)
+        shard = self._items.shard(key)
+        before = shard.get(key)
         if before is None:
             create_revision = mod_revision = version = leased = 0
         else:
@@ -155,8 +156,9 @@ class KeyValueStore:
         if leased & LEASED:
             return self._settled(self.write(key, value, content_type, revision))
         version += 1
-        self._items[key] = item = packed(value, content_type, create_revision or revision, revision, version)
+        shard[key] = item = packed(value, content_type, create_revision or revision, revision, version)
         if version == 1:
+            self._items.added()
             self._keys.add(key)
         if self.changes is not None:
             self.changes.append((CHANGE_PUT, key, revision, item))

@@ -74,6 +74,18 @@ class Table(MutableMapping[K, V]):
         shard[key] = value
         self._count += len(shard) - before
 
+    def shard(self, key: K) -> dict[K, V]:
+        """Where `key` is or would be, for whoever looks there and then sets it: `added` tells of a new one.
+
+        The same as `get` and `[key] =` in a third of the calls, and for a write they are a third of its time.
+        """
+        number = hash(key) & self._mask
+        return self._shards[number] if self._own[number] else self._to_change(key)
+
+    def added(self) -> None:
+        """A key was set in its `shard` that was not there before."""
+        self._count += 1
+
     def __delitem__(self, key: K) -> None:
         if key not in self:
             raise KeyError(key)

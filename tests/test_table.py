@@ -16,8 +16,12 @@ CHANGES = st.lists(st.tuples(KEYS, st.none() | st.binary(max_size=2)))
 
 def change(table: Table[str, bytes], model: dict[str, bytes], changes: list[tuple[str, bytes | None]]) -> None:
     for key, value in changes:
-        if value is not None:
+        if value:
             table[key] = model[key] = value
+        elif value is not None:
+            if key not in table.shard(key):
+                table.added()
+            table.shard(key)[key] = model[key] = value
         else:
             assert table.pop(key, None) == model.pop(key, None)
 

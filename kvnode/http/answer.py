@@ -25,6 +25,7 @@ TEXT_TYPE: Final = b"Content-Type: text/plain; charset=utf-8\r\n"
 NO_STORE: Final = b"Cache-Control: no-store\r\n"
 
 _STATUS_LINES: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+_OK: Final = _STATUS_LINES[200]
 _BODILESS: Final = frozenset((204, 304))
 
 
@@ -49,6 +50,10 @@ class Answer:
     def encoded(self, request: web.BaseRequest) -> bytes:
         """All of it, once settled."""
         body, status = self.body, self.status
+        if self.keep_alive and status == 200 and request.version is HttpVersion11 and request.method != "HEAD":
+            # Nearly every answer. The same as below, without the questions.
+            head = b"%b%b%bContent-Length: %d\r\n\r\n" % (_OK, self.stamp, self.headers, len(body))
+            return head + body
         length = b"" if status in _BODILESS else b"Content-Length: %d\r\n" % len(body)
         if self.keep_alive:
             # HTTP/1.0 closes unless told otherwise, HTTP/1.1 the other way round.

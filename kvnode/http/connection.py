@@ -133,7 +133,8 @@ class Connection(web.RequestHandler):
             if self._late is None and not self._upgraded:  # a request has begun, and the rest of its head is to come
                 self._late = self._loop.call_later(HEAD_S, self.force_close)
             return
-        self._in_time()
+        if self._late is not None:
+            self._in_time()
         if not waiter.done() and not self._at_once(waiter):
             waiter.set_result(None)
 
@@ -159,11 +160,11 @@ class Connection(web.RequestHandler):
         return True
 
     def _proceed(self, request: Request, outcome: Answer | Awaitable[Answer]) -> None:
-        if type(outcome) is Answer:
-            self._send(request, outcome)
-        elif type(outcome) is Later:
+        if type(outcome) is Later:
             self._pending = (request, outcome.render)
             outcome.future.add_done_callback(self._settled)
+        elif type(outcome) is Answer:
+            self._send(request, outcome)
         else:
             self._take_time(request, self._finish(request, outcome))
 

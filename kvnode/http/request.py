@@ -15,15 +15,24 @@ from aiohttp.http import RawRequestMessage, StreamWriter
 
 
 class Request(web.BaseRequest):
-    """Neither `url` nor what derives from it, no `app`, no `task`: nothing here uses them."""
+    """Neither `url` nor what derives from it, no `app`, no `task`: nothing here uses them.
+
+    What every request is asked for is plain attributes: aiohttp's are computed when they are first asked for, and kept
+    in a dict from then on.
+    """
+
+    __slots__ = ("content", "headers", "keep_alive", "method", "raw_path", "version")
 
     def __init__(self, message: RawRequestMessage, payload: StreamReader, protocol: web.RequestHandler) -> None:
         self._message = message
         self._payload = payload
         self._protocol = protocol
-        self._headers = message.headers
-        self._method = message.method
-        self._version = message.version
+        self.content = payload
+        self.headers = self._headers = message.headers
+        self.keep_alive = not message.should_close
+        self.method = self._method = message.method
+        self.raw_path = message.path
+        self.version = self._version = message.version
         self._cache: dict[str, Any] = {}
         self._transport_peername = protocol.peername
         self._transport_sslcontext = protocol.ssl_context
