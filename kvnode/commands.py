@@ -101,9 +101,7 @@ class Delete:
     idempotency_key: str | None = None
 
     def encode(self) -> bytes:
-        if self.idempotency_key is None:
-            return _pack((DELETE, self.key, self.expect))
-        return _pack((DELETE, self.key, self.expect, self.idempotency_key))
+        return _with_key((DELETE, self.key, self.expect), self.idempotency_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +187,7 @@ class RevokeToken:
         return bytes(_pack((TOKEN_REVOKE, self.id)))
 
 
-def _with_key(fields: tuple[int | str, ...], idempotency_key: str | None) -> bytes:
+def _with_key(fields: tuple[int | str | Expect, ...], idempotency_key: str | None) -> bytes:
     return bytes(_pack(fields if idempotency_key is None else (*fields, idempotency_key)))
 
 
