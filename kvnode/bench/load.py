@@ -57,13 +57,17 @@ class Load:
                 self._deadline = self._begun
             for each in self._clients:
                 each.proceed()
+            counted = 0
             while not self._done.is_set():
                 try:
                     async with asyncio.timeout(TICK_S):
                         await self._done.wait()
                 except TimeoutError:
                     self._supervise()
-                self.elapsed_s, self.busy_s = time.monotonic() - self._begun, time.process_time() - used_s
+                # At the end, what never comes is waited for: without a success more, that is no time of the load.
+                if not self._stopped or self.tally.succeeded > counted:
+                    counted = self.tally.succeeded
+                    self.elapsed_s, self.busy_s = time.monotonic() - self._begun, time.process_time() - used_s
                 tick(self)
         finally:
             for each in self._clients:

@@ -191,6 +191,28 @@ async def test_it_asks_by_tls_and_gives_up_what_is_not_answered_in_time(tmp_path
         place(url, Access("", tmp_path / "none"))
 
 
+async def test_what_is_waited_for_in_vain_at_the_end_lowers_no_rate() -> None:
+    connections = iter(range(2))
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        silent = next(connections) == 1
+        with suppress(asyncio.IncompleteReadError, OSError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                if not silent:
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    load = Load(Plan(2, 0.3, None, 100.0, timeout_s=1.5), Workload("probe", "", 1, 0), [place(url, Access())])
+    began = asyncio.get_running_loop().time()
+    await load.run(lambda load: None)
+    server.close()
+    assert asyncio.get_running_loop().time() - began > 1.4
+    assert load.tally.by_kind["probe"].errors == {"timed_out": 1}
+    assert 0.3 <= load.elapsed_s < 1.0
+
+
 async def test_who_may_not_write_is_told_so_before_there_is_any_load() -> None:
     async def script(asked: Asked) -> Reply:
         return Reply(503, b"not leader\n") if asked.raw_path.startswith("/admin") else refusal(403, "forbidden")
