@@ -103,6 +103,10 @@ def _check_ports(plan: Plan) -> None:
             try:
                 probe.bind((HOST, port))
                 probe.listen()
+            except PermissionError:
+                raise StartupError(
+                    f"Port {port}, for {what}, is not permitted: choose 1024 or above with {option}."
+                ) from None
             except OSError:
                 raise StartupError(
                     f"Port {port}, for {what}, is in use: stop what uses it, or choose another {option}."

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,6 +180,19 @@ def test_a_busy_port_is_one_sentence_and_nothing_is_started(dev: Dev, offset: in
     assert is_one_sentence(done.stderr.decode())
     assert str(dev.http + offset) in done.stderr.decode()
     assert done.stdout == b""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("setpriv") is None, reason="what only root may do is given up by setpriv"
+)
+def test_a_port_that_only_root_may_have_is_not_called_busy(tmp_path: Path) -> None:
+    first = free_range(3)
+    as_anybody = ["setpriv", "--bounding-set", "-net_bind_service"] if os.geteuid() == 0 else []
+    arguments = ["--lb", "off", "--data-dir", str(tmp_path / "dev"), "--http-port", "81", "--raft-port", str(first)]
+    command = [*as_anybody, *COMMAND, "dev", *arguments]
+    done = subprocess.run(command, capture_output=True, timeout=20, env=environment(), check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert "not permitted: choose 1024 or above with --http-port" in done.stderr.decode()
 
 
 def test_a_node_that_cannot_start_stops_all_and_says_why(tmp_path: Path) -> None:
