@@ -282,6 +282,8 @@ def _after(refusal: errors.Unavailable, error: errors.KvnodeError) -> errors.Kvn
 
 
 def _key_path(key: str, **query: str) -> str:
+    if not key:
+        raise errors.BadRequest("The key is empty: it has one character at least.")
     try:
         path = "/v1/kv/" + quote(key, safe="")
     except UnicodeEncodeError:

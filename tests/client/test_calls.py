@@ -189,8 +189,9 @@ async def test_an_odd_key_leaves_the_client_in_one_piece(key: str) -> None:
 
 async def test_a_key_that_is_no_text_never_leaves() -> None:
     async with Client([nobody()]) as c:
-        with pytest.raises(errors.BadRequest):
-            await c.get("\udcff")
+        for key in ("\udcff", ""):
+            with pytest.raises(errors.BadRequest):
+                await c.get(key)
 
 
 async def test_watches_show_the_token_as_every_other_call_does() -> None:
