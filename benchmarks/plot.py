@@ -18,10 +18,14 @@ def draw(per_s: Mapping[str, Mapping[str, float]]) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    rows = [(name, cells) for name, cells in per_s.items() if "etcd" in cells]
+    rows = [
+        (name, {system: cells[system] for system in _COLOURS if system in cells})
+        for name, cells in per_s.items()
+        if "etcd" in cells
+    ]
     figure, axes = pyplot.subplots(figsize=(9, 0.75 * len(rows) + 1))
     for place, (_, cells) in enumerate(reversed(rows)):
-        for offset, system in enumerate(reversed([each for each in _COLOURS if each in cells])):
+        for offset, system in enumerate(reversed(cells)):
             y = place + 0.26 * (offset - (len(cells) - 1) / 2)
             axes.barh(y, cells[system], 0.24, color=_COLOURS[system])
             axes.text(cells[system], y, f" {cells[system]:,.0f}", va="center", fontsize=7)

@@ -2,7 +2,8 @@
 
 `make bench`, or `python -m benchmarks.throughput [--rounds 5] [--slice-s 3] [--only kvnode] [--rows PUT,probe]`. All
 systems are up throughout, three nodes each, every write on disk before it is answered; they are asked in turns,
-slice by slice, by the same `wrk`. Writes docs/THROUGHPUT.md and docs/throughput.svg.
+slice by slice, by the same `wrk`. A second kvnode cluster holds a million keys more and is asked the same, for what the
+size of the store costs. Writes docs/THROUGHPUT.md and docs/throughput.svg.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks import plot, report
+from benchmarks import bulk, plot, report
 from benchmarks.contenders import Contender, Etcd, Kvnode
 from benchmarks.workloads import Row, System, rows, script
 from tests.balancer import HAPROXY, Balancer
@@ -30,6 +31,7 @@ from tests.cluster import PROJECT, free_ports, request, wait_until
 
 WARM_S: Final = 1
 READY_S: Final = 20.0
+LADEN_KEYS: Final = 1_000_000
 _PAGE: Final = "THROUGHPUT.md"
 
 
@@ -69,11 +71,14 @@ class Systems:
     def __init__(self, stack: ExitStack, folder: Path, names: Sequence[System]) -> None:
         self.names = list(names)
         self._clusters: dict[str, Contender] = {}
-        for name, kind in (("kvnode", Kvnode), ("etcd", Etcd)):
+        for name, kind in (("kvnode", Kvnode), ("etcd", Etcd), ("laden", Kvnode)):
             if name in names:
                 cluster = self._clusters[name] = kind(folder / name)
                 stack.callback(cluster.close)
                 cluster.start()
+        if "laden" in names:
+            laden = self._clusters["laden"]
+            bulk.load(laden.address(laden.leader()), LADEN_KEYS, 80)
         if "aiohttp" in names:
             self._idle = Idle()
             stack.callback(self._idle.close)
@@ -85,6 +90,8 @@ class Systems:
             self._balancer.start()
 
     def takes(self, system: System, row: Row) -> bool:
+        if system == "laden":
+            return system in self.names and row.target != "haproxy" and row.value_bytes == 80
         if system not in row.systems or system not in self.names:
             return False
         return row.target != "haproxy" or (system == "kvnode" and self._balancer is not None)
@@ -191,6 +198,16 @@ def table(cells: Cells) -> str:
     return report.table(head, list(lines()))
 
 
+def laden_table(cells: Cells) -> str:
+    def lines() -> Iterator[list[str]]:
+        for name, cell in cells.items():
+            if "laden" in cell and "kvnode" in cell:
+                few, many = cell["kvnode"], cell["laden"]
+                yield [name, *_figures(few), *_figures(many), f"{100 * many.per_s / few.per_s:.0f} %"]
+
+    return report.table(["", "10,000 keys /s", "p50", "p99", "1,010,000 keys /s", "p50", "p99", "of it"], list(lines()))
+
+
 def _figures(cell: Cell | None) -> list[str]:
     if cell is None:
         return ["-", "-", "-"]
@@ -215,6 +232,12 @@ etcd is asked through its JSON gateway, since that is its HTTP. "aiohttp alone" 
 bytes, the ordinary way of an aiohttp server: what a node does beyond that it saves elsewhere (`http/connection.py`). A
 batch counts as the writes that it holds. The leader probe asks a majority each time; etcd's is `/health`, which reads
 through a quorum as well.
+
+## What the size of the store costs
+
+{laden_table(cells)}
+
+A second cluster, which held a million keys more, was asked the same in the same turns.
 """
 
 
@@ -229,13 +252,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slice-s", type=int, default=3)
-    parser.add_argument("--only", choices=("kvnode", "etcd", "aiohttp"))
+    parser.add_argument("--only", choices=("kvnode", "etcd", "aiohttp", "laden"))
     parser.add_argument("--rows", help="parts of the names of the rows to measure, with commas between", default="")
     parser.add_argument("--dry", action="store_true", help="print the page and leave docs/ as it is")
     options = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("wrk is not installed, and it asks the questions here: on Debian and Ubuntu, apt-get install wrk.")
-    names: list[System] = [options.only] if options.only else ["kvnode", "etcd", "aiohttp"]
+    names: list[System] = [options.only] if options.only else ["kvnode", "etcd", "aiohttp", "laden"]
     if "etcd" in names and Etcd.version() is None:
         print("etcd is not installed (Debian and Ubuntu: apt-get install etcd-server): measured without it.")
         names.remove("etcd")

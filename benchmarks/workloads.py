@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-System = Literal["kvnode", "etcd", "aiohttp"]
+System = Literal["kvnode", "etcd", "aiohttp", "laden"]  # laden: kvnode with a million keys more
 Target = Literal["leader", "follower", "haproxy"]
 
 KEYS: Final = 10_000
