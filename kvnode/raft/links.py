@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any, ClassVar, Final, Protocol, cast
-from weakref import WeakKeyDictionary
+from typing import Any, Final, Protocol, cast
 
 from kvnode.raft import handshake, wire
 from kvnode.raft.handshake import Circle, Identity, Peer
@@ -19,7 +18,7 @@ class Owner(Protocol):
     """The network that a connection belongs to."""
 
     me: Identity
-    strangers: int
+    strangers: dict[Accepted, None]  # connections that have not proved themselves yet, in order of arrival
     circle: Circle
     certificate: MutualCertificate | None
 
@@ -123,8 +122,6 @@ class Dialled(Link):
 class Accepted(Link):
     """A connection that somebody opened to this node: a stranger until it has proved itself."""
 
-    _strangers: ClassVar[WeakKeyDictionary[Accepted, None]] = WeakKeyDictionary()  # in order of arrival
-
     def __init__(self, network: Owner) -> None:
         super().__init__(network)
         self._acceptor = handshake.Acceptor(network.me, network.circle)
@@ -134,11 +131,11 @@ class Accepted(Link):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.network.strangers += 1
-        self._strangers[self] = None
-        if self.network.strangers > STRANGERS_MAX:
+        strangers = self.network.strangers
+        strangers[self] = None
+        if len(strangers) > STRANGERS_MAX:
             # Not this one: it may be a peer, and whoever keeps silent would keep it out.
-            next(stranger for stranger in self._strangers if stranger.network is self.network).give_way()
+            next(iter(strangers)).give_way()
         loop = asyncio.get_running_loop()
         late = handshake.Refused("it did not finish its greeting in time")
         self._deadline = loop.call_later(handshake.DEADLINE_S, self.refuse, late)
@@ -204,9 +201,7 @@ class Accepted(Link):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-        if self in self._strangers:
-            del self._strangers[self]
-            self.network.strangers -= 1
+        self.network.strangers.pop(self, None)
 
 
 def _tune(sock: Any) -> None:

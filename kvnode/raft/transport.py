@@ -60,7 +60,7 @@ class Network:
         self.listener = listener
         self.http_urls: dict[str, str] = {}
         self.refusals: dict[str, handshake.Refused] = {}  # by peer: why it did not talk to this node at the last try
-        self.strangers = 0
+        self.strangers: dict[Accepted, None] = {}
         self._server: asyncio.Server | Reception | None = None
         self._dialled: dict[str, asyncio.Transport] = {}
         self._accepted: dict[str, asyncio.Transport] = {}
