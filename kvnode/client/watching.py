@@ -102,7 +102,7 @@ async def _stream(
                     raise errors.Compacted(str(data.get("message")), cast("int | None", data.get("oldest_revision")))
                 if kind in ("put", "delete", "expire"):
                     events.append(shaped(lambda kind=kind, data=data: _event(kind, data)))  # type: ignore[misc]
-                if identity is not None:
+                if identity is not None and (opened or identity > newest):
                     newest = identity
                     yield newest, events
                     events = []

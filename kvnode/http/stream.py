@@ -31,7 +31,9 @@ LEADERLESS_S: Final = 10.0
 
 _HEAD: Final = (
     b"HTTP/1.1 200 OK\r\n%bContent-Type: text/event-stream; charset=utf-8\r\n%bX-Accel-Buffering: no\r\n"
-    b"Kvnode-Revision: %d\r\nConnection: close\r\n\r\n: watching from revision %d on\n\n"
+    b"Kvnode-Revision: %d\r\nConnection: close\r\n\r\n"
+    # The id at once, so that a stream which breaks before its first event can be gone on with, too.
+    b": watching from revision %d on\nid: %d\n\n"
 )
 
 
@@ -130,7 +132,7 @@ class EventStream(Answer):
         connection.listener = self
         self._streams.add(self)
         try:
-            transport.write(_HEAD % (self.stamp, NO_STORE, self._sent, self._sent + 1))
+            transport.write(_HEAD % (self.stamp, NO_STORE, self._sent, self._sent + 1, self._sent))
             self.flush()
             await self._over
             await self._last_word(transport)

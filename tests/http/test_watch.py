@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from base64 import b64decode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -49,7 +50,9 @@ async def watching(node: Served, query: str = "", **headers: str) -> AsyncIterat
             head = (await wire.reader.readuntil(b"\r\n\r\n")).decode()
         assert head.startswith("HTTP/1.1 200 "), head
         events = Events(wire, head)
-        assert (await events.block()).startswith(": ")
+        opening = re.fullmatch(r": watching from revision (\d+) on\nid: (\d+)\n", await events.block())
+        assert opening is not None
+        assert int(opening[1]) == int(opening[2]) + 1, "a stream that breaks now would not go on where it began"
         yield events
 
 
