@@ -21,7 +21,7 @@ from kvnode.values import HostPort
 
 log = logging.getLogger(__name__)
 
-BACKLOG: Final = 1_024
+PROBES_BACKLOG: Final = 128
 IN_FLIGHT_S: Final = 2.5  # for requests that have begun, once nothing new is let in; aiohttp may take it twice
 FILES_KEPT: Final = 128  # file descriptors that clients may not take: the journal, snapshots and peers need some
 
@@ -59,25 +59,22 @@ class Front:
         """Listens. Raises StartupError with nothing left open."""
         security = self._config.security
         try:
-            if self.certificate is None and not (security.proxies and security.proxies.prefaced):
-                await self._listen(self._server, self._config.http, "http")
-            else:
-                await self._receive()
+            await self._receive()
             if security.probes is not None:
-                await self._listen(self._probes, security.probes, "probes")
+                await self._listen_for_probes(security.probes)
         except errors.StartupError:
             await self.cleanup()
             raise
 
-    async def _listen(self, server: Server, address: HostPort, option: str) -> None:
-        runner = await self._runner(server)
+    async def _listen_for_probes(self, address: HostPort) -> None:
+        runner = await self._runner(self._probes)
         try:
-            await web.TCPSite(runner, *address, backlog=BACKLOG, reuse_address=True).start()
+            await web.TCPSite(runner, *address, backlog=PROBES_BACKLOG, reuse_address=True).start()
         except OSError as e:
-            raise errors.StartupError(_why_not_bound(address, option, e)) from None
+            raise errors.StartupError(_why_not_bound(address, "probes", e)) from None
 
     async def _receive(self) -> None:
-        """The clients' port, where something comes before HTTP."""
+        """The clients' port."""
         await self._runner(self._server)
         proxies = self._config.security.proxies
         try:

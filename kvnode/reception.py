@@ -1,13 +1,16 @@
-"""Where connections come in that are not simply taken over: TLS first, or a balancer's word on who the client is.
+"""Where connections come in: with TLS first, or with a balancer's word on who the client is, or as they are.
 
 Each connection is taken in by a task of its own, bounded in number and in time, and handed to its protocol when it has
-proved what it must. (`loop.create_server` counts no handshake that is under way, and cannot read what a balancer
-says in front of it.) Whoever holds the listener decides with each connection anew which certificate is shown.
+proved what it must. `loop.create_server` counts no handshake that is under way, and cannot read what a balancer says in
+front of it; and it takes one connection in each turn of the loop, so the last of a hundred waits for a hundred turns,
+which on a busy node are a quarter of a second. Whoever holds the listener decides with each connection anew which
+certificate is shown.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Callable
@@ -22,6 +25,7 @@ NEWCOMERS_MAX: Final = 512  # connections whose handshake is under way; one more
 PREFACE_S: Final = 3.0  # for the line of a balancer
 PAUSE_S: Final = 0.2  # after an accept that failed: no file descriptor is left, mostly
 BACKLOG: Final = 1_024
+BURST: Final = 32  # connections taken in one turn of the loop
 
 
 async def bound(host: str, port: int, backlog: int = BACKLOG) -> list[socket.socket]:
@@ -91,12 +95,20 @@ class Reception:
                 )
                 await asyncio.sleep(PAUSE_S)
                 continue
-            if len(self._newcomers) >= self._newcomers_max:
-                self._make_room()
-            task = asyncio.create_task(self._receive(connection, address[0]))
-            self._newcomers[task] = address[0]
-            task.add_done_callback(lambda done: self._newcomers.pop(done, None))
-            await asyncio.sleep(0)  # it must have begun, or being cancelled closes nothing; and floods share the loop
+            self._take(connection, address[0])
+            with contextlib.suppress(OSError):  # nobody else is there; or an error, which the next try will meet
+                for _ in range(min(BURST, self._newcomers_max) - 1):
+                    connection, address = listening.accept()
+                    connection.setblocking(False)
+                    self._take(connection, address[0])
+            await asyncio.sleep(0)  # they must have begun, or being cancelled closes nothing; floods share the loop
+
+    def _take(self, connection: socket.socket, address: str) -> None:
+        if len(self._newcomers) >= self._newcomers_max:
+            self._make_room()
+        task = asyncio.create_task(self._receive(connection, address))
+        self._newcomers[task] = address
+        task.add_done_callback(lambda done: self._newcomers.pop(done, None))
 
     def _make_room(self) -> None:
         """Whoever came first has had the most time: were it the newest that went, the silent would keep all out."""

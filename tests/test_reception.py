@@ -78,3 +78,25 @@ async def test_the_oldest_newcomer_makes_room_for_the_newest(
     for staying in (younger, newest):
         with pytest.raises(BlockingIOError):
             staying.recv(1)
+
+
+async def test_the_last_of_a_burst_does_not_wait_for_a_turn_of_the_loop_for_each_before_it() -> None:
+    taken = 0
+
+    def protocol(address: str) -> asyncio.Protocol:
+        nonlocal taken
+        taken += 1
+        return asyncio.Protocol()
+
+    sockets = await bound("127.0.0.1", 0)
+    clients = [socket.create_connection(sockets[0].getsockname()) for _ in range(200)]
+    door = Reception(sockets, protocol, None, None, lambda *_: None)
+    turns = 0
+    while taken < len(clients) and turns < 1_000:
+        await asyncio.sleep(0)
+        turns += 1
+    await door.stop()
+    for client in clients:
+        client.close()
+    assert taken == len(clients)
+    assert turns < len(clients) / 4
