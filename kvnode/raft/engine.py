@@ -147,6 +147,7 @@ class Engine:
 
     def _turn(self) -> None:
         replica = self.replica
+        self._flusher.kick()  # a follower's promise waits for its disk: that begins before what is committed is applied
         self._step_due = True  # what one of these asks for, those behind it do in this very step
         replica.advance()
         self.writes.pump()
