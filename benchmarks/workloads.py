@@ -93,8 +93,11 @@ def request_of(system: System, row: Row) -> Callable[[int], Request]:
     }[row.work]
 
 
-def script(system: System, row: Row) -> str:
-    """The Lua script of a row. The value is a variable in it: written out ten thousand times it would be 40 MB."""
+def script(system: System, row: Row, in_order: bool = False) -> str:
+    """The Lua script of a row, which asks for keys at random or for one after the other.
+
+    The value is a variable in it: written out ten thousand times it would be 40 MB.
+    """
     make = request_of(system, row)
     count = 1 if row.work == "probe" else KEYS // row.writes_per_request
     value = "v" * row.value_bytes if system != "etcd" and row.work != "batch" else _b64("v" * row.value_bytes)
@@ -107,7 +110,8 @@ def script(system: System, row: Row) -> str:
         lines.append(f"  requests[{number + 1}] = {made}")
         if number % 500 == 499:  # a Lua function holds so many constants and no more
             lines += [f"  more{number}()", "end", f"function more{number}()"]
-    lines += ["end", f"function request() return requests[math.random({count})] end"]
+    following = f"last % {count} + 1" if in_order else f"math.random({count})"
+    lines += ["end", "local last = 0", f"function request() last = {following}; return requests[last] end"]
     return "\n".join(lines) + "\n" + _DONE
 
 
