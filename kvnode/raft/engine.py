@@ -64,7 +64,7 @@ class Engine:
         fail: Callable[[Fatal], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._fail, self.snapshots = fail, snapshots
+        self._fail, self.snapshots, self.roster = fail, snapshots, roster
         self.settings, self.store, self._watches = settings, store, watches
         self.clock = time.monotonic
         self.last_step_at = self.clock()
@@ -74,7 +74,6 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         instance = os.urandom(ORIGIN_BYTES)
         me = Identity(settings.node_id, cluster_id, settings.http_url, instance, settings.secret)
-        self.roster = roster
         self.network = Network(me, roster, self, settings.certificate)
         self._acquaintance = Acquaintance(roster, self.network, snapshots.disk, fail)
         self.members_changed = self._acquaintance.changed
