@@ -59,7 +59,7 @@ class Trio:
 @pytest.fixture
 async def trio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Trio]:
     counted: Counter[str] = Counter()
-    send, sync, step = Network.send, Directory.sync, Engine._step
+    send, sync, step, tick = Network.send, Directory.sync, Engine._step, Engine._on_timer
 
     def counted_send(self: Network, node_id: str, message: wire.Message) -> bool:
         counted["messages"] += 1
@@ -77,7 +77,13 @@ async def trio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
     monkeypatch.setattr(Network, "send", counted_send)
     monkeypatch.setattr(Directory, "sync", counted_sync)
+
+    def uncounted_tick(self: Engine) -> None:
+        counted["steps"] -= 1  # those by the clock are not of the work, and more on a slow machine
+        tick(self)
+
     monkeypatch.setattr(Engine, "_step", counted_step)
+    monkeypatch.setattr(Engine, "_on_timer", uncounted_tick)
     ports = free_ports(3)
     peers = {f"n{number}": ("127.0.0.1", port) for number, port in enumerate(ports, 1)}
     groups = []
@@ -130,7 +136,7 @@ async def test_many_writes_share_entries_messages_and_syncs(trio: Trio) -> None:
     assert entries <= 64 * 20 / 16
     assert counted["syncs"] <= 3 * entries
     assert counted["messages"] <= 7 * entries + BEATS
-    assert counted["steps"] <= 12 * entries + BEATS
+    assert counted["steps"] <= 5 * entries + BEATS
 
 
 async def test_a_follower_forwards_whole_groups(trio: Trio) -> None:
