@@ -1,4 +1,4 @@
-"""How much may be asked for; free of everything that takes time to load."""
+"""How much may be asked for; free of everything that takes time to load. A test compares it with a node's bounds."""
 
 from __future__ import annotations
 

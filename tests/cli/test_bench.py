@@ -19,13 +19,15 @@ from typing import Any
 
 import pytest
 
-from kvnode.bench import wire
+from kvnode import commands
+from kvnode.bench import bounds, wire
 from kvnode.bench.latencies import PERCENTILES, Latencies
 from kvnode.bench.load import Load, Plan
 from kvnode.bench.place import place
 from kvnode.bench.workload import Workload
 from kvnode.client import Access
 from kvnode.errors import BadRequest
+from kvnode.http import batch
 from tests.certificates import Authority
 from tests.cli.command import COMMAND, Done, environment, is_one_sentence, kvnode_here, run_kvnode
 from tests.cli.scripted import Asked, Reply, scripted
@@ -315,3 +317,10 @@ def test_percentiles_are_those_of_the_sorted_list_to_within_one_in_a_hundred() -
     assert summary["max"] * 1000 == exact_us[-1]
     assert summary["mean"] * 1000 == pytest.approx(sum(exact_us) / len(exact_us), rel=0.01)
     assert Latencies().summary_ms() == {}
+
+
+def test_the_bounds_are_those_of_a_node() -> None:
+    assert bounds.VALUE_BYTES_MAX == commands.VALUE_BYTES_MAX
+    assert bounds.BATCH_SIZE_MAX == batch.OPERATIONS_MAX
+    assert bounds.BATCH_BYTES_MAX < batch.BODY_BYTES_MAX
+    assert bounds.ROOT_BYTES_MAX < commands.KEY_BYTES_MAX
