@@ -141,7 +141,8 @@ class Reception:
             self._refused(address, str(refused))
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
             connection.close()
-            self._refused(address, f"its TLS handshake failed ({_why(error)})")
+            why = _why(error)
+            self._refused(address, why if self._certificate is None else f"its TLS handshake failed ({why})")
         except asyncio.CancelledError:
             connection.close()
             raise

@@ -61,7 +61,7 @@ class KeyValueStore:
     def walk(self, start: str, end: str | None) -> Iterator[tuple[str, Item]]:
         """The items with start <= key < end (None: no end), in byte order, each copied when it is its turn.
 
-        Not to be gone on with after a change. To go on after a page, start at its last key + "\0": nothing sorts
+        Not to be gone on with after a change. To go on after a page, start at its last key + "\\0": nothing sorts
         between the two.
         """
         if end is None or start < end:

@@ -21,7 +21,8 @@ from kvnode.http.later import Later
 from kvnode.http.request import Request
 from kvnode.tokens import Token
 
-# For the head of a request, from the first piece that came alone: a byte a minute would hold a place for an hour.
+# For the head of a connection's first request, and of any other from the first piece that came alone: silence, or one
+# byte a minute, would hold a place for an hour.
 HEAD_S: Final = 30.0
 
 
