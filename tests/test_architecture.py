@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "kvnode"
-FILE_LINES_MAX = 320
+FILE_LINES_MAX = 600  # a bound on monoliths; a lower one made people split a noun over several files
 
 # Room -> the rooms of this project that it may import. The longest name that fits a module is its room.
 ARROWS: dict[str, set[str]] = {

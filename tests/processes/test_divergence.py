@@ -67,13 +67,21 @@ def test_a_node_with_another_history_becomes_unready_and_the_others_do_not(clust
     assert page(cluster, "n2").of("kvnode_ready", check="blocking_errors") == 0
 
 
+def reaches(cluster: Cluster, name: str, peer: str) -> bool:
+    """Whether `name` has a connection to `peer`: two of three can elect before the third has started."""
+    members = cluster.status(name)["members"]
+    return any(member["id"] == peer and member["reachable"] for member in members)
+
+
 def test_a_leader_that_differs_hands_over_and_a_new_directory_makes_the_node_whole(cluster: Cluster) -> None:
     cluster.put("first", b"the true value")
     cluster.stop()
     with_another_past(cluster.nodes["n2"].data_dir)
     for name in cluster.nodes:
         cluster.spawn(name)
-    cluster.transfer("n2", via=cluster.leader())
+    leader = cluster.leader()
+    wait_until(lambda: reaches(cluster, leader, "n2"), 10.0, f"{leader} is connected to n2")
+    cluster.transfer("n2", via=leader)
     wait_until(lambda: cluster.leader() != "n2", 15.0, "n2 does not lead any more")
     wait_until(lambda: cluster.probe("n2", "/readyz") == 503, 5.0, "n2 is unready")
     assert cluster.get("first") == b"the true value"
