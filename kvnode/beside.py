@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
 from kvnode.commands import REPLACE, SESSION, TOKEN_CREATE
 from kvnode.leases import change_lease
+from kvnode.limits import CONTENTS_BYTES_MAX
 from kvnode.results import Invalid, Replaced, Result
 from kvnode.session import change_session
 
 if TYPE_CHECKING:
     from kvnode.store import KeyValueStore
-
-# What the command may stand for, so that a small one cannot fill a node's memory.
-CONTENTS_BYTES_MAX: Final = 64 * 1_048_576
 
 
 def change_beside(store: KeyValueStore, kind: int, request: list[Any]) -> Result:

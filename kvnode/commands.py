@@ -11,23 +11,19 @@ from typing import Any, Final
 
 import msgpack
 
-KEY_BYTES_MAX: Final = 1_024
-VALUE_BYTES_MAX: Final = 1_048_576
-CONTENT_TYPE_BYTES_MAX: Final = 256
-IDEMPOTENCY_KEY_CHARS_MAX: Final = 64
-COMMAND_BYTES_MAX: Final = VALUE_BYTES_MAX + KEY_BYTES_MAX + CONTENT_TYPE_BYTES_MAX + IDEMPOTENCY_KEY_CHARS_MAX + 256
-
-TTL_S_MAX: Final = 366 * 86_400
-LEASE_ID_MAX: Final = 2**53 - 1  # JSON numbers are exact up to there
-REPLACE_BYTES_MAX: Final = 4 * 1_048_576  # one entry, well below a frame
-SESSION_KEY_BYTES_MAX: Final = 64
-SESSION_GRACE_S_MAX: Final = 31 * 86_400
-EXPIRED_MAX: Final = 4_096  # leases in one expiry
-
-ROLES: Final = ("read_only", "full")
-TOKEN_ID_CHARS_MAX: Final = 32
-TOKEN_NAME_BYTES_MAX: Final = 64
-TOKEN_DIGEST_BYTES: Final = 32  # SHA-256
+from kvnode.limits import (
+    EXPIRED_MAX,
+    KEY_BYTES_MAX,
+    VALUE_BYTES_MAX,
+    idempotency_key_fault,
+    lease_fault,
+    replace_fault,
+    session_key_fault,
+    text_fault,
+    token_fault,
+    token_id_fault,
+    value_fault,
+)
 
 PUT: Final = 1
 DELETE: Final = 2
@@ -210,16 +206,16 @@ def command_fault(command: Any) -> str | None:
                 return None  # a put as nearly all are, in fewer steps
         if not PUT_FIELDS <= len(command) <= PUT_FIELDS + 3 or len(command) == PUT_FIELDS + 2:
             return "a put has five fields, a sixth for an idempotency key, two more for a lease"
-        value, expect, extra = command[2], command[4], command[PUT_FIELDS:]
-        if type(value) is not bytes or len(value) > VALUE_BYTES_MAX:
-            return f"a value is 0 to {VALUE_BYTES_MAX} bytes"
-        fault = text_fault("content type", command[3], 0, CONTENT_TYPE_BYTES_MAX)
+        expect, extra = command[4], command[PUT_FIELDS:]
+        fault = value_fault(command[2], command[3])
         if fault is None and len(extra) == 3:
             fault = lease_fault(extra[1], extra[2])
         if fault is not None:
             return fault
     elif kind == SESSION:
-        return _session_fault(command)
+        if len(command) != FIELDS[SESSION]:
+            return "a change of the session key has five fields"
+        return session_key_fault(*command[1:])
     elif type(kind) is not int or kind not in FIELDS:
         return "unknown command"
     else:
@@ -231,8 +227,8 @@ def command_fault(command: Any) -> str | None:
         return "an expectation is a list of revisions"
     if extra and kind >= TOKEN_CREATE:
         return "a command on tokens, or on all contents, takes no idempotency key"
-    if extra and not _is_idempotency_key(extra[0]):
-        return f"an idempotency key is 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII characters"
+    if extra and (fault := idempotency_key_fault(extra[0])) is not None:
+        return fault
     if kind <= DELETE:
         return text_fault("key", command[1], 1, KEY_BYTES_MAX)
     return _argument_fault(kind, command[1])
@@ -249,46 +245,11 @@ def _argument_fault(kind: int, argument: Any) -> str | None:
         pairs = argument if type(argument) is list and len(argument) <= EXPIRED_MAX else [None]
         if not all(type(p) is list and len(p) == 2 and type(p[0]) is type(p[1]) is int and min(p) >= 0 for p in pairs):
             return "an expiry is a list of leases and how often each was renewed"
-    return token_fault(kind, argument) if kind >= TOKEN_CREATE else None
-
-
-def token_fault(kind: int, argument: Any) -> str | None:
-    if kind == REPLACE:
-        fits = type(argument) is bytes and len(argument) <= REPLACE_BYTES_MAX
-        return None if fits else f"a backup in the log is {REPLACE_BYTES_MAX} bytes at most"
+    if kind == TOKEN_CREATE:
+        return token_fault(argument)
     if kind == TOKEN_REVOKE:
-        return text_fault("token's id", argument, 1, TOKEN_ID_CHARS_MAX)
-    if type(argument) is not list or len(argument) != 5:
-        return "a token has an id, a name, a role, a hash and a time"
-    token_id, name, role, digest, created_ms = argument
-    if role not in ROLES or type(digest) is not bytes or len(digest) != TOKEN_DIGEST_BYTES:
-        return "a token has a role and a SHA-256"
-    if type(created_ms) is not int or not 0 <= created_ms < 2**63:
-        return "a token's time is in milliseconds since 1970"
-    fault = text_fault("token's id", token_id, 1, TOKEN_ID_CHARS_MAX)
-    return fault or text_fault("token's name", name, 1, TOKEN_NAME_BYTES_MAX)
-
-
-def _session_fault(command: list[Any]) -> str | None:
-    if len(command) == FIELDS[SESSION]:
-        _, after, key, fingerprint, grace_s = command
-        numbers = type(after) is type(grace_s) is int and after >= 0 and 0 <= grace_s <= SESSION_GRACE_S_MAX
-        texts = type(key) is type(fingerprint) is bytes and max(len(key), len(fingerprint)) <= SESSION_KEY_BYTES_MAX
-        if numbers and texts:
-            return None
-    return "a session key has the number of the one before it, its bytes, its fingerprint and a grace time"
-
-
-def value_fault(value: Any, content_type: Any) -> str | None:
-    if type(value) is not bytes or len(value) > VALUE_BYTES_MAX:
-        return f"a value is 0 to {VALUE_BYTES_MAX} bytes"
-    return text_fault("content type", content_type, 0, CONTENT_TYPE_BYTES_MAX)
-
-
-def lease_fault(lease: Any, ttl_s: Any) -> str | None:
-    if type(lease) is not int or type(ttl_s) is not int or not 0 <= lease <= LEASE_ID_MAX or (lease and ttl_s):
-        return "a key has a lease or a ttl, and a lease is a number above 0"
-    return None if 0 <= ttl_s <= TTL_S_MAX else f"a ttl is 1 to {TTL_S_MAX} seconds"
+        return token_id_fault(argument)
+    return replace_fault(argument) if kind == REPLACE else None
 
 
 def expectation_holds(expect: list[int], mod_revision: int) -> bool:
@@ -296,25 +257,3 @@ def expectation_holds(expect: list[int], mod_revision: int) -> bool:
     if mod_revision == 0:
         return ABSENT in expect
     return mod_revision in expect or EXISTS in expect
-
-
-def _is_idempotency_key(text: Any) -> bool:
-    """Whether the field is one, or the None that leaves it out before a field of a later version."""
-    if type(text) is not str:
-        return text is None
-    return 1 <= len(text) <= IDEMPOTENCY_KEY_CHARS_MAX and text.isascii() and text.isprintable()
-
-
-def text_fault(what: str, text: Any, bytes_min: int, bytes_max: int) -> str | None:
-    """What is wrong with a text field, or None. ASCII, nearly every key, is checked without encoding it."""
-    if type(text) is str:
-        if text.isascii():
-            size = len(text)
-        else:
-            try:
-                size = len(text.encode())
-            except UnicodeEncodeError:  # lone surrogates are not text
-                size = -1
-        if bytes_min <= size <= bytes_max:
-            return None
-    return f"a {what} is {bytes_min} to {bytes_max} bytes of UTF-8"

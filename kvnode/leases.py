@@ -19,12 +19,12 @@ import msgpack
 from sortedcontainers import SortedList
 
 from kvnode.changes import CHANGE_DELETE, CHANGE_EXPIRE
-from kvnode.commands import GRANT, LEASE_ID_MAX, RENEW, REVOKE, TTL_S_MAX
+from kvnode.commands import GRANT, RENEW, REVOKE
 from kvnode.items import go_on, in_order
+from kvnode.limits import LEASE_ID_MAX, LEASES_MAX, TTL_S_MAX
 from kvnode.results import Deleted, Granted, LeaseMissing, LeasesFull, Result, Revoked
 from kvnode.table import Table, TableView
 
-LEASES_MAX: Final = 1_048_576
 CHUNK_LEASES: Final = 4_096
 _ID_DIGITS: Final = 16
 _LEASE: Final = struct.Struct("<IQ?")

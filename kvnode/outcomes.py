@@ -18,18 +18,11 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from kvnode.commands import IDEMPOTENCY_KEY_CHARS_MAX, PUT
+from kvnode.commands import PUT
+from kvnode.limits import OUTCOME_FINGERPRINT_BYTES, OUTCOMES_BYTES_MAX, OUTCOMES_MAX
 from kvnode.results import Result, decode_result, encode_result
 from kvnode.table import Table, TableView
 
-# The window. A client that retries has given up within seconds, and this is ten of them at 13,000 keyed writes a
-# second, a day and a half at one; full, it costs up to 48 MB of memory and 14 MB of snapshot. It is part of the
-# replicated state: nodes that disagreed about it would answer the same retry differently.
-OUTCOMES_MAX: Final = 131_072
-OUTCOMES_BYTES_MAX: Final = 32 * 1_048_576
-FINGERPRINT_BYTES: Final = 16
-RESULT_BYTES_MAX: Final = 38  # msgpack of a kind and at most four numbers, three of them of 64 bits
-OUTCOME_BYTES_MAX: Final = IDEMPOTENCY_KEY_CHARS_MAX + FINGERPRINT_BYTES + RESULT_BYTES_MAX
 CHUNK_OUTCOMES: Final = 512  # of plain writes, about 64 KiB at most …
 CHUNK_BYTES: Final = 65_536  # … and of transactions not much more either
 SHARDS: Final = 1_024  # of the tables: 128 records each when the window is full
@@ -45,10 +38,10 @@ def fingerprint(request: list[Any]) -> bytes:
     """
     if request[0] == PUT:
         kind, key, value, *rest = request
-        digest = blake2b(_pack((kind, key, rest)), digest_size=FINGERPRINT_BYTES)
+        digest = blake2b(_pack((kind, key, rest)), digest_size=OUTCOME_FINGERPRINT_BYTES)
         digest.update(value)  # last and apart, so that a large one is not copied first
         return digest.digest()
-    return blake2b(_pack(request), digest_size=FINGERPRINT_BYTES).digest()
+    return blake2b(_pack(request), digest_size=OUTCOME_FINGERPRINT_BYTES).digest()
 
 
 class Outcome(NamedTuple):
@@ -111,9 +104,9 @@ class Outcomes:
         record = self._records.get(key)
         if record is None:
             return None
-        result = decode_result(record[FINGERPRINT_BYTES:])
+        result = decode_result(record[OUTCOME_FINGERPRINT_BYTES:])
         assert result is not None  # `remember` and `load` take nothing else
-        return Outcome(record[:FINGERPRINT_BYTES], result)
+        return Outcome(record[:OUTCOME_FINGERPRINT_BYTES], result)
 
     def remember(self, key: str, outcome: Outcome) -> None:
         """Keeps the outcome of a key that is not known, and forgets the oldest over the limit."""
@@ -152,6 +145,6 @@ class Outcomes:
 def _checked(entry: Any) -> tuple[str, bytes]:
     if type(entry) is list and len(entry) == 2:
         key, record = entry
-        if type(key) is str and type(record) is bytes and decode_result(record[FINGERPRINT_BYTES:]) is not None:
+        if type(key) is str and type(record) is bytes and decode_result(record[OUTCOME_FINGERPRINT_BYTES:]) is not None:
             return key, record
     raise ValueError("an outcome in the snapshot is not a key and a record")

@@ -17,8 +17,9 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
-from kvnode.commands import SESSION, SESSION_GRACE_S_MAX
+from kvnode.commands import SESSION
 from kvnode.errors import StartupError
+from kvnode.limits import SESSION_GRACE_S_MAX
 from kvnode.results import Turned
 
 KEY_BYTES: Final = 32

@@ -22,7 +22,8 @@ from kvnode.beside import change_beside
 from kvnode.changes import CHANGE_DELETE, CHANGE_PUT, CHANGE_REPLACED, Change
 from kvnode.commands import DELETE, DELETE_PREFIX, FIELDS, PUT, PUT_FIELDS, TXN, command_fault, expectation_holds
 from kvnode.items import LEASED, MARKS, Item, in_order, lease_of, packed, prefix_end, unpacked
-from kvnode.leases import LEASES_MAX, Leases
+from kvnode.leases import Leases
+from kvnode.limits import LEASES_MAX
 from kvnode.order import forget
 from kvnode.outcomes import Outcome, Outcomes, fingerprint
 from kvnode.results import Concluded, Deleted, Invalid, LeaseMissing, LeasesFull, Refused, Result, Reused, Written

@@ -7,12 +7,11 @@ is 256 random bits and no password: nobody finds it by guessing, and a slow hash
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
-from kvnode.commands import TOKEN_CREATE, token_fault
+from kvnode.commands import TOKEN_CREATE
+from kvnode.limits import TOKENS_MAX, token_fault
 from kvnode.results import Invalid, Result, TokenChanged, TokenMissing, TokensFull
-
-TOKENS_MAX: Final = 1_024
 
 
 class Token(NamedTuple):
@@ -58,7 +57,7 @@ class Tokens:
     @classmethod
     def load(cls, entries: Any) -> Tokens:
         """From what a snapshot holds of them. ValueError for anything else."""
-        if type(entries) is not list or any(token_fault(TOKEN_CREATE, entry) for entry in entries):
+        if type(entries) is not list or any(token_fault(entry) for entry in entries):
             raise ValueError("a token in the snapshot is not an id, a name, a role, a hash and a time")
         tokens = cls(Token(*entry) for entry in entries)
         if len(tokens) != len(entries):

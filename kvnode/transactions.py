@@ -18,23 +18,11 @@ from typing import Any, Final, Protocol
 import msgpack
 
 from kvnode.changes import CHANGE_DELETE
-from kvnode.commands import (
-    DELETE,
-    DELETE_PREFIX,
-    KEY_BYTES_MAX,
-    PUT,
-    TXN,
-    VALUE_BYTES_MAX,
-    lease_fault,
-    text_fault,
-    value_fault,
-)
+from kvnode.commands import DELETE, DELETE_PREFIX, PUT, TXN
 from kvnode.items import Item
 from kvnode.leases import Leases
+from kvnode.limits import KEY_BYTES_MAX, OPERATIONS_MAX, VALUE_BYTES_MAX, lease_fault, text_fault, value_fault
 from kvnode.results import Concluded, Deleted, Got, LeaseMissing, LeasesFull, Result, Written
-
-OPERATIONS_MAX: Final = 128  # in each of the three lists, as etcd counts
-TRANSACTION_BYTES_MAX: Final = 2 * 1_048_576  # encoded
 
 GET: Final = 9
 

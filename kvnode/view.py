@@ -15,9 +15,9 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from kvnode.commands import CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
 from kvnode.items import Item, go_on, in_order, read_items, unpacked
 from kvnode.leases import Leases, LeasesView
+from kvnode.limits import CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
 from kvnode.outcomes import Outcomes, OutcomesView
 from kvnode.session import NONE, SessionKeys, read_session_keys
 from kvnode.table import TableView

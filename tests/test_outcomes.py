@@ -12,18 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvnode.commands import (
-    ABSENT,
-    COMMAND_BYTES_MAX,
-    DELETE,
-    IDEMPOTENCY_KEY_CHARS_MAX,
-    PUT,
-    VALUE_BYTES_MAX,
-    Delete,
-    Put,
-)
+from kvnode.commands import ABSENT, DELETE, PUT, Delete, Put
 from kvnode.entries import frees_space, group_frees_space
-from kvnode.outcomes import OUTCOME_BYTES_MAX, OUTCOMES_MAX, Outcome, Outcomes, fingerprint
+from kvnode.limits import COMMAND_BYTES_MAX, IDEMPOTENCY_KEY_CHARS_MAX, OUTCOME_BYTES_MAX, OUTCOMES_MAX, VALUE_BYTES_MAX
+from kvnode.outcomes import Outcome, Outcomes, fingerprint
 from kvnode.results import Deleted, Invalid, Refused, Result, Reused, Written, decode_result, encode_result
 from kvnode.store import KeyValueStore
 

@@ -12,18 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvnode.changes import CHANGE_DELETE, CHANGE_PUT
-from kvnode.commands import (
-    ABSENT,
-    CONTENT_TYPE_BYTES_MAX,
-    DELETE,
-    EXISTS,
-    KEY_BYTES_MAX,
-    PUT,
-    VALUE_BYTES_MAX,
-    Delete,
-    Put,
-)
+from kvnode.commands import ABSENT, DELETE, EXISTS, PUT, Delete, Put
 from kvnode.items import Item, prefix_end, unpacked
+from kvnode.limits import CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
 from kvnode.results import Deleted, Invalid, Refused, Written
 from kvnode.store import KeyValueStore
 from kvnode.view import CHUNK_BYTES_MAX

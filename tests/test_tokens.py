@@ -9,9 +9,10 @@ import pytest
 
 from kvnode.commands import PUT, TOKEN_CREATE, TOKEN_REVOKE, CreateToken, RevokeToken
 from kvnode.entries import frees_space
+from kvnode.limits import TOKENS_MAX
 from kvnode.results import Invalid, TokenChanged, TokenMissing, TokensFull, Written
 from kvnode.store import KeyValueStore
-from kvnode.tokens import TOKENS_MAX, Token
+from kvnode.tokens import Token
 
 DIGEST = bytes(range(32))
 

@@ -9,16 +9,9 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from kvnode.commands import (
-    CONTENT_TYPE_BYTES_MAX,
-    KEY_BYTES_MAX,
-    LEASE_ID_MAX,
-    TTL_S_MAX,
-    VALUE_BYTES_MAX,
-    text_fault,
-)
 from kvnode.errors import BadRequest, TooLarge
 from kvnode.http.body import read_body
+from kvnode.limits import CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, LEASE_ID_MAX, TTL_S_MAX, VALUE_BYTES_MAX, text_fault
 
 _MISSING: Final = object()
 

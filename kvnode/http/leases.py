@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from kvnode.commands import LEASE_ID_MAX, TTL_S_MAX, Grant, Renew, Revoke
+from kvnode.commands import Grant, Renew, Revoke
 from kvnode.errors import BadRequest, LeaseNotFound
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.consistency import consistency
@@ -15,6 +15,7 @@ from kvnode.http.group import Group
 from kvnode.http.paths import Query
 from kvnode.http.route import Methods
 from kvnode.http.writing import idempotency_key, not_written
+from kvnode.limits import LEASE_ID_MAX, TTL_S_MAX
 from kvnode.results import Granted, Revoked
 
 BODY_BYTES_MAX: Final = 65_536

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from kvnode.commands import KEY_BYTES_MAX, DeletePrefix, text_fault
+from kvnode.commands import DeletePrefix
 from kvnode.errors import BadRequest
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.consistency import consistency, refuse_old_revision
@@ -17,6 +17,7 @@ from kvnode.http.paths import Query
 from kvnode.http.route import Methods
 from kvnode.http.writing import idempotency_key, not_written
 from kvnode.items import prefix_end
+from kvnode.limits import KEY_BYTES_MAX, text_fault
 from kvnode.results import Deleted
 
 PAGE_KEYS_MAX: Final = 1_000

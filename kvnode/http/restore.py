@@ -13,13 +13,14 @@ import msgpack
 from aiohttp import web
 
 from kvnode import backup
-from kvnode.beside import CONTENTS_BYTES_MAX, packed_contents
-from kvnode.commands import REPLACE, REPLACE_BYTES_MAX
+from kvnode.beside import packed_contents
+from kvnode.commands import REPLACE
 from kvnode.errors import BadRequest, Overloaded, TooLarge
 from kvnode.http.answer import NO_STORE, Answer, json_answer
 from kvnode.http.body import read_body
 from kvnode.http.group import Group
 from kvnode.http.route import Methods
+from kvnode.limits import CONTENTS_BYTES_MAX, REPLACE_BYTES_MAX
 from kvnode.results import Replaced
 
 PATH: Final = "/admin/api/v1/restore"

@@ -8,12 +8,12 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from kvnode.commands import SESSION_GRACE_S_MAX
 from kvnode.errors import BadRequest, Starting, Unauthorized
 from kvnode.http.answer import NO_STORE, Answer, json_answer
 from kvnode.http.body import read_body
 from kvnode.http.group import Group
 from kvnode.http.route import Methods
+from kvnode.limits import SESSION_GRACE_S_MAX
 from kvnode.raft.status import RaftStatus
 from kvnode.session import SessionKeys, sign, subject_of
 

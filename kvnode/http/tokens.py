@@ -13,13 +13,14 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from kvnode.commands import ROLES, TOKEN_ID_CHARS_MAX, TOKEN_NAME_BYTES_MAX, CreateToken, RevokeToken, text_fault
+from kvnode.commands import CreateToken, RevokeToken
 from kvnode.errors import BadRequest, TokenNotFound, TooManyTokens
 from kvnode.http.answer import NO_STORE, Answer, json_answer
 from kvnode.http.body import read_body
 from kvnode.http.group import Group
 from kvnode.http.paths import decode
 from kvnode.http.route import Methods
+from kvnode.limits import ROLES, TOKEN_ID_CHARS_MAX, TOKEN_NAME_BYTES_MAX, text_fault
 from kvnode.results import TokenChanged, TokenMissing, TokensFull
 from kvnode.tokens import Token
 

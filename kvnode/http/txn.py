@@ -22,15 +22,14 @@ from kvnode.http.document import checked_object, content_type_in, key_in, leasin
 from kvnode.http.group import Group
 from kvnode.http.route import Methods
 from kvnode.http.writing import idempotency_key, not_written
+from kvnode.limits import OPERATIONS_MAX, TRANSACTION_BYTES_MAX
 from kvnode.results import Concluded, Deleted, Got, Written
 from kvnode.transactions import (
     CREATE_REVISION,
     EXISTS,
     GET,
     MOD_REVISION,
-    OPERATIONS_MAX,
     OPERATORS,
-    TRANSACTION_BYTES_MAX,
     VALUE,
     VERSION,
     Compare,

@@ -10,7 +10,6 @@ from multidict import istr
 
 from kvnode import values
 from kvnode.changes import KIND_NAMES
-from kvnode.commands import KEY_BYTES_MAX
 from kvnode.errors import BadRequest, Compacted, Starting
 from kvnode.http.answer import NO_STORE, Answer, json_answer
 from kvnode.http.connection import Connection
@@ -19,6 +18,7 @@ from kvnode.http.group import Group
 from kvnode.http.paths import Query
 from kvnode.http.route import Methods
 from kvnode.http.stream import HEARTBEAT_S, EventStream, Streams
+from kvnode.limits import KEY_BYTES_MAX
 from kvnode.watch.audience import Piece, Selector
 
 WAIT_S_MAX: Final = 60.0

@@ -7,8 +7,8 @@ from typing import Final
 from aiohttp import web
 from multidict import istr
 
-from kvnode.commands import IDEMPOTENCY_KEY_CHARS_MAX
 from kvnode.errors import BadRequest, IdempotencyKeyReused, LeaseNotFound, PreconditionFailed, TooManyLeases
+from kvnode.limits import IDEMPOTENCY_KEY_CHARS_MAX
 from kvnode.results import Invalid, LeaseMissing, LeasesFull, Refused, Result, Reused
 
 IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-from kvnode.commands import EXPIRED_MAX, Expire
+from kvnode.commands import Expire
 from kvnode.entries import ORIGIN_BYTES, encode_entry, encode_group
+from kvnode.limits import EXPIRED_MAX
 from kvnode.table import Table
 
 if TYPE_CHECKING:

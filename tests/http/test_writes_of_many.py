@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from kvnode.leases import LEASES_MAX, Leases
+from kvnode.leases import Leases
+from kvnode.limits import LEASES_MAX
 from tests.http.serving import Reply, Served
 
 

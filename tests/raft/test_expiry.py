@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvnode.commands import EXPIRE, EXPIRED_MAX, GRANT, PUT, RENEW, REVOKE
+from kvnode.commands import EXPIRE, GRANT, PUT, RENEW, REVOKE
 from kvnode.entries import decode_entry
+from kvnode.limits import EXPIRED_MAX
 from kvnode.raft.expiry import LOOK_S, SLICE, STALL_S, Expiry
 from kvnode.store import KeyValueStore
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 from typing import Final
 
 from kvnode.changes import KIND_NAMES
-from kvnode.commands import (
+from kvnode.http import batch
+from kvnode.http.leases import KEYS_SHOWN, PAGE_LEASES
+from kvnode.http.listing import PAGE_KEYS_MAX
+from kvnode.http.openapi.shapes import Schema, closed, nullable, one_of, record, ref, several, text, whole
+from kvnode.limits import (
     CONTENT_TYPE_BYTES_MAX,
     KEY_BYTES_MAX,
     LEASE_ID_MAX,
+    OPERATIONS_MAX,
     ROLES,
     SESSION_GRACE_S_MAX,
     TOKEN_NAME_BYTES_MAX,
     TTL_S_MAX,
 )
-from kvnode.http import batch
-from kvnode.http.leases import KEYS_SHOWN, PAGE_LEASES
-from kvnode.http.listing import PAGE_KEYS_MAX
-from kvnode.http.openapi.shapes import Schema, closed, nullable, one_of, record, ref, several, text, whole
 from kvnode.raft.status import Membership, MemberStatus
-from kvnode.transactions import OPERATIONS_MAX, OPERATORS
+from kvnode.transactions import OPERATORS
 
 _NODE: Final = text("The name of a node.", pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 _KEY: Final = text(f"1 to {KEY_BYTES_MAX} bytes of UTF-8.", minLength=1, maxLength=KEY_BYTES_MAX)

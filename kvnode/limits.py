@@ -1,0 +1,121 @@
+"""Every limit of what may enter the state machine, and what is wrong with a field that breaks one. Pure.
+
+A field reaches the replicated state by way of a request, the log, a snapshot, a backup or an import. Each of these
+asks here, so that none of them takes what another would refuse. `commands.py` and `transactions.py` know the shape
+of a command; the numbers are all in this file. A `*_fault` function answers None or one clause that says what a sound
+field looks like. It is total: it takes any object that msgpack or JSON can decode to.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+# --- keys and values -------------------------------------------------------------------------------
+
+KEY_BYTES_MAX: Final = 1_024
+VALUE_BYTES_MAX: Final = 1_048_576
+CONTENT_TYPE_BYTES_MAX: Final = 256
+
+# --- leases ----------------------------------------------------------------------------------------
+
+TTL_S_MAX: Final = 366 * 86_400
+LEASE_ID_MAX: Final = 2**53 - 1  # JSON numbers are exact up to there
+LEASES_MAX: Final = 1_048_576
+EXPIRED_MAX: Final = 4_096  # leases in one expiry
+
+# --- outcomes of idempotency keys (`outcomes.py`) --------------------------------------------------
+
+IDEMPOTENCY_KEY_CHARS_MAX: Final = 64
+# The window. A client that retries has given up within seconds, and this is ten of them at 13,000 keyed writes a
+# second, a day and a half at one; full, it costs up to 48 MB of memory and 14 MB of snapshot. It is part of the
+# replicated state: nodes that disagreed about it would answer the same retry differently.
+OUTCOMES_MAX: Final = 131_072
+OUTCOMES_BYTES_MAX: Final = 32 * 1_048_576
+OUTCOME_FINGERPRINT_BYTES: Final = 16
+RESULT_BYTES_MAX: Final = 38  # msgpack of a kind and at most four numbers, three of them of 64 bits
+OUTCOME_BYTES_MAX: Final = IDEMPOTENCY_KEY_CHARS_MAX + OUTCOME_FINGERPRINT_BYTES + RESULT_BYTES_MAX
+
+# --- tokens and the session key --------------------------------------------------------------------
+
+ROLES: Final = ("read_only", "full")
+TOKENS_MAX: Final = 1_024
+TOKEN_ID_CHARS_MAX: Final = 32
+TOKEN_NAME_BYTES_MAX: Final = 64
+TOKEN_DIGEST_BYTES: Final = 32  # SHA-256
+SESSION_KEY_BYTES_MAX: Final = 64
+SESSION_GRACE_S_MAX: Final = 31 * 86_400
+
+# --- commands --------------------------------------------------------------------------------------
+
+COMMAND_BYTES_MAX: Final = VALUE_BYTES_MAX + KEY_BYTES_MAX + CONTENT_TYPE_BYTES_MAX + IDEMPOTENCY_KEY_CHARS_MAX + 256
+OPERATIONS_MAX: Final = 128  # in each of a transaction's three lists, as etcd counts
+TRANSACTION_BYTES_MAX: Final = 2 * 1_048_576  # encoded
+REPLACE_BYTES_MAX: Final = 4 * 1_048_576  # one entry, well below a frame
+CONTENTS_BYTES_MAX: Final = 64 * 1_048_576  # what a REPLACE may hold, so that a small one cannot fill a node's memory
+
+
+def text_fault(what: str, text: Any, bytes_min: int, bytes_max: int) -> str | None:
+    """What is wrong with a text field, or None. ASCII, nearly every key, is checked without encoding it."""
+    if type(text) is str:
+        if text.isascii():
+            size = len(text)
+        else:
+            try:
+                size = len(text.encode())
+            except UnicodeEncodeError:  # lone surrogates are not text
+                size = -1
+        if bytes_min <= size <= bytes_max:
+            return None
+    return f"a {what} is {bytes_min} to {bytes_max} bytes of UTF-8"
+
+
+def value_fault(value: Any, content_type: Any) -> str | None:
+    if type(value) is not bytes or len(value) > VALUE_BYTES_MAX:
+        return f"a value is 0 to {VALUE_BYTES_MAX} bytes"
+    return text_fault("content type", content_type, 0, CONTENT_TYPE_BYTES_MAX)
+
+
+def lease_fault(lease: Any, ttl_s: Any) -> str | None:
+    """What is wrong with what a put asks for: a lease, a ttl of its own, or neither (both 0)."""
+    if type(lease) is not int or type(ttl_s) is not int or not 0 <= lease <= LEASE_ID_MAX or (lease and ttl_s):
+        return "a key has a lease or a ttl, and a lease is a number above 0"
+    return None if 0 <= ttl_s <= TTL_S_MAX else f"a ttl is 1 to {TTL_S_MAX} seconds"
+
+
+def idempotency_key_fault(text: Any) -> str | None:
+    """Also None for the None that leaves the key out before a field of a later version."""
+    if text is None or (
+        type(text) is str and 1 <= len(text) <= IDEMPOTENCY_KEY_CHARS_MAX and text.isascii() and text.isprintable()
+    ):
+        return None
+    return f"an idempotency key is 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII characters"
+
+
+def replace_fault(packed: Any) -> str | None:
+    fits = type(packed) is bytes and len(packed) <= REPLACE_BYTES_MAX
+    return None if fits else f"a backup in the log is {REPLACE_BYTES_MAX} bytes at most"
+
+
+def token_fault(fields: Any) -> str | None:
+    """What is wrong with a token's fields (`tokens.Token`) as a list."""
+    if type(fields) is not list or len(fields) != 5:
+        return "a token has an id, a name, a role, a hash and a time"
+    token_id, name, role, digest, created_ms = fields
+    if role not in ROLES or type(digest) is not bytes or len(digest) != TOKEN_DIGEST_BYTES:
+        return "a token has a role and a SHA-256"
+    if type(created_ms) is not int or not 0 <= created_ms < 2**63:
+        return "a token's time is in milliseconds since 1970"
+    return token_id_fault(token_id) or text_fault("token's name", name, 1, TOKEN_NAME_BYTES_MAX)
+
+
+def token_id_fault(token_id: Any) -> str | None:
+    return text_fault("token's id", token_id, 1, TOKEN_ID_CHARS_MAX)
+
+
+def session_key_fault(after: Any, key: Any, fingerprint: Any, grace_s: Any) -> str | None:
+    """What is wrong with a change of the session key that comes after the one with the number `after`."""
+    numbers = type(after) is type(grace_s) is int and after >= 0 and 0 <= grace_s <= SESSION_GRACE_S_MAX
+    texts = type(key) is type(fingerprint) is bytes and max(len(key), len(fingerprint)) <= SESSION_KEY_BYTES_MAX
+    if numbers and texts:
+        return None
+    return "a session key has the number of the one before it, its bytes, its fingerprint and a grace time"
