@@ -22,7 +22,7 @@ DEV_ARGS ?=
 CHAOS_ARGS ?=
 ROLLING_ARGS ?=
 
-.PHONY: help setup haproxy proxies dev test lint format fuzz chaos pages rolling bench bench-failover bench-million compose-up compose-up-secure compose-down compose-test clean
+.PHONY: help setup haproxy proxies dev test lint format fuzz chaos pages rolling bench cost bench-failover bench-million compose-up compose-up-secure compose-down compose-test clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -89,6 +89,11 @@ rolling: $(STAMP) haproxy ## restarts three nodes behind HAProxy one by one, und
 bench: $(STAMP) ## requests per second beside etcd and beside aiohttp doing nothing; writes docs/THROUGHPUT.md
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check '.[bench]'
 	$(BIN)/python -m benchmarks.throughput $(BENCH_ARGS)
+
+# The commit that `make cost` compares this checkout with.
+BASE ?= HEAD~1
+cost: $(STAMP) ## CPU time for each request, this checkout beside the commit BASE=REV, in turns
+	$(BIN)/python -m benchmarks.cost $(BASE) $(BENCH_ARGS)
 
 bench-failover: $(STAMP) ## how long writes stop when the leader goes, beside etcd where it is installed; writes docs/FAILOVER.md
 	$(BIN)/python -m benchmarks.failover $(BENCH_ARGS)
