@@ -221,8 +221,10 @@ class App:
             path, query = split_target(request.raw_path)
             if self._door is not None:
                 self._door.admit(request, request.method, path)
-            handler, rest = self._table.find(request.method, path)
-            return handler(request, rest, query)
+            endpoint, rest = self._table.find(request.method, path)
+            if query and endpoint.checks:
+                endpoint.check(query)
+            return endpoint.handler(request, rest, query)
         except Exception as error:
             return self.failed(request, error)
 

@@ -14,7 +14,7 @@ from aiohttp import web
 from kvnode.errors import KvnodeError
 from kvnode.http.answer import Answer
 from kvnode.http.door import FULL_ONLY, READING, Door
-from kvnode.http.route import Handler, Methods
+from kvnode.http.route import Endpoint, Methods, as_endpoint
 
 log = logging.getLogger("kvnode.audit")
 
@@ -23,14 +23,16 @@ def audited(table: Mapping[str, Methods], door: Door) -> dict[str, Methods]:
     """The same routes, whose actions leave a line."""
     return {
         path: {
-            method: _noting(handler, method, path, door) if method not in READING or path == FULL_ONLY[0] else handler
-            for method, handler in methods.items()
+            method: _noting(as_endpoint(each), method, path, door)
+            if method not in READING or path == FULL_ONLY[0]
+            else each
+            for method, each in methods.items()
         }
         for path, methods in table.items()
     }
 
 
-def _noting(handler: Handler, method: str, path: str, door: Door) -> Handler:
+def _noting(endpoint: Endpoint, method: str, path: str, door: Door) -> Endpoint:
     async def noting(request: web.BaseRequest, rest: str, query: str) -> Answer:
         token, client = door.who(request)
         who = f"{'anonymous' if token is None else f'token {token.id} ({token.name})'} at {client}"
@@ -38,7 +40,9 @@ def _noting(handler: Handler, method: str, path: str, door: Door) -> Handler:
         fields = {"event": "audit", "token": token and token.id, "client": client, "method": method, "target": target}
         said = (who, method, target)
         try:
-            outcome = handler(request, rest, query)
+            if query:
+                endpoint.check(query)  # here, so that an action which is refused for its query leaves its line too
+            outcome = endpoint.handler(request, rest, query)
             answer = outcome if isinstance(outcome, Answer) else await outcome
         except KvnodeError as error:
             extra = {"fields": fields | {"error": error.code}}
@@ -47,4 +51,4 @@ def _noting(handler: Handler, method: str, path: str, door: Door) -> Handler:
         log.info("%s: %s %s: %d.", *said, answer.status, extra={"fields": fields | {"status": answer.status}})
         return answer
 
-    return noting
+    return Endpoint(noting, *endpoint.parameters, checks=False)

@@ -18,7 +18,7 @@ from kvnode.http.answer import NO_STORE, Answer
 from kvnode.http.consistency import consistency
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
-from kvnode.http.route import Methods
+from kvnode.http.route import Endpoint, Methods
 from kvnode.raft.pace import Pace
 
 PATH: Final = "/admin/api/v1/backup"
@@ -53,7 +53,7 @@ def routes(group: Group) -> dict[str, Methods]:
             backups.open -= 1
         return BackupStream(group, backups, headers)
 
-    return {PATH: {"GET": start}}
+    return {PATH: {"GET": Endpoint(start, "consistency")}}
 
 
 class BackupStream(Answer):

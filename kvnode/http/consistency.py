@@ -25,9 +25,3 @@ def stale(group: Group) -> bytes:
         # What is in memory now is not an old state of the store but a part of one.
         raise Starting("This node is still loading its data; send the request again, here or elsewhere.")
     return b"Kvnode-Applied-Lag: %d\r\n" % lag
-
-
-def refuse_old_revision(parameters: Query) -> None:
-    """A listing of the past is refused rather than answered with the present."""
-    if "revision" in parameters:
-        raise BadRequest("A listing answers with the present revision, and says it; one key can be read at an old one.")

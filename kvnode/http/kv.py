@@ -20,7 +20,7 @@ from kvnode.http.later import Later
 from kvnode.http.leases import leasing, remaining_s
 from kvnode.http.past import asked_revision, item_at
 from kvnode.http.paths import Query, decode_key
-from kvnode.http.route import Methods
+from kvnode.http.route import Endpoint, Methods
 from kvnode.http.writing import idempotency_key, not_written
 from kvnode.limits import CONTENT_TYPE_BYTES_MAX, VALUE_BYTES_MAX
 from kvnode.results import Deleted, Result, Written
@@ -30,8 +30,9 @@ BINARY: Final = "application/octet-stream"
 
 def routes(group: Group) -> dict[str, Methods]:
     keys = Keys(group)
+    get = Endpoint(keys.get, "consistency", "revision")
     return {
-        "/v1/kv/{key}": {"GET": keys.get, "HEAD": keys.get, "PUT": keys.put, "DELETE": keys.delete},
+        "/v1/kv/{key}": {"GET": get, "HEAD": get, "PUT": Endpoint(keys.put, "lease", "ttl"), "DELETE": keys.delete},
     }
 
 
@@ -61,8 +62,6 @@ class Keys:
 
     def delete(self, request: web.BaseRequest, rest: str, query: str) -> Awaitable[Answer]:
         key = decode_key(rest)
-        if query and leasing(Query(query)) != (0, 0):
-            raise BadRequest("A DELETE takes neither 'ttl' nor 'lease'.")
         idempotency = idempotency_key(request)
         expect = write_expectation(request, may_create=False)
         return Later(self._group.propose(Delete(key, expect, idempotency).encode()), _deleted)

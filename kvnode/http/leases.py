@@ -13,7 +13,7 @@ from kvnode.http.consistency import consistency
 from kvnode.http.document import read_object, ttl_in, whole_parameter
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
-from kvnode.http.route import Methods
+from kvnode.http.route import Endpoint, Methods
 from kvnode.http.writing import idempotency_key, not_written
 from kvnode.limits import LEASE_ID_MAX, TTL_S_MAX
 from kvnode.results import Granted, Revoked
@@ -27,9 +27,10 @@ _TTL: Final = frozenset(("ttl",))
 
 def routes(group: Group) -> dict[str, Methods]:
     leases = Leases(group)
+    some, one = Endpoint(leases.list, "cursor", "consistency"), Endpoint(leases.get, "consistency")
     return {
-        "/v1/leases": {"GET": leases.list, "HEAD": leases.list, "POST": leases.grant},
-        "/v1/leases/{id}": {"GET": leases.get, "HEAD": leases.get, "DELETE": leases.revoke},
+        "/v1/leases": {"GET": some, "HEAD": some, "POST": leases.grant},
+        "/v1/leases/{id}": {"GET": one, "HEAD": one, "DELETE": leases.revoke},
         "/v1/leases/{id}/keepalive": {"POST": leases.keepalive},
     }
 

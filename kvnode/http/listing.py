@@ -10,11 +10,11 @@ from aiohttp import hdrs, web
 from kvnode.commands import DeletePrefix
 from kvnode.errors import BadRequest
 from kvnode.http.answer import Answer, json_answer
-from kvnode.http.consistency import consistency, refuse_old_revision
+from kvnode.http.consistency import consistency
 from kvnode.http.group import Group
 from kvnode.http.leases import remaining_s
 from kvnode.http.paths import Query
-from kvnode.http.route import Methods
+from kvnode.http.route import Endpoint, Methods
 from kvnode.http.writing import idempotency_key, not_written
 from kvnode.items import prefix_end
 from kvnode.limits import KEY_BYTES_MAX, text_fault
@@ -28,7 +28,8 @@ PAGE_VALUE_BYTES: Final = 2_097_152
 
 def routes(group: Group) -> dict[str, Methods]:
     listing = Listing(group)
-    return {"/v1/kv": {"GET": listing.list, "HEAD": listing.list, "DELETE": listing.delete}}
+    some = Endpoint(listing.list, "prefix", "start", "end", "limit", "cursor", "keys_only", "count", "consistency")
+    return {"/v1/kv": {"GET": some, "HEAD": some, "DELETE": Endpoint(listing.delete, "prefix")}}
 
 
 class Listing:
@@ -47,7 +48,6 @@ class Listing:
         counted = parameters.get("count", "false")
         if counted != "only":
             counted = "true" if parameters.flag("count") else "false"
-        refuse_old_revision(parameters)
         keys_only = parameters.flag("keys_only")
         headers = await consistency(self._group, parameters)
         store = self._group.store
@@ -88,8 +88,8 @@ class Listing:
         """All keys with a prefix, in one step."""
         parameters = Query(query)
         prefix = parameters.get("prefix", "")
-        if set(parameters) != {"prefix"} or text_fault("prefix", prefix, 1, KEY_BYTES_MAX) is not None:
-            raise BadRequest(f"A DELETE here takes a 'prefix' of 1 to {KEY_BYTES_MAX} bytes, and nothing else.")
+        if text_fault("prefix", prefix, 1, KEY_BYTES_MAX) is not None:
+            raise BadRequest(f"A DELETE here takes a 'prefix' of 1 to {KEY_BYTES_MAX} bytes.")
         if hdrs.IF_MATCH in request.headers or hdrs.IF_NONE_MATCH in request.headers:
             raise BadRequest("The deletion of a prefix takes no condition; a transaction does.")
         result = await self._group.propose(DeletePrefix(prefix, idempotency_key(request)).encode())

@@ -14,7 +14,7 @@ from kvnode.http.answer import NO_STORE, Answer, json_answer
 from kvnode.http.body import read_body
 from kvnode.http.group import Group
 from kvnode.http.paths import Query, decode
-from kvnode.http.route import Methods
+from kvnode.http.route import Endpoint, Methods
 from kvnode.raft.status import Membership
 from kvnode.values import HostPort, Malformed
 
@@ -44,8 +44,8 @@ def routes(group: Group) -> dict[str, Methods]:
         return _answer(await group.promote_member(_node_id(decode(rest, "member"))))
 
     return {
-        PATH: {"GET": members, "HEAD": members, "POST": add, "DELETE": remove},
-        PATH + "/{member}": {"DELETE": remove},
+        PATH: {"GET": members, "HEAD": members, "POST": add, "DELETE": Endpoint(remove, "id", "force")},
+        PATH + "/{member}": {"DELETE": Endpoint(remove, "force")},
         PATH + "/{member}/promote": {"POST": promote},
     }
 

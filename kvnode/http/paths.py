@@ -7,7 +7,7 @@ So the path is matched as it stands, and only what stands behind `/v1/kv/` is de
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -61,8 +61,11 @@ class Query(Mapping[str, str]):
 
     __slots__ = ("_values",)
 
-    def __init__(self, raw: str) -> None:
+    def __init__(self, raw: str, only: Collection[str] = ()) -> None:
+        """`only`: the names to read, where others may stand beside them, whatever these are; () reads all."""
         pieces = raw.split("&")
+        if only:
+            pieces = [piece for piece in pieces if piece.partition("=")[0] in only]
         if len(pieces) > _PARAMETERS_MAX:
             raise BadRequest(f"The query has more than {_PARAMETERS_MAX} parameters.")
         self._values: dict[str, list[str]] = {}

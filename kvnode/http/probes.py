@@ -20,11 +20,13 @@ from kvnode.http.answer import JSON_TYPE, NO_STORE, TEXT_TYPE, Answer, json_byte
 from kvnode.http.group import Group
 from kvnode.http.later import Later
 from kvnode.http.paths import Query, decode
-from kvnode.http.route import Handler, Methods
+from kvnode.http.route import Endpoint, Handler, Methods
 from kvnode.meters import HttpMeters
 
 # The confirmation keeps its own deadline; this much later the answer goes out without it.
 GRACE_S: Final = 0.1
+
+_REPORT_PARAMETERS: Final = ("verbose", "exclude")
 
 _PLAIN: Final = TEXT_TYPE + NO_STORE
 _JSON: Final = JSON_TYPE + NO_STORE
@@ -92,10 +94,10 @@ def routes(group: Group, leader_probe: LeaderProbe | None, timeout_s: float, met
 
     table: dict[str, Methods] = {
         "/admin/healthz": _reading(health),
-        "/healthz": _reading(_report(group, "healthz", checks.STARTUP, results)),
-        "/livez": _reading(_report(group, "livez", checks.LIVE, results)),
+        "/healthz": _reading(_report(group, "healthz", checks.STARTUP, results), *_REPORT_PARAMETERS),
+        "/livez": _reading(_report(group, "livez", checks.LIVE, results), *_REPORT_PARAMETERS),
         "/livez/{check}": _reading(_report_one(group, checks.LIVE)),
-        "/readyz": _reading(_report(group, "readyz", checks.READY, results)),
+        "/readyz": _reading(_report(group, "readyz", checks.READY, results), *_REPORT_PARAMETERS),
         "/readyz/{check}": _reading(_report_one(group, checks.READY)),
     }
     if leader_probe is not None:
@@ -108,13 +110,15 @@ def give_up(asked: asyncio.Future[int | None]) -> None:
         asked.set_result(None)
 
 
-def _reading(handler: Handler) -> Methods:
-    return {"GET": handler, "HEAD": handler}
+def _reading(handler: Handler, *parameters: str) -> Methods:
+    """Balancers add query parameters of their own: those that a probe does not know change nothing."""
+    endpoint = Endpoint(handler, *parameters, checks=False)
+    return {"GET": endpoint, "HEAD": endpoint}
 
 
 def _report(group: Group, name: str, wanted: Mapping[str, checks.Check], results: Counter[tuple[str, str]]) -> Handler:
     def report(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        parameters = Query(query)
+        parameters = Query(query, _REPORT_PARAMETERS)
         excluded = parameters.all("exclude")
         status = group.status()
         found = {check: run(status) for check, run in wanted.items() if check not in excluded}

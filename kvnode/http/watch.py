@@ -16,7 +16,7 @@ from kvnode.http.connection import Connection
 from kvnode.http.events import SENTENCES, fields
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
-from kvnode.http.route import Methods
+from kvnode.http.route import Endpoint, Methods
 from kvnode.http.stream import HEARTBEAT_S, EventStream, Streams
 from kvnode.limits import KEY_BYTES_MAX
 from kvnode.watch.audience import Piece, Selector
@@ -28,7 +28,8 @@ LAST_EVENT_ID: Final = istr("Last-Event-ID")
 
 
 def routes(group: Group, heartbeat_s: float = HEARTBEAT_S) -> dict[str, Methods]:
-    return {"/v1/watch": {"GET": Watches(group, Streams(group, heartbeat_s)).watch}}
+    watches = Watches(group, Streams(group, heartbeat_s))
+    return {"/v1/watch": {"GET": Endpoint(watches.watch, "key", "prefix", "from_revision", "wait", "consistency")}}
 
 
 class Watches:

@@ -110,7 +110,7 @@ async def test_an_unknown_path_is_json_404_whatever_the_method(node: Served, pat
 
 
 async def test_other_forms_of_a_target(node: Served) -> None:
-    assert (await node.ask("PUT", "http://anything:80/v1/kv/a?x=1", body=b"v")).status == 200
+    assert (await node.ask("PUT", "http://anything:80/v1/kv/a?ttl=100", body=b"v")).status == 200
     assert (await node.ask("GET", "http://anything/v1/kv/a")).body == b"v"
     assert (await node.ask("GET", "http://anything")).status == 404
     assert (await node.ask("GET", "http://anything?/v1/kv/a")).status == 404

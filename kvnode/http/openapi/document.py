@@ -19,8 +19,9 @@ from kvnode.http.route import Methods
 from kvnode.http.sessions import COOKIE
 
 PATH: Final = "/openapi.json"
-# What every request but a probe may meet before anything else, where the node was started so.
-DOOR: Final = ("unauthorized", "forbidden", "too_many_requests")
+# What every request but a probe may meet before anything else: an unknown query parameter, and where the node was
+# started so, the rest.
+DOOR: Final = ("bad_request", "unauthorized", "forbidden", "too_many_requests")
 WRITING: Final = frozenset(("PUT", "POST", "DELETE", "PATCH"))
 _ALWAYS: Final = ("Kvnode-Node", "Kvnode-Leader", "Kvnode-Term")
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
@@ -67,6 +68,7 @@ def document(tables: Iterable[Mapping[str, Methods]], status_of: Mapping[str, in
             "version": version,
             "summary": "A replicated key-value node.",
             "description": "Any node takes any request. 503 always means that it was not applied. "
+            "A query parameter that is not described here is 400, but for probes, which ignore it. "
             "An X-Request-Id is taken over into the answer and the logs.",
         },
         "paths": paths,
@@ -114,7 +116,7 @@ def _responses(
 ) -> dict[str, Any]:
     responses = {str(status): _reply(reply, method) for status, reply in operation.replies.items()}
     codes: dict[int, list[str]] = {}
-    for code in operation.refusals if is_probe(path) else (*operation.refusals, *DOOR):
+    for code in operation.refusals if is_probe(path) else dict.fromkeys((*operation.refusals, *DOOR)):
         codes.setdefault(status_of[code], []).append(code)
     for status, named in sorted(codes.items()):
         refusal = _reply(_refusal(status, named, method), method)
