@@ -10,7 +10,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from kvnode.errors import BadRequest, KvnodeError
-from kvnode.http.answer import NO_STORE, Answer, json_answer
+from kvnode.http.answer import Answer, json_answer
 from kvnode.http.body import read_body
 from kvnode.http.group import Group
 from kvnode.http.route import Methods
@@ -39,11 +39,11 @@ def routes(group: Group, node_id: str, version: str) -> dict[str, Methods]:
                 }
             ],
         }
-        return json_answer(200, document, NO_STORE)
+        return json_answer(200, document)
 
     async def transfer(request: web.BaseRequest, rest: str, query: str) -> Answer:
         leader_id, term = await group.transfer(await _transfer_target(request), TRANSFER_TIMEOUT_S)
-        return json_answer(200, {"leader_id": leader_id, "term": term}, NO_STORE)
+        return json_answer(200, {"leader_id": leader_id, "term": term})
 
     async def drain(request: web.BaseRequest, rest: str, query: str) -> Answer:
         """Probes fail first; then leadership moves. A node that has to go on leading says why, and still drains."""
@@ -58,7 +58,7 @@ def routes(group: Group, node_id: str, version: str) -> dict[str, Methods]:
         status = group.status()
         leads = is_leader(status)
         document = {"draining": True, "leader_id": status.leader_id, "leads": leads, "message": kept if leads else None}
-        return json_answer(200, document, NO_STORE)
+        return json_answer(200, document)
 
     return {
         "/admin/api/v1/cluster": {"GET": cluster, "HEAD": cluster},

@@ -20,9 +20,16 @@ from aiohttp import HttpVersion11, web
 WRITE_BUFFER_BYTES_MAX: Final = 262_144
 WRITE_DEADLINE_S: Final = 30.0
 
-JSON_TYPE: Final = b"Content-Type: application/json\r\n"
-TEXT_TYPE: Final = b"Content-Type: text/plain; charset=utf-8\r\n"
-NO_STORE: Final = b"Cache-Control: no-store\r\n"
+# What a node says is about now and for whoever asked: no cache keeps it (a proxy may keep a 404 that says nothing,
+# RFC 9111, 4.2.2), and no browser takes it for another type than the one that stands there.
+PRIVATE: Final = b"X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n"
+JSON_TYPE: Final = b"Content-Type: application/json\r\n" + PRIVATE
+TEXT_TYPE: Final = b"Content-Type: text/plain; charset=utf-8\r\n" + PRIVATE
+# For values: anyone who may write a key chooses the bytes and their Content-Type. Opened in a browser, they are a page
+# without scripts, forms, an origin or any other source; and no other site's page gets them as a script or an image.
+VALUE: Final = (
+    PRIVATE + b"Content-Security-Policy: sandbox; default-src 'none'\r\nCross-Origin-Resource-Policy: same-origin\r\n"
+)
 
 _STATUS_LINES: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 _OK: Final = _STATUS_LINES[200]

@@ -14,7 +14,7 @@ from aiohttp import HttpVersion11, web
 
 from kvnode import backup
 from kvnode.errors import Overloaded
-from kvnode.http.answer import NO_STORE, Answer
+from kvnode.http.answer import PRIVATE, Answer
 from kvnode.http.consistency import consistency
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
@@ -78,7 +78,7 @@ class BackupStream(Answer):
         encoding = b"Transfer-Encoding: chunked\r\n" if framed else b""
         self._backups.open += 1
         try:
-            transport.write(_HEAD % (self.stamp, NO_STORE, self.headers, view.revision, view.revision, encoding))
+            transport.write(_HEAD % (self.stamp, PRIVATE, self.headers, view.revision, view.revision, encoding))
             await self._send(request, made, framed)
         except BaseException:
             transport.abort()  # never an end that looks like one

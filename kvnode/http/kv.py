@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 
 from kvnode.commands import Delete, Put, encode_put
 from kvnode.errors import BadRequest, KeyNotFound
-from kvnode.http.answer import JSON_TYPE, Answer, json_string
+from kvnode.http.answer import JSON_TYPE, VALUE, Answer, json_string
 from kvnode.http.body import read_body, whole_body
 from kvnode.http.consistency import consistency, stale
 from kvnode.http.etags import check_read, write_expectation
@@ -97,7 +97,8 @@ class Keys:
         item = store.get(key) if then is None else item_at(self._group, key, then)
         if item is None:
             raise KeyNotFound("The key does not exist." if then is None else "The key did not exist at that revision.")
-        headers += b'ETag: "%d"\r\nKvnode-Revision: %d\r\n' % (item.mod_revision, then or store.revision)
+        marks = (VALUE, item.mod_revision, then or store.revision)
+        headers += b'%bETag: "%d"\r\nKvnode-Revision: %d\r\n' % marks
         if item.lease and then is None:
             left_s = remaining_s(self._group, item.lease)
             headers += b"Kvnode-Lease: %d\r\nKvnode-TTL: %d\r\n" % (item.lease, left_s)
@@ -106,9 +107,7 @@ class Keys:
         content_type = item.content_type
         if not content_type or not content_type.isprintable():  # a line break in it would forge header lines
             content_type = BINARY
-        # Anybody who may write a key chooses its type: a browser must not guess a more dangerous one.
-        headers += b"Content-Type: %b\r\nX-Content-Type-Options: nosniff\r\n" % content_type.encode()
-        return Answer(200, headers, item.value)
+        return Answer(200, headers + b"Content-Type: %b\r\n" % content_type.encode(), item.value)
 
 
 def _put(key: str, result: Result) -> Answer:

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from kvnode import values
 from kvnode.errors import BadRequest
-from kvnode.http.answer import NO_STORE, Answer, json_answer
+from kvnode.http.answer import Answer, json_answer
 from kvnode.http.body import read_body
 from kvnode.http.group import Group
 from kvnode.http.paths import Query, decode
@@ -51,7 +51,7 @@ def routes(group: Group) -> dict[str, Methods]:
 
 
 def _answer(membership: Membership) -> Answer:
-    return json_answer(200, asdict(membership), NO_STORE)
+    return json_answer(200, asdict(membership))
 
 
 async def _document(request: web.BaseRequest) -> dict[str, Any]:

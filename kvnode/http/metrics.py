@@ -7,7 +7,7 @@ import asyncio
 from aiohttp import hdrs, web
 
 from kvnode.http import checks
-from kvnode.http.answer import NO_STORE, Answer
+from kvnode.http.answer import PRIVATE, Answer
 from kvnode.http.group import Group
 from kvnode.http.route import Methods
 from kvnode.meters import HttpMeters
@@ -23,7 +23,7 @@ def routes(group: Group, meters: HttpMeters, version: str) -> dict[str, Methods]
         # In a worker: some milliseconds of nothing but text, which no write should have to wait for.
         loop = asyncio.get_running_loop()
         content_type, text = await loop.run_in_executor(None, page.render, reading, accept)
-        return Answer(200, b"Content-Type: %b\r\n" % content_type.encode() + NO_STORE, text)
+        return Answer(200, b"Content-Type: %b\r\n" % content_type.encode() + PRIVATE, text)
 
     return {"/metrics": {"GET": metrics, "HEAD": metrics}}
 

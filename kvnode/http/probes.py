@@ -16,7 +16,7 @@ from aiohttp import web
 
 from kvnode.errors import NotFound
 from kvnode.http import checks
-from kvnode.http.answer import JSON_TYPE, NO_STORE, TEXT_TYPE, Answer, json_bytes
+from kvnode.http.answer import JSON_TYPE, TEXT_TYPE, Answer, json_bytes
 from kvnode.http.group import Group
 from kvnode.http.later import Later
 from kvnode.http.paths import Query, decode
@@ -28,10 +28,8 @@ GRACE_S: Final = 0.1
 
 _REPORT_PARAMETERS: Final = ("verbose", "exclude")
 
-_PLAIN: Final = TEXT_TYPE + NO_STORE
-_JSON: Final = JSON_TYPE + NO_STORE
 _REFUSALS: Final = {
-    reason: _PLAIN + f"Kvnode-Reason: {reason}\r\n".encode()
+    reason: TEXT_TYPE + f"Kvnode-Reason: {reason}\r\n".encode()
     for reason in ("follower", "no-leader", "unverified", "draining", "transferring", "starting")
 }
 
@@ -68,7 +66,7 @@ def routes(group: Group, leader_probe: LeaderProbe | None, timeout_s: float, met
     results.update({(name, result): 0 for name in ("healthz", "livez", "readyz") for result in ("ok", "error")})
 
     def health(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        return Answer(200, _PLAIN, b"ok\n")
+        return Answer(200, TEXT_TYPE, b"ok\n")
 
     def leader(request: web.BaseRequest, rest: str, query: str) -> Answer | Later[int | None]:
         assert leader_probe is not None
@@ -88,7 +86,7 @@ def routes(group: Group, leader_probe: LeaderProbe | None, timeout_s: float, met
         meters.probe_s.observe(time.monotonic() - began_at)
         if refusal is None:
             results["leader", "ok"] += 1
-            return Answer(200, _PLAIN, b"ok\n")
+            return Answer(200, TEXT_TYPE, b"ok\n")
         results["leader", refusal] += 1
         return Answer(503, _REFUSALS[refusal], b"not leader\n")
 
@@ -156,7 +154,7 @@ def _json(found: Mapping[str, str | None], warnings: Sequence[str] = ()) -> Answ
     }
     if warnings:
         document["warnings"] = list(warnings)
-    return Answer(503 if failures else 200, _JSON, json_bytes(document))
+    return Answer(503 if failures else 200, JSON_TYPE, json_bytes(document))
 
 
 def _verbose(
@@ -175,4 +173,4 @@ def _verbose(
     lines += [f"[!]warning: {warning}" for warning in warnings]
     failed = any(failure is not None for failure in found.values())
     lines.append(f"{name} check {'failed' if failed else 'passed'}")
-    return Answer(503 if failed else 200, _PLAIN, ("\n".join(lines) + "\n").encode("utf-8", "replace"))
+    return Answer(503 if failed else 200, TEXT_TYPE, ("\n".join(lines) + "\n").encode("utf-8", "replace"))

@@ -16,7 +16,7 @@ from kvnode import backup
 from kvnode.beside import packed_contents
 from kvnode.commands import REPLACE
 from kvnode.errors import BadRequest, Overloaded, TooLarge
-from kvnode.http.answer import NO_STORE, Answer, json_answer
+from kvnode.http.answer import Answer, json_answer
 from kvnode.http.body import read_body
 from kvnode.http.group import Group
 from kvnode.http.route import Methods
@@ -41,7 +41,7 @@ def routes(group: Group) -> dict[str, Methods]:
         if not isinstance(result, Replaced):
             raise BadRequest("This node takes the backup for whole and the cluster does not: nothing was restored.")
         document = {"revision": result.revision, "items": result.items, "backup_revision": former}
-        return json_answer(200, document, NO_STORE)
+        return json_answer(200, document)
 
     return {PATH: {"POST": restore}}
 

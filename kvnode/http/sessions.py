@@ -9,7 +9,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from kvnode.errors import BadRequest, Starting, Unauthorized
-from kvnode.http.answer import NO_STORE, Answer, json_answer
+from kvnode.http.answer import Answer, json_answer
 from kvnode.http.body import read_body
 from kvnode.http.group import Group
 from kvnode.http.route import Methods
@@ -39,24 +39,24 @@ def routes(group: Group) -> dict[str, Methods]:
             raise Starting(f"{group.session.error}.")
         ends_at = int(time.time()) + SESSION_S
         cookie = _COOKIE.format(COOKIE, sign(keys[0], SUBJECT, ends_at), SESSION_S, _secure(request))
-        return json_answer(200, {"subject": SUBJECT, "ends_at": ends_at}, NO_STORE + cookie.encode())
+        return json_answer(200, {"subject": SUBJECT, "ends_at": ends_at}, cookie.encode())
 
     def whose(request: web.BaseRequest, rest: str, query: str) -> Answer:
         subject = session_subject(group, request)
         if subject is None:
             raise Unauthorized("There is no session, or it is over: begin one with POST.")
-        return json_answer(200, {"subject": subject}, NO_STORE)
+        return json_answer(200, {"subject": subject})
 
     def end(request: web.BaseRequest, rest: str, query: str) -> Answer:
         """Takes the cookie back. What was signed stays good until its time is over, or the key is rotated."""
-        return json_answer(200, {"ended": True}, NO_STORE + _COOKIE.format(COOKIE, "", 0, _secure(request)).encode())
+        return json_answer(200, {"ended": True}, _COOKIE.format(COOKIE, "", 0, _secure(request)).encode())
 
     def key(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        return json_answer(200, _shown(group.session.known, group.status()), NO_STORE)
+        return json_answer(200, _shown(group.session.known, group.status()))
 
     async def rotate(request: web.BaseRequest, rest: str, query: str) -> Answer:
         grace_s = await _grace_s(request)
-        return json_answer(200, _shown(await group.session.rotate(group.propose, grace_s), group.status()), NO_STORE)
+        return json_answer(200, _shown(await group.session.rotate(group.propose, grace_s), group.status()))
 
     return {
         PATH: {"GET": whose, "HEAD": whose, "POST": begin, "DELETE": end},

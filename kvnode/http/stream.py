@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final, cast
 
-from kvnode.http.answer import NO_STORE, Answer
+from kvnode.http.answer import PRIVATE, Answer
 from kvnode.http.connection import Connection
 from kvnode.http.door import FIRST
 from kvnode.http.events import end_of, text_of
@@ -132,7 +132,7 @@ class EventStream(Answer):
         connection.listener = self
         self._streams.add(self)
         try:
-            transport.write(_HEAD % (self.stamp, NO_STORE, self._sent, self._sent + 1, self._sent))
+            transport.write(_HEAD % (self.stamp, PRIVATE, self._sent, self._sent + 1, self._sent))
             self.flush()
             await self._over
             await self._last_word(transport)

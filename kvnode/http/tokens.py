@@ -15,7 +15,7 @@ from aiohttp import web
 
 from kvnode.commands import CreateToken, RevokeToken
 from kvnode.errors import BadRequest, TokenNotFound, TooManyTokens
-from kvnode.http.answer import NO_STORE, Answer, json_answer
+from kvnode.http.answer import Answer, json_answer
 from kvnode.http.body import read_body
 from kvnode.http.group import Group
 from kvnode.http.paths import decode
@@ -33,7 +33,7 @@ ID_BYTES: Final = 4
 def routes(group: Group) -> dict[str, Methods]:
     async def tokens(request: web.BaseRequest, rest: str, query: str) -> Answer:
         await group.read_barrier()
-        return json_answer(200, {"tokens": [_shown(token) for token in group.store.tokens.view()]}, NO_STORE)
+        return json_answer(200, {"tokens": [_shown(token) for token in group.store.tokens.view()]})
 
     async def create(request: web.BaseRequest, rest: str, query: str) -> Answer:
         name, role = await _wanted(request)
@@ -44,7 +44,7 @@ def routes(group: Group) -> dict[str, Methods]:
             raise TooManyTokens("The cluster holds as many tokens as it may; revoke those that nobody uses.")
         if not isinstance(result, TokenChanged):
             raise BadRequest("The token could not be made; send the request again.")
-        return json_answer(200, {**_shown(token), "token": f"kvnode_{token.id}_{secret}"}, NO_STORE)
+        return json_answer(200, {**_shown(token), "token": f"kvnode_{token.id}_{secret}"})
 
     async def revoke(request: web.BaseRequest, rest: str, query: str) -> Answer:
         token_id = decode(rest, "token")
@@ -52,7 +52,7 @@ def routes(group: Group) -> dict[str, Methods]:
             raise BadRequest("This is not the id of a token; kvnode token list shows them.")
         result = await group.propose(RevokeToken(token_id).encode())
         if isinstance(result, TokenChanged):
-            return json_answer(200, {"revoked": token_id}, NO_STORE)
+            return json_answer(200, {"revoked": token_id})
         if isinstance(result, TokenMissing):
             raise TokenNotFound("There is no token with this id, or not any more.")
         raise BadRequest("This is not the id of a token; kvnode token list shows them.")

@@ -11,7 +11,7 @@ from multidict import istr
 from kvnode import values
 from kvnode.changes import KIND_NAMES
 from kvnode.errors import BadRequest, Compacted, Starting
-from kvnode.http.answer import NO_STORE, Answer, json_answer
+from kvnode.http.answer import Answer, json_answer
 from kvnode.http.connection import Connection
 from kvnode.http.events import SENTENCES, fields
 from kvnode.http.group import Group
@@ -123,7 +123,7 @@ class _Poll:
 def _page(pieces: list[Piece], revision: int) -> Answer:
     events = [{"event": KIND_NAMES[change[0]], **fields(change)} for piece in pieces for change in piece.block]
     page = {"events": events, "revision": revision, "from_revision": revision + 1}
-    return json_answer(200, page, NO_STORE + b"Kvnode-Revision: %d\r\n" % revision)
+    return json_answer(200, page, b"Kvnode-Revision: %d\r\n" % revision)
 
 
 def _selector(parameters: Query) -> Selector:
