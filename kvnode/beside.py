@@ -1,4 +1,7 @@
-"""Commands on what stands beside single keys: leases, tokens, the session key, and all contents at once. Pure."""
+"""Commands on what stands beside single keys: leases, tokens, the session key, the feature level, all contents at once.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from kvnode.commands import REPLACE, SESSION, TOKEN_CREATE
+from kvnode.commands import LEVEL, REPLACE, SESSION, TOKEN_CREATE
 from kvnode.leases import change_lease
 from kvnode.limits import CONTENTS_BYTES_MAX
-from kvnode.results import Invalid, Replaced, Result
+from kvnode.results import Invalid, LevelRaised, Replaced, Result
 from kvnode.session import change_session
 
 if TYPE_CHECKING:
@@ -22,6 +25,9 @@ def change_beside(store: KeyValueStore, kind: int, request: list[Any]) -> Result
     """Carries out a command without a fault."""
     if kind == REPLACE:
         return _replace(store, request[1])
+    if kind == LEVEL:
+        store.level = max(store.level, request[1])
+        return LevelRaised(store.revision, store.level)
     if kind >= TOKEN_CREATE:
         return store.tokens.change(kind, request[1], store.revision)
     return change_session(store, request) if kind == SESSION else change_lease(store, kind, request[1])
@@ -35,8 +41,8 @@ def packed_contents(chunks: list[bytes]) -> bytes:
 def _replace(store: KeyValueStore, packed: bytes) -> Result:
     """All keys and leases give way to those of a backup, in one revision above both.
 
-    Tokens, the session key and what is remembered of idempotency keys stay: they belong to the cluster, not to the
-    data, and a write that was carried out before must not be carried out again.
+    Tokens, the session key, the feature level and what is remembered of idempotency keys stay: they belong to the
+    cluster, not to the data, and a write that was carried out before must not be carried out again.
     """
     try:
         inflate = zlib.decompressobj()

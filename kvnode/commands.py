@@ -17,6 +17,7 @@ from kvnode.limits import (
     VALUE_BYTES_MAX,
     idempotency_key_fault,
     lease_fault,
+    level_fault,
     replace_fault,
     session_key_fault,
     text_fault,
@@ -24,6 +25,11 @@ from kvnode.limits import (
     token_id_fault,
     value_fault,
 )
+
+# The highest feature level that this version knows. 0 is what 0.1.0 knows, 1 adds LEVEL itself and what is gated by it.
+# Commands and refusals that the level below does not know count only once the cluster has reached the level: until
+# then some member would answer them otherwise, and its state would differ from then on.
+FEATURE_LEVEL: Final = 1
 
 PUT: Final = 1
 DELETE: Final = 2
@@ -37,11 +43,12 @@ SESSION: Final = 9  # `session.py`
 TOKEN_CREATE: Final = 10
 TOKEN_REVOKE: Final = 11
 REPLACE: Final = 12  # `beside.py`
+LEVEL: Final = 13  # `beside.py`
 # Fields up to the idempotency key, which is left out where there is none: older journals have no such field, and
 # a write without a key does not carry an empty one.
 FIELDS: Final = {
     PUT: 5, DELETE: 3, DELETE_PREFIX: 2, TXN: 4, GRANT: 2, RENEW: 2, REVOKE: 2, EXPIRE: 2, SESSION: 5,
-    TOKEN_CREATE: 2, TOKEN_REVOKE: 2, REPLACE: 2,
+    TOKEN_CREATE: 2, TOKEN_REVOKE: 2, REPLACE: 2, LEVEL: 2,
 }  # fmt: skip
 PUT_FIELDS: Final = FIELDS[PUT]
 DELETE_FIELDS: Final = FIELDS[DELETE]
@@ -174,6 +181,16 @@ class CreateToken:
 
 
 @dataclass(frozen=True, slots=True)
+class RaiseLevel:
+    """The cluster has reached this feature level: every member knows it. Levels never fall."""
+
+    level: int
+
+    def encode(self) -> bytes:
+        return bytes(_pack((LEVEL, self.level)))
+
+
+@dataclass(frozen=True, slots=True)
 class RevokeToken:
     """The token counts no more, from here in the log."""
 
@@ -226,7 +243,7 @@ def command_fault(command: Any) -> str | None:
     if expect is not None and (type(expect) is not list or not all(type(r) is int and r >= EXISTS for r in expect)):
         return "an expectation is a list of revisions"
     if extra and kind >= TOKEN_CREATE:
-        return "a command on tokens, or on all contents, takes no idempotency key"
+        return "a command on tokens, on all contents or on the feature level takes no idempotency key"
     if extra and (fault := idempotency_key_fault(extra[0])) is not None:
         return fault
     if kind <= DELETE:
@@ -249,6 +266,8 @@ def _argument_fault(kind: int, argument: Any) -> str | None:
         return token_fault(argument)
     if kind == TOKEN_REVOKE:
         return token_id_fault(argument)
+    if kind == LEVEL:
+        return level_fault(argument)
     return replace_fault(argument) if kind == REPLACE else None
 
 

@@ -51,6 +51,7 @@ COMMAND_BYTES_MAX: Final = VALUE_BYTES_MAX + KEY_BYTES_MAX + CONTENT_TYPE_BYTES_
 OPERATIONS_MAX: Final = 128  # in each of a transaction's three lists, as etcd counts
 TRANSACTION_BYTES_MAX: Final = 2 * 1_048_576  # encoded
 REPLACE_BYTES_MAX: Final = 4 * 1_048_576  # one entry, well below a frame
+LEVEL_MAX: Final = 65_535  # a feature level: far more than versions to come, and small beside the digest it goes into
 CONTENTS_BYTES_MAX: Final = 64 * 1_048_576  # what a REPLACE may hold, so that a small one cannot fill a node's memory
 
 
@@ -94,6 +95,11 @@ def idempotency_key_fault(text: Any) -> str | None:
 def replace_fault(packed: Any) -> str | None:
     fits = type(packed) is bytes and len(packed) <= REPLACE_BYTES_MAX
     return None if fits else f"a backup in the log is {REPLACE_BYTES_MAX} bytes at most"
+
+
+def level_fault(level: Any) -> str | None:
+    fits = type(level) is int and 1 <= level <= LEVEL_MAX
+    return None if fits else f"a feature level is a number from 1 to {LEVEL_MAX}"
 
 
 def token_fault(fields: Any) -> str | None:

@@ -144,6 +144,14 @@ class TokensFull:
 
 
 @dataclass(frozen=True, slots=True)
+class LevelRaised:
+    """The cluster's feature level now; the revision stays, since no key has changed."""
+
+    revision: int
+    level: int
+
+
+@dataclass(frozen=True, slots=True)
 class Replaced:
     """All contents gave way to those of a backup."""
 
@@ -153,7 +161,7 @@ class Replaced:
 
 Result = (
     Written | Deleted | Refused | Invalid | Reused | Concluded | Granted | Revoked | LeaseMissing | LeasesFull
-    | TokenChanged | TokenMissing | TokensFull | Turned | Replaced
+    | TokenChanged | TokenMissing | TokensFull | Turned | Replaced | LevelRaised
 )  # fmt: skip
 
 # The results that a retry can be given again (`outcomes.py`), by their number in a snapshot.

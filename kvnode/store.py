@@ -37,7 +37,7 @@ from kvnode.view import StoreView, read_contents
 class KeyValueStore:
     """The state machine. `apply` is its only way to change, apart from `restore` and `adopt`."""
 
-    __slots__ = ("_items", "_keys", "_outcomes", "changes", "leases", "revision", "session", "tokens")
+    __slots__ = ("_items", "_keys", "_outcomes", "changes", "leases", "level", "revision", "session", "tokens")
 
     def __init__(self) -> None:
         self.revision = 0
@@ -46,6 +46,7 @@ class KeyValueStore:
         self.leases = Leases()  # for reading, elsewhere
         self.session = NONE  # for reading, elsewhere
         self.tokens = Tokens()  # likewise
+        self.level = 0  # the feature level that the cluster has reached (`commands.FEATURE_LEVEL`)
         self._items: Table[str, bytes] = Table()
         self._keys: SortedList[str] = SortedList()
 
@@ -80,9 +81,9 @@ class KeyValueStore:
 
     @property
     def mark(self) -> int:
-        """A number that nodes with the same state agree about: revision, keys, and what became of leases."""
+        """A number that nodes with the same state agree about: revision, keys, leases, tokens, feature level."""
         leases = (self.leases.last_id << 16) + (len(self.leases) << 40)
-        return (self.revision << 32) + len(self._items) + leases + (len(self.tokens) << 52)
+        return (self.revision << 32) + len(self._items) + leases + (len(self.tokens) << 52) + (self.level << 60)
 
     def view(self) -> StoreView:
         """The store as it stands now, immutable. O(1): later changes copy what they touch, a little at a time."""
@@ -93,6 +94,7 @@ class KeyValueStore:
             self.leases.view(),
             self.tokens.view(),
             self.session,
+            self.level,
         )
 
     # --- changing --------------------------------------------------------------------------------
@@ -303,7 +305,7 @@ class KeyValueStore:
         store = cls()
         try:
             store.restore(contents.revision, contents.items, contents.outcomes, contents.leases, contents.tokens)
-            store.session = contents.session
+            store.session, store.level = contents.session, contents.level
         except struct.error:
             raise ValueError("an item of the snapshot has a number out of bounds") from None
         if len(store) != contents.item_count:

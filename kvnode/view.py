@@ -17,7 +17,7 @@ import msgpack
 
 from kvnode.items import Item, go_on, in_order, read_items, unpacked
 from kvnode.leases import Leases, LeasesView
-from kvnode.limits import CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
+from kvnode.limits import CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX, level_fault
 from kvnode.outcomes import Outcomes, OutcomesView
 from kvnode.session import NONE, SessionKeys, read_session_keys
 from kvnode.table import TableView
@@ -40,6 +40,7 @@ class StoreView(NamedTuple):
     leases: LeasesView
     tokens: tuple[Token, ...] = ()
     session: SessionKeys = NONE
+    level: int = 0
 
     def keys(self, rest: Callable[[], None] = go_on) -> Iterator[str]:
         """All keys in byte order. `rest` is called after each few milliseconds of sorting."""
@@ -64,6 +65,8 @@ class StoreView(NamedTuple):
         small: dict[str, Any] = {"tokens": self.tokens} if self.tokens else {}
         if self.session.number:
             small["session"] = self.session.packed
+        if self.level:
+            small["level"] = self.level
         if small:
             yield pack((SNAPSHOT_FORMAT, self.revision, *counts, leases.last_id, small))
         else:
@@ -95,6 +98,7 @@ class Contents(NamedTuple):
     leases: Leases
     tokens: Tokens
     session: SessionKeys
+    level: int
     items: Iterator[tuple[str, Item]]
 
 
@@ -118,7 +122,10 @@ def read_contents(chunks: Iterable[bytes]) -> Contents:
     leases = Leases()
     leases.load(source, lease_count, last_lease_id)
     tokens, session = Tokens.load(small.get("tokens", [])), read_session_keys(small.get("session", NONE.packed))
-    return Contents(revision, item_count, outcomes, leases, tokens, session, read_items(source))
+    level = small.get("level", 0)
+    if "level" in small and (fault := level_fault(level)) is not None:
+        raise ValueError(fault)
+    return Contents(revision, item_count, outcomes, leases, tokens, session, level, read_items(source))
 
 
 def _unpack(chunk: bytes) -> list[Any]:

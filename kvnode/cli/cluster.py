@@ -32,7 +32,7 @@ def status(output: str, url: str, timeout_s: float) -> None:
         print_json(body)
     else:
         rows = [_row(group, member) for group in body["groups"] for member in group["members"]]
-        _print_rows(rows, str(body["node_id"]))
+        _print_rows(rows, f"as {body['node_id']} sees it, at feature level {body['groups'][0].get('feature_level', 0)}")
     if not all(group["leader_id"] for group in body["groups"]):
         print("kvnode: No leader is known at present.", file=sys.stderr)
         raise SystemExit(5)
@@ -76,7 +76,7 @@ def _row(group: dict[str, Any], member: dict[str, Any]) -> tuple[str, ...]:
     return tuple("-" if cell is None else str(cell) for cell in cells)
 
 
-def _print_rows(rows: list[tuple[str, ...]], asked: str) -> None:
+def _print_rows(rows: list[tuple[str, ...]], caption: str) -> None:
     """A table on a terminal; columns parted by tabs, with their names first, to a pipe."""
     if not sys.stdout.isatty():
         for row in (COLUMNS, *rows):
@@ -86,7 +86,7 @@ def _print_rows(rows: list[tuple[str, ...]], asked: str) -> None:
     from rich.table import Table
 
     styles = {"leader": "green", "unreachable": "red", "candidate": "yellow", "unknown": "yellow"}
-    table = Table(box=None, padding=(0, 2, 0, 0), caption=f"as {asked} sees it", caption_justify="left")
+    table = Table(box=None, padding=(0, 2, 0, 0), caption=caption, caption_justify="left")
     # The role says "unreachable" already; without that column, whole addresses fit into 80 characters.
     shown = [COLUMNS.index(name) for name in ("node", "role", "term", "applied", "lag", "health", "http", "raft")]
     for i in shown:

@@ -34,6 +34,8 @@ def routes(group: Group, node_id: str, version: str) -> dict[str, Methods]:
                     "group_id": GROUP_ID,
                     "leader_id": status.leader_id,
                     "term": status.term,
+                    # Level 0 is said by saying nothing, as nodes of 0.1 do.
+                    **({"feature_level": status.feature_level} if status.feature_level else {}),
                     "members": [asdict(member) for member in group.members()],
                     "is_leader": is_leader(status),
                 }

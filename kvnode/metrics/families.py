@@ -54,6 +54,7 @@ def _raft(status: RaftStatus) -> Iterator[Metric]:
     states = {(role,): float(status.role == role) for role in ROLES}
     yield _labelled("kvnode_raft_state", "1 for the role that this node has now.", ("state",), states)
     yield _gauge("kvnode_raft_term", "The node's current term.", status.term)
+    yield _gauge("kvnode_raft_feature_level", "The feature level that the cluster has reached.", status.feature_level)
     yield _gauge(
         "kvnode_raft_commit_index", "The last entry that this node knows to be committed.", status.commit_index
     )

@@ -21,6 +21,8 @@ from kvnode.raft.acquaintance import Acquaintance
 from kvnode.raft.audit import Audit
 from kvnode.raft.catchup import Catchup
 from kvnode.raft.compaction import Compaction
+from kvnode.raft.expiry import EngineLeader
+from kvnode.raft.feature_level import FeatureLevel
 from kvnode.raft.flusher import Flusher
 from kvnode.raft.handshake import Identity
 from kvnode.raft.journal import Journal
@@ -73,7 +75,9 @@ class Engine:
         self._step_due = self._stopped = False
         self._timer: asyncio.TimerHandle | None = None
         instance = os.urandom(ORIGIN_BYTES)
-        me = Identity(settings.node_id, cluster_id, settings.http_url, instance, settings.secret)
+        me = Identity(
+            settings.node_id, cluster_id, settings.http_url, instance, settings.secret, lambda: self.store.level
+        )
         self.network = Network(me, roster, self, settings.certificate)
         self._acquaintance = Acquaintance(roster, self.network, snapshots.disk, fail)
         self.members_changed = self._acquaintance.changed
@@ -91,6 +95,7 @@ class Engine:
         self.proposals = Proposals(instance, store.apply, self.clock)
         self.writes = Writes(self.replica, self.proposals, self.storage, self.network, lambda: self.leader_id)
         self._succession = Succession(self.replica, self.proposals.meters)
+        self._feature_level = FeatureLevel(EngineLeader(self), store, self.network, roster)
         self._news = News(self.replica, self.writes, self._guarded)
         timeout_s = settings.election_timeout_max_s
         self.reads = ReadIndex(self.replica, self.network, lambda: self.leader_id, self.schedule, timeout_s)
@@ -166,6 +171,7 @@ class Engine:
         self.reads.expire()
         self._compaction.look()
         self.audit.look()
+        self._guarded(self._feature_level.look)
         self.storage.look(self.clock(), self._work, self.snapshots.disk.space)
 
     def _guarded(self, work: Callable[[], None]) -> None:

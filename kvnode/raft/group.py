@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from kvnode import trace
+from kvnode.commands import FEATURE_LEVEL
 from kvnode.errors import (
     Fatal,
     KvnodeError,
@@ -25,6 +26,7 @@ from kvnode.raft.core import check_release
 from kvnode.raft.disk import Directory
 from kvnode.raft.engine import Engine
 from kvnode.raft.expiry import EngineLeader, Expiry
+from kvnode.raft.feature_level import too_new
 from kvnode.raft.journal import Journal
 from kvnode.raft.levels import levels
 from kvnode.raft.members import membership, seen_members, unseen_members
@@ -89,6 +91,8 @@ class RaftGroup:
             snapshots = Snapshots(disk, self._cluster_id, Pace().rest)
             # In a worker: the HTTP server answers its probes while a big store is being read.
             store = await loop.run_in_executor(None, snapshots.recover)
+            if store.level > FEATURE_LEVEL:
+                raise StartupError(too_new(store.level))
             recovered = await loop.run_in_executor(None, segments.recover)
             if recovered.cut_bytes:
                 log.warning(

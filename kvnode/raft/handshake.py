@@ -1,16 +1,29 @@
 """How two nodes make sure of each other before a single Raft message passes.
 
-    dialer    "KVN1" | frame [version, cluster id, from, to, http url, instance, nonce, index]
-    acceptor  frame [true, http url, instance, nonce, proof]        or  frame [false, reason, code]
-    dialer    frame [proof]
-    acceptor  frame [true]       or  frame [false, reason, code]  or  frame [false, reason, members, proof]
+    dialer    "KVN1" | frame [version, cluster id, from, to, nonce]
+    acceptor  frame [true, nonce]                                     or  frame [false, reason]
+    dialer    frame [http url, instance, index, level, proof]
+    acceptor  frame [true, http url, instance, level, proof]          or  frame [false, reason]
+                                                                      or  frame [false, reason, code, members, proof]
 
-A proof is HMAC-SHA256 under the cluster secret over who is speaking and everything said so far, both nonces
-included: it proves the secret without showing it, cannot be replayed, and binds the names to the connection.
+The dialer proves itself first: whoever merely connects to a node gets nothing from it that is made with the secret, so
+there is nothing to try secrets on. (Whoever listens on the way, or is dialled in the place of a peer, gets a proof to
+try secrets on: hence secrets of 128 random bits.)
+
+All keys come from the cluster's secret by HKDF (RFC 5869, SHA-256), salted with the first two frames: both nonces, both
+names, the cluster's id. Each use has a key of its own, so that nothing said in one role is of use in another: a proof
+of the dialer, one of the acceptor, a refusal, the frames that follow. A proof is an HMAC-SHA256 over all frames so far
+and the fields beside it: it shows the secret is known without showing the secret, and it cannot be used again on
+another connection, by the other side, or with other fields.
+
+A refusal counts for more than its sentence (`Refused.code`, `Refused.told`) only where it is proved.
 
 `index` is that of the latest configuration that the dialer knows to be committed. An acceptor that knows a later one,
 or as late a one, in which the dialer is no member refuses it and hands it that one, proved: so a node that was
 removed while it was away learns of it. One that knows more than the acceptor is let in, and tells it.
+
+`level` is the highest feature level that a node knows (`commands.FEATURE_LEVEL`). A node that knows less than the
+cluster has reached is refused by those that know what the cluster has reached.
 
 Frames are at most `FRAME_BYTES_MAX` here, whatever a stranger claims. The stream that follows is the dialer's
 alone: each node sends on the connection that it dialled, so that frames of one node never overtake each other.
@@ -21,28 +34,36 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import msgpack
 
+from kvnode.commands import FEATURE_LEVEL
+
 MAGIC: Final = b"KVN1"
 FRAME_BYTES_MAX: Final = 8_192
 DEADLINE_S: Final = 3.0
-_VERSION: Final = 2
+_VERSION: Final = 4  # 2 is that of kvnode 0.1; 3 was never used
 _NONCE_BYTES: Final = 16
+_KEY_BYTES: Final = 32
 
 # Why a node is refused, where it should know which of the reasons it is.
 OTHER_CLUSTER: Final = "other_cluster"
 STRANGER: Final = "stranger"
 DUPLICATE: Final = "duplicate"
+TOO_OLD: Final = "too_old"
+
+_NO_SECRET: Final = "it does not know this cluster's secret: give all nodes the same one"
+_NO_PROTOCOL: Final = "it does not speak this protocol"
 
 
 class Refused(Exception):
     """The other side is not one to talk to, or says that about us. The text is one sentence for the log.
 
     `told` is the packed configuration that the other side refers to, or empty; where it came from there, it is proved.
-    `code` is one of those above, or empty.
+    `code` is one of those above, or empty; where it came from the other side, it is proved.
     """
 
     def __init__(self, reason: str, told: bytes = b"", code: str = "") -> None:
@@ -64,22 +85,27 @@ class Circle(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a node says about itself. `instance` is drawn anew each time the process starts."""
+    """What a node says about itself. `instance` is drawn anew each time the process starts.
+
+    `cluster_level` is the feature level that the cluster has reached, as far as this node knows.
+    """
 
     node_id: str
     cluster_id: bytes
     http_url: str
     instance: bytes
-    secret: bytes
+    secret: bytes = field(repr=False)
+    cluster_level: Callable[[], int] = int
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """What was learned and proved about the other side."""
+    """What was learned and proved about the other side. `level`: the highest feature level that it knows."""
 
     node_id: str
     http_url: str
     instance: bytes
+    level: int = 0
 
 
 class Dialer:
@@ -90,106 +116,127 @@ class Dialer:
         self._peer_id = peer_id
         self._index = circle.index
         self._said = b""
-        self._peer: Peer | None = None
+        self._keys: _Keys | None = None
 
     def hello(self) -> bytes:
         me = self._me
-        fields = [
-            _VERSION,
-            me.cluster_id,
-            me.node_id,
-            self._peer_id,
-            me.http_url,
-            me.instance,
-            os.urandom(_NONCE_BYTES),
-            self._index,
-        ]
-        self._said = _pack(fields)
-        return MAGIC + _frame(self._said)
+        fields = [_VERSION, me.cluster_id, me.node_id, self._peer_id, os.urandom(_NONCE_BYTES)]
+        self._said = _frame(_pack(fields))
+        return MAGIC + self._said
 
     def challenged(self, body: bytes) -> bytes:
         answer = _unpack(body)
-        _raise_if_refused(answer, proved=False)
-        if not _is(answer, bool, str, bytes, bytes, bytes):
+        _raise_if_refused(answer)
+        if not _is(answer, bool, bytes) or not answer[0] or len(answer[1]) != _NONCE_BYTES:
             raise Refused("it answers in an unknown protocol")
-        _, http_url, instance, nonce, proof = answer
-        self._said += _pack([http_url, instance, nonce])
-        if not hmac.compare_digest(proof, _proof(self._me.secret, b"acceptor", self._said)):
-            raise Refused("it does not know this cluster's secret: give all nodes the same one")
-        self._peer = Peer(self._peer_id, http_url, instance)
-        return _frame(_pack([_proof(self._me.secret, b"dialer", self._said)]))
+        self._said += _frame(body)
+        self._keys = _Keys(self._me.secret, self._said)
+        fields = [self._me.http_url, self._me.instance, self._index, FEATURE_LEVEL]
+        proof = _frame(_pack([*fields, self._keys.proof(b"dialer", self._said, fields)]))
+        self._said += proof
+        return proof
 
     def welcomed(self, body: bytes) -> Peer:
-        answer = _unpack(body)
-        if _is(answer, bool, str, bytes, bytes) and not answer[0]:
-            _, reason, told, proof = answer
-            genuine = hmac.compare_digest(proof, _proof(self._me.secret, b"verdict", self._said + told))
-            raise Refused(reason, told if genuine else b"")
-        _raise_if_refused(answer, proved=True)
-        if answer != [True] or self._peer is None:
+        answer, keys = _unpack(body), self._keys
+        if keys is None:
             raise Refused("it answers in an unknown protocol")
-        return self._peer
+        if _is(answer, bool, str, str, bytes, bytes) and not answer[0]:
+            *fields, proof = answer
+            genuine = hmac.compare_digest(proof, keys.proof(b"refusal", self._said, fields))
+            _, reason, code, told = fields
+            raise Refused(f"it refused: {reason[:200]}", *((told, code) if genuine else ()))
+        _raise_if_refused(answer)
+        if not _is(answer, bool, str, bytes, int, bytes):
+            raise Refused("it answers in an unknown protocol")
+        *fields, proof = answer
+        if not hmac.compare_digest(proof, keys.proof(b"acceptor", self._said, fields)):
+            raise Refused(_NO_SECRET)
+        _, http_url, instance, level = fields
+        _raise_if_too_old(level, self._me.cluster_level())
+        return Peer(self._peer_id, http_url, instance, level)
 
 
 class Acceptor:
-    """The accepting side: `greeted(body)` gives the challenge, `proved(body)` the peer. Refused is sent back."""
+    """The accepting side: `greeted(body)` gives the challenge, `proved(body)` the peer, `welcome()` the last frame.
+
+    Where one of them raises Refused, `refusal` is what the other side is sent.
+    """
 
     def __init__(self, me: Identity, circle: Circle) -> None:
         self._me = me
         self._circle = circle
         self._said = b""
-        self._index = 0
-        self._peer: Peer | None = None
+        self._cluster_id = b""
+        self._node_id = ""
+        self._keys: _Keys | None = None
+        self._proved = False
 
     def greeted(self, body: bytes) -> bytes:
         hello = _unpack(body)
-        if not hello or hello[0] != _VERSION or not _is(hello, int, bytes, str, str, str, bytes, bytes, int):
+        if not hello or hello[0] != _VERSION or not _is(hello, int, bytes, str, str, bytes):
             raise Refused("it speaks another version of the protocol: upgrade the older node")
-        _, cluster_id, node_id, to, http_url, instance, _, self._index = hello
+        _, self._cluster_id, self._node_id, to, nonce = hello
         me = self._me
-        if cluster_id != me.cluster_id:
-            raise Refused(
-                f"it belongs to cluster {cluster_id.hex()[:12]}, this node to {me.cluster_id.hex()[:12]}: start all "
-                "nodes of one cluster with the same --peers (or the same --cluster-id) and empty data directories",
-                code=OTHER_CLUSTER,
-            )
-        if to != me.node_id:
-            raise Refused(f"it looks for node {to!r}, this is {me.node_id!r}: check the addresses in --peers")
-        if node_id == me.node_id:
-            raise Refused(f"node {node_id!r} is this one: give each node its own --node-id")
-        self._peer = Peer(node_id, http_url, instance)
-        mine = [me.http_url, me.instance, os.urandom(_NONCE_BYTES)]
-        self._said = body + _pack(mine)
-        return _frame(_pack([True, *mine, _proof(me.secret, b"acceptor", self._said)]))
+        if len(nonce) != _NONCE_BYTES:
+            raise Refused(_NO_PROTOCOL)
+        if self._cluster_id == me.cluster_id:
+            if to != me.node_id:
+                raise Refused(f"it looks for node {to!r}, this is {me.node_id!r}: check the addresses in --peers")
+            if self._node_id == me.node_id:
+                raise Refused(f"node {self._node_id!r} is this one: give each node its own --node-id")
+        challenge = _frame(_pack([True, os.urandom(_NONCE_BYTES)]))
+        self._said = _frame(body) + challenge
+        self._keys = _Keys(me.secret, self._said)
+        return challenge
 
     def proved(self, body: bytes) -> Peer:
-        answer = _unpack(body)
-        expected = _proof(self._me.secret, b"dialer", self._said)
-        if not _is(answer, bytes) or not hmac.compare_digest(answer[0], expected) or self._peer is None:
-            raise Refused("it does not know this cluster's secret: give all nodes the same one")
-        node_id = self._peer.node_id
-        if node_id not in self._circle and self._index <= self._circle.index:
-            raise Refused(f"node {node_id!r} is not a member of this cluster", self._circle.packed)
-        return self._peer
+        answer, keys, me = _unpack(body), self._keys, self._me
+        if keys is None or not _is(answer, str, bytes, int, int, bytes):
+            raise Refused(_NO_PROTOCOL)
+        *fields, proof = answer
+        self._proved = hmac.compare_digest(proof, keys.proof(b"dialer", self._said, fields))
+        if self._proved:
+            self._said += _frame(body)
+        if self._cluster_id != me.cluster_id:  # not before the proof: what is refused unproved makes no node unfit
+            raise Refused(
+                f"it belongs to cluster {self._cluster_id.hex()[:12]}, this node to {me.cluster_id.hex()[:12]}: start "
+                "all nodes of one cluster with the same --peers (or the same --cluster-id) and empty data directories",
+                code=OTHER_CLUSTER,
+            )
+        if not self._proved:
+            raise Refused(_NO_SECRET)
+        http_url, instance, index, level = fields
+        _raise_if_too_old(level, me.cluster_level())
+        if self._node_id not in self._circle and index <= self._circle.index:
+            raise Refused(f"node {self._node_id!r} is not a member of this cluster", self._circle.packed)
+        return Peer(self._node_id, http_url, instance, level)
+
+    def welcome(self) -> bytes:
+        """The frame after which the other side sends what it has to say. Only where `proved` has given the peer."""
+        assert self._keys is not None
+        fields = [True, self._me.http_url, self._me.instance, FEATURE_LEVEL]
+        return _frame(_pack([*fields, self._keys.proof(b"acceptor", self._said, fields)]))
 
     def refusal(self, refused: Refused) -> bytes:
-        """The frame that tells the other side why."""
-        if not refused.told:
-            return refusal(str(refused), refused.code)
-        proof = _proof(self._me.secret, b"verdict", self._said + refused.told)
-        return _frame(_pack([False, str(refused), refused.told, proof]))
+        """The frame that says why: proved to a side that has proved itself, and bare to any other."""
+        if not self._proved or self._keys is None:
+            return _frame(_pack([False, str(refused)]))
+        fields = [False, str(refused), refused.code, refused.told]
+        return _frame(_pack([*fields, self._keys.proof(b"refusal", self._said, fields)]))
 
 
-WELCOME: Final = b"\x00\x00\x00\x02\x91\xc3"  # the frame [true]
+class _Keys:
+    """The keys of one handshake: HKDF (RFC 5869) from the secret, salted with the hello and the challenge."""
 
+    def __init__(self, secret: bytes, said: bytes) -> None:
+        self._extracted = hmac.digest(hashlib.sha256(said).digest(), secret, "sha256")
 
-def refusal(reason: str, code: str = "") -> bytes:
-    """The frame that tells the other side why."""
-    return _frame(_pack([False, reason, code] if code else [False, reason]))
+    def key(self, use: bytes) -> bytes:
+        """HKDF-Expand to the length of one hash, which takes one block."""
+        return hmac.digest(self._extracted, b"kvnode peers 4 " + use + b"\x01", "sha256")
 
-
-def _proof(secret: bytes, role: bytes, said: bytes) -> bytes:
-    return hmac.new(secret, role + b"\x00" + said, hashlib.sha256).digest()
+    def proof(self, role: bytes, said: bytes, fields: list[Any]) -> bytes:
+        return hmac.digest(self.key(role), said + _frame(_pack(fields)), "sha256")
 
 
 def _frame(body: bytes) -> bytes:
@@ -205,9 +252,9 @@ def _unpack(body: bytes) -> list[Any]:
     try:
         fields = msgpack.unpackb(body, use_list=True, max_ext_len=0)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
-        raise Refused("it does not speak this protocol") from error
+        raise Refused(_NO_PROTOCOL) from error
     if not isinstance(fields, list):
-        raise Refused("it does not speak this protocol")
+        raise Refused(_NO_PROTOCOL)
     return fields
 
 
@@ -215,10 +262,16 @@ def _is(fields: list[Any], *types: type) -> bool:
     return len(fields) == len(types) and all(type(f) is t for f, t in zip(fields, types, strict=True))
 
 
-def _raise_if_refused(answer: list[Any], proved: bool) -> None:
-    """`proved`: the other side has shown that it knows the secret. DUPLICATE counts from such a one alone: it takes a
-    node out, and anybody may answer at a peer's address.
-    """
-    if (_is(answer, bool, str) or _is(answer, bool, str, str)) and answer[0] is False:
-        code = "".join(answer[2:3])
-        raise Refused(f"it refused: {answer[1][:200]}", code=code if proved or code != DUPLICATE else "")
+def _raise_if_refused(answer: list[Any]) -> None:
+    """A bare refusal, which anybody on the way can make up: its sentence is for the log, nothing follows from it."""
+    if _is(answer, bool, str) and answer[0] is False:
+        raise Refused(f"it refused: {answer[1][:200]}")
+
+
+def _raise_if_too_old(level: int, cluster_level: int) -> None:
+    if level < cluster_level:
+        raise Refused(
+            f"it knows feature level {level}, and this cluster has reached {cluster_level}: "
+            "upgrade that node to the version of the others",
+            code=TOO_OLD,
+        )

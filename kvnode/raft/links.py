@@ -24,12 +24,12 @@ class Owner(Protocol):
 
     def opened(self, transport: asyncio.Transport) -> None: ...
     def closed(self, transport: asyncio.Transport) -> None: ...
-    def dialled_up(self, peer: Peer, transport: asyncio.Transport) -> None: ...
-    def dialled_down(self, node_id: str, transport: asyncio.Transport) -> None: ...
+    def dialled_up(self, peer: Peer, link: Dialled) -> None: ...
+    def dialled_down(self, node_id: str, link: Dialled) -> None: ...
     def check_single(self, peer: Peer) -> None: ...
-    def accepted_up(self, peer: Peer, transport: asyncio.Transport) -> None: ...
-    def accepted_down(self, node_id: str, transport: asyncio.Transport) -> None: ...
-    def frames(self, node_id: str, transport: asyncio.Transport, bodies: list[bytes]) -> None: ...
+    def accepted_up(self, peer: Peer, link: Accepted) -> None: ...
+    def accepted_down(self, node_id: str, link: Accepted) -> None: ...
+    def frames(self, node_id: str, link: Accepted, bodies: list[bytes]) -> None: ...
     def log_once(self, who: str, sentence: str) -> None: ...
 
 
@@ -92,7 +92,7 @@ class Dialled(Link):
                 self._proved = True
             else:
                 self.peer = self._dialer.welcomed(body)
-                self.network.dialled_up(self.peer, self.transport)
+                self.network.dialled_up(self.peer, self)
                 if not self.established.done():
                     self.established.set_result(None)
 
@@ -103,7 +103,7 @@ class Dialled(Link):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self.network.dialled_down(self.node_id, self.transport)
+        self.network.dialled_down(self.node_id, self)
         if not self.established.done():
             self.established.set_exception(ConnectionError("closed during the handshake"))
         self.closed.set()
@@ -153,7 +153,7 @@ class Accepted(Link):
     def frames(self, bodies: list[bytes]) -> None:
         for position, body in enumerate(bodies):
             if self.peer is not None:
-                self.network.frames(self.peer.node_id, self.transport, bodies[position:])
+                self.network.frames(self.peer.node_id, self, bodies[position:])
                 return
             if not self._greeted:
                 self.transport.write(self._acceptor.greeted(body))
@@ -164,8 +164,8 @@ class Accepted(Link):
                 self.peer = peer
                 self._known()
                 self.reader.frame_bytes_max = wire.FRAME_BYTES_MAX
-                self.transport.write(handshake.WELCOME)
-                self.network.accepted_up(self.peer, self.transport)
+                self.transport.write(self._acceptor.welcome())
+                self.network.accepted_up(self.peer, self)
 
     def _vouched(self, peer: Peer) -> Peer:
         """The peer, whose certificate must be its own."""
@@ -194,7 +194,7 @@ class Accepted(Link):
         super().connection_lost(exc)
         self._known()
         if self.peer is not None:
-            self.network.accepted_down(self.peer.node_id, self.transport)
+            self.network.accepted_down(self.peer.node_id, self)
 
     def _known(self) -> None:
         """No stranger any more, by proof or by departure."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvnode.raft.engine import Engine
-from kvnode.raft.handshake import DUPLICATE, OTHER_CLUSTER, STRANGER
+from kvnode.raft.handshake import DUPLICATE, OTHER_CLUSTER, STRANGER, TOO_OLD
 from kvnode.raft.session import MISSING, SessionKey
 from kvnode.raft.settings import RaftSettings
 from kvnode.raft.status import RaftStatus
@@ -74,6 +74,7 @@ def seen_status(
         storage_error=engine.storage.error,
         blocking_errors=tuple(each for each in (fatal, engine.audit.error, session.blocking, *unfit) if each),
         session_error=session.error,
+        feature_level=engine.store.level,
         warnings=tuple(each for each in (session.warning, *odd) if each),
     )
 
@@ -87,7 +88,9 @@ def _refusals(engine: Engine) -> tuple[list[str], list[str]]:
     unfit, odd = [], []
     for peer_id, refused in sorted(engine.network.refusals.items()):
         sentence = f"Peer {peer_id} does not talk to this node: {refused}"
-        if refused.code == DUPLICATE or (refused.code in (OTHER_CLUSTER, STRANGER) and engine.leader_id is None):
+        if refused.code == DUPLICATE or (
+            refused.code in (OTHER_CLUSTER, STRANGER, TOO_OLD) and engine.leader_id is None
+        ):
             unfit.append(sentence)
         else:
             odd.append(sentence)

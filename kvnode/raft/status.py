@@ -73,6 +73,7 @@ class RaftStatus:
     blocking_errors: tuple[str, ...]
     session_error: str | None = None  # why this node has not adopted the cluster's session key
     loop_error: str | None = None  # the event loop hangs, or has only just stopped to
+    feature_level: int = 0  # which all members have known at one time, as far as this node has applied
     warnings: tuple[str, ...] = ()  # what an operator should know of, and no client needs to
 
 

@@ -62,8 +62,8 @@ class Network:
         self.refusals: dict[str, handshake.Refused] = {}  # by peer: why it did not talk to this node at the last try
         self.strangers: dict[Accepted, None] = {}
         self._server: asyncio.Server | Reception | None = None
-        self._dialled: dict[str, asyncio.Transport] = {}
-        self._accepted: dict[str, asyncio.Transport] = {}
+        self._dialled: dict[str, Dialled] = {}
+        self._accepted: dict[str, Accepted] = {}
         self._at_address: dict[str, bytes] = {}  # which process answers where the peer is dialled, while it does
         self._claims: dict[str, bytes] = {}  # which one the accepted stream of that name comes from
         self._open: set[asyncio.Transport] = set()
@@ -123,15 +123,16 @@ class Network:
         task = self._dialers.pop(node_id, None)
         if task is not None:
             task.cancel()
-        for links in (self._dialled, self._accepted):
-            if node_id in links:
-                links[node_id].abort()
+        for link in (self._dialled.get(node_id), self._accepted.get(node_id)):
+            if link is not None:
+                link.transport.abort()
 
     def send(self, node_id: str, message: wire.Message) -> bool:
         """Queues a message. False: not connected, or the peer has too much to read already; nothing was sent."""
-        transport = self._dialled.get(node_id)
-        if transport is None:
+        link = self._dialled.get(node_id)
+        if link is None:
             return False
+        transport = link.transport
         idle = message[0] == wire.APPEND and not message[6]
         if transport.get_write_buffer_size() > (IDLE_BACKLOG_BYTES_MAX if idle else BACKLOG_BYTES_MAX):
             return False
@@ -147,6 +148,17 @@ class Network:
     def up(self) -> int:
         """How many peers this node can send to."""
         return len(self._dialled)
+
+    def level_of(self, node_id: str) -> int:
+        """The highest feature level that this peer knows, by the connection that there is now; 0 without one."""
+        link = self._dialled.get(node_id)
+        return link.peer.level if link is not None and link.peer is not None else 0
+
+    def part_below(self, level: int) -> None:
+        """The cluster has reached this feature level: ends the connections with nodes that know less."""
+        for link in (*self._dialled.values(), *self._accepted.values()):
+            if link.peer is not None and link.peer.level < level:
+                link.transport.abort()
 
     # --- dialled connections -------------------------------------------------------------------------
 
@@ -198,17 +210,17 @@ class Network:
     def _stranger(self, address: str, why: str) -> None:
         self.log_once(address, f"Refused a peer connection from {address}: {why}.")
 
-    def dialled_up(self, peer: Peer, transport: asyncio.Transport) -> None:
+    def dialled_up(self, peer: Peer, link: Dialled) -> None:
         node_id = peer.node_id
-        self._dialled[node_id], self._at_address[node_id] = transport, peer.instance
+        self._dialled[node_id], self._at_address[node_id] = link, peer.instance
         self.refusals.pop(node_id, None)
         if self._claims.get(node_id, peer.instance) != peer.instance:
-            self._accepted[node_id].abort()  # it will come back, and be told
+            self._accepted[node_id].transport.abort()  # it will come back, and be told
         self.http_urls[peer.node_id] = peer.http_url
         self.listener.link_up(peer.node_id)
 
-    def dialled_down(self, node_id: str, transport: asyncio.Transport) -> None:
-        if self._dialled.get(node_id) is transport:
+    def dialled_down(self, node_id: str, link: Dialled) -> None:
+        if self._dialled.get(node_id) is link:
             del self._dialled[node_id], self._at_address[node_id]
             self.listener.link_down(node_id)
             self.listener.peer_closed(node_id)
@@ -225,24 +237,24 @@ class Network:
                 code=handshake.DUPLICATE,
             )
 
-    def accepted_up(self, peer: Peer, transport: asyncio.Transport) -> None:
+    def accepted_up(self, peer: Peer, link: Accepted) -> None:
         superseded = self._accepted.get(peer.node_id)
-        self._accepted[peer.node_id], self._claims[peer.node_id] = transport, peer.instance
+        self._accepted[peer.node_id], self._claims[peer.node_id] = link, peer.instance
         self.http_urls[peer.node_id] = peer.http_url
         if superseded is not None:
             # Frames of an older connection must not be read behind those of a newer one (R3).
-            superseded.abort()
+            superseded.transport.abort()
         if peer.node_id in self._heard_from:
             self._heard_from[peer.node_id].set()
 
-    def accepted_down(self, node_id: str, transport: asyncio.Transport) -> None:
-        if self._accepted.get(node_id) is transport:
+    def accepted_down(self, node_id: str, link: Accepted) -> None:
+        if self._accepted.get(node_id) is link:
             del self._accepted[node_id], self._claims[node_id]
             self.listener.peer_closed(node_id)
 
-    def frames(self, node_id: str, transport: asyncio.Transport, bodies: list[bytes]) -> None:
+    def frames(self, node_id: str, link: Accepted, bodies: list[bytes]) -> None:
         """Frames of a proved peer; those of a superseded connection come too late. May raise `wire.BadFrame`."""
-        if self._accepted.get(node_id) is transport:
+        if self._accepted.get(node_id) is link:
             self.listener.received(node_id, bodies)
 
     # --- all connections -----------------------------------------------------------------------------

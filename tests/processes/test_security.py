@@ -20,7 +20,7 @@ import msgpack
 import pytest
 
 from kvnode.raft import wire
-from kvnode.raft.handshake import MAGIC, Dialer, Identity, Refused
+from kvnode.raft.handshake import MAGIC, Dialer, Identity
 from kvnode.raft.links import STRANGERS_MAX
 from tests.certificates import Authority
 from tests.cluster import PROJECT, Answer, Cluster, free_ports, request, wait_until
@@ -139,7 +139,7 @@ def test_roles_and_their_end_hold_on_every_node(cluster: Cluster, authority: Aut
     # step: what is kept is a hash, in the list, the journals and the logs alike
     listed = kvnode(cluster, authority, "token", "list").stdout.splitlines()
     assert [line.split("\t")[1::2] for line in listed] == [["read_only", "dashboard"], ["full", "deploy"]]
-    secret = reader.rpartition("_")[2].encode()
+    secret = reader.split("_", 2)[2].encode()  # it may hold an underscore itself
     for path in [*cluster.folder.rglob("*")]:
         assert not (path.is_file() and secret in path.read_bytes()), path
 
@@ -360,8 +360,7 @@ def test_peers_are_let_in_by_certificate_name_and_secret_alone(
 
     # step: the right certificate without the secret
     wrong = _dialer(cluster, "n2", "another secret of some length")
-    with pytest.raises(Refused, match="secret"):
-        _refusal_of(cluster, authority, "n2-peer", wrong)
+    assert "does not know this cluster's secret" in _refusal_of(cluster, authority, "n2-peer", wrong)
     cluster.put("after", b"1")
 
 
@@ -420,7 +419,7 @@ def test_replays_wrong_order_and_older_protocols_are_refused(cluster: Cluster, a
 
     # step: an older version of the protocol
     fields = msgpack.unpackb(hello[8:])
-    for version in (0, 1, 3, None):
+    for version in (0, 1, 2, 3, 5, None):
         packed = msgpack.packb([version, *fields[1:]])
         knocking = Knocking(cluster, "n1", context)
         knocking.send(MAGIC + len(packed).to_bytes(4, "big") + packed)

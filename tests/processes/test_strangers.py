@@ -35,9 +35,13 @@ def _closed(connection: socket.socket, timeout_s: float) -> bool:
     return True
 
 
-def _hello(cluster_id: bytes = b"c" * 16, node_id: str = "n2", to: str = "n1", version: int = 2) -> bytes:
-    body = msgpack.packb([version, cluster_id, node_id, to, "http://127.0.0.1:1", b"i" * 8, b"n" * 16, 0])
-    return b"KVN1" + struct.pack(">I", len(body)) + body
+def _hello(cluster_id: bytes = b"c" * 16, node_id: str = "n2", to: str = "n1", version: int = 4) -> bytes:
+    return b"KVN1" + _frame([version, cluster_id, node_id, to, b"n" * 16])
+
+
+def _frame(fields: list[object]) -> bytes:
+    body = msgpack.packb(fields)
+    return struct.pack(">I", len(body)) + body
 
 
 GREETINGS = {
@@ -46,7 +50,8 @@ GREETINGS = {
     "the magic and garbage": b"KVN1" + b"\x00\x00\x00\x05hello",
     "an oversized frame": b"KVN1" + b"\xff\xff\xff\xff" + b"x" * 1000,
     "a pickle": b"KVN1\x00\x00\x00\x10" + b"\x80\x04\x95cbuiltins\neval"[:16],
-    "another cluster": _hello(),
+    "another cluster": _hello() + _frame(["http://127.0.0.1:1", b"i" * 8, 0, 1, b"p" * 32]),
+    "kvnode 0.1": b"KVN1" + _frame([2, b"c" * 16, "n2", "n1", "http://127.0.0.1:1", b"i" * 8, b"n" * 16, 0]),
     "another version": _hello(version=99),
 }
 

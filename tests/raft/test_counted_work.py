@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kvnode.commands import Put
+from kvnode.commands import FEATURE_LEVEL, Put
 from kvnode.raft import wire
 from kvnode.raft.disk import Directory
 from kvnode.raft.engine import Engine
@@ -98,6 +98,7 @@ async def trio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
             await group.start()
         await until(lambda: any(group.leader_refusal() is None for group in groups))
         await until(lambda: all(group.session.keys for group in groups))
+        await until(lambda: all(group.store.level == FEATURE_LEVEL for group in groups))  # another entry of its own
         yield Trio(groups, counted)
     finally:
         for group in groups:

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvnode.raft.handshake import DUPLICATE, MAGIC, OTHER_CLUSTER, WELCOME, Acceptor, Dialer, Identity, Refused, refusal
+from kvnode.commands import FEATURE_LEVEL
+from kvnode.raft.handshake import (
+    DUPLICATE,
+    MAGIC,
+    OTHER_CLUSTER,
+    STRANGER,
+    TOO_OLD,
+    Acceptor,
+    Dialer,
+    Identity,
+    Refused,
+)
 
 
 class Members(tuple[str, ...]):
@@ -42,20 +56,37 @@ def test_two_members_learn_who_the_other_is() -> None:
     dialer, acceptor = Dialer(one, "n2", MEMBERS), Acceptor(two, MEMBERS)
     proof = dialer.challenged(body(greet(dialer, acceptor)))
     at_acceptor = acceptor.proved(body(proof))
-    at_dialer = dialer.welcomed(body(WELCOME))
+    at_dialer = dialer.welcomed(body(acceptor.welcome()))
     assert (at_acceptor.node_id, at_acceptor.http_url, at_acceptor.instance) == ("n1", "http://n1", one.instance)
     assert (at_dialer.node_id, at_dialer.http_url, at_dialer.instance) == ("n2", "http://n2", two.instance)
+    assert at_acceptor.level == at_dialer.level == FEATURE_LEVEL
+
+
+def test_the_acceptor_says_nothing_under_the_secret_before_the_dialer_has_proved_itself() -> None:
+    me = identity("n2")
+    hello = body(Dialer(identity("n1"), "n2", MEMBERS).hello()[len(MAGIC) :])
+    answer = msgpack.unpackb(body(Acceptor(me, MEMBERS).greeted(hello)))
+    assert answer[0] is True
+    assert [type(field) for field in answer] == [bool, bytes], "a nonce, which is drawn and made of nothing"
+    acceptor = Acceptor(me, MEMBERS)
+    greet(Dialer(identity("n1"), "n2", MEMBERS), acceptor)
+    with pytest.raises(Refused) as refused:
+        acceptor.proved(msgpack.packb(["http://n1", b"i" * 8, 0, 1, b"p" * 32]))
+    assert msgpack.unpackb(body(acceptor.refusal(refused.value))) == [False, str(refused.value)]
 
 
 def test_the_dialer_notices_an_acceptor_without_the_secret() -> None:
     dialer, acceptor = Dialer(identity("n1"), "n2", MEMBERS), Acceptor(identity("n2", secret=b"another"), MEMBERS)
+    dialer.challenged(body(greet(dialer, acceptor)))
     with pytest.raises(Refused, match="secret"):
-        dialer.challenged(body(greet(dialer, acceptor)))
+        dialer.welcomed(body(acceptor.welcome()))
 
 
 def test_the_acceptor_notices_a_dialer_without_the_secret() -> None:
     acceptor = Acceptor(identity("n2"), MEMBERS)
-    greet(Dialer(identity("n1"), "n2", MEMBERS), acceptor)
+    challenge = greet(dialer := Dialer(identity("n1", secret=b"another"), "n2", MEMBERS), acceptor)
+    with pytest.raises(Refused, match="secret"):
+        acceptor.proved(body(dialer.challenged(body(challenge))))
     for forged in (b"\x91\xc4\x20" + b"\x00" * 32, b"\x91\xc4\x00", b"\x90", b"\xc0"):
         with pytest.raises(Refused):
             acceptor.proved(forged)
@@ -66,25 +97,71 @@ def test_a_proof_cannot_be_replayed_on_another_connection() -> None:
     dialer, acceptor = Dialer(one, "n2", MEMBERS), Acceptor(two, MEMBERS)
     hello = dialer.hello()
     proof = dialer.challenged(body(acceptor.greeted(body(hello[len(MAGIC) :]))))
+    acceptor.proved(body(proof))
     second = Acceptor(two, MEMBERS)
     second.greeted(body(hello[len(MAGIC) :]))
     with pytest.raises(Refused):
         second.proved(body(proof))
 
 
-def test_a_challenge_cannot_be_reflected_as_a_proof() -> None:
-    two = identity("n2")
-    acceptor = Acceptor(two, MEMBERS)
-    challenge = greet(Dialer(identity("n1"), "n2", MEMBERS), acceptor)
-    reflected = b"\x91" + body(challenge)[-34:]  # the acceptor's own proof, packed as the dialer's would be
-    with pytest.raises(Refused):
-        acceptor.proved(reflected)
+def test_no_field_of_a_proved_frame_can_be_altered() -> None:
+    dialer, acceptor = Dialer(identity("n1"), "n2", MEMBERS), Acceptor(identity("n2"), MEMBERS)
+    proof = body(dialer.challenged(body(greet(dialer, acceptor))))
+    for other in altered(msgpack.unpackb(proof)):
+        with pytest.raises(Refused):
+            acceptor.proved(other)
+    acceptor.proved(proof)
+    welcome = body(acceptor.welcome())
+    for other in altered(msgpack.unpackb(welcome)):
+        with pytest.raises(Refused):
+            dialer.welcomed(other)
+    dialer.welcomed(welcome)
+
+
+def altered(fields: list[object]) -> Iterator[bytes]:
+    """The frame with one field after the other changed, and still of its type."""
+    for position, held in enumerate(fields):
+        if held is True:
+            other: object = False
+        elif isinstance(held, int):
+            other = held + 1
+        else:
+            other = held[:-1] + ("x" if isinstance(held, str) else b"x")  # type: ignore[index,operator]
+        yield msgpack.packb([*fields[:position], other, *fields[position + 1 :]])
+
+
+def test_neither_side_can_be_given_its_own_proof() -> None:
+    dialer, acceptor = Dialer(identity("n1"), "n2", MEMBERS), Acceptor(identity("n2"), MEMBERS)
+    proof = dialer.challenged(body(greet(dialer, acceptor)))
+    fields = msgpack.unpackb(body(proof))
+    with pytest.raises(Refused, match="secret"):  # as the acceptor's welcome
+        dialer.welcomed(msgpack.packb([True, fields[0], fields[1], fields[3], fields[4]]))
+    peer = Acceptor(identity("n1"), MEMBERS)  # the dialer's own node, dialled back with what it says
+    with pytest.raises(Refused, match="looks for node"):
+        greet(dialer, peer)
+
+
+@pytest.mark.parametrize("reached", [FEATURE_LEVEL + 1, FEATURE_LEVEL + 5])
+def test_a_node_that_knows_less_than_the_cluster_has_reached_is_refused(reached: int) -> None:
+    newer = replace(identity("n2"), cluster_level=lambda: reached)
+    dialer, acceptor = Dialer(identity("n1"), "n2", MEMBERS), Acceptor(newer, MEMBERS)
+    proof = dialer.challenged(body(greet(dialer, acceptor)))
+    with pytest.raises(Refused, match=f"knows feature level {FEATURE_LEVEL}, and this cluster has reached") as refused:
+        acceptor.proved(body(proof))
+    with pytest.raises(Refused, match="upgrade") as told:
+        dialer.welcomed(body(acceptor.refusal(refused.value)))
+    assert told.value.code == TOO_OLD
+    # And the other way round: a node that is ahead dials nobody who is behind.
+    dialer, acceptor = Dialer(newer, "n1", MEMBERS), Acceptor(identity("n1"), MEMBERS)
+    acceptor.proved(body(dialer.challenged(body(greet(dialer, acceptor)))))
+    with pytest.raises(Refused, match="feature level") as refused:
+        dialer.welcomed(body(acceptor.welcome()))
+    assert refused.value.code == TOO_OLD
 
 
 @pytest.mark.parametrize(
     ("dialer", "sentence"),
     [
-        (Dialer(identity("n1", cluster_id=b"d" * 16), "n2", MEMBERS), "belongs to cluster"),
         (Dialer(identity("n1"), "n3", MEMBERS), "looks for node"),
         (Dialer(identity("n2"), "n2", MEMBERS), "is this one"),
     ],
@@ -92,6 +169,18 @@ def test_a_challenge_cannot_be_reflected_as_a_proof() -> None:
 def test_who_does_not_belong_is_told_why(dialer: Dialer, sentence: str) -> None:
     with pytest.raises(Refused, match=sentence):
         greet(dialer, Acceptor(identity("n2"), MEMBERS))
+
+
+@pytest.mark.parametrize("secret", [b"shared secret", b"another"])
+def test_a_node_of_another_cluster_is_told_so_and_believes_it_where_it_is_proved(secret: bytes) -> None:
+    stranger = identity("n1", cluster_id=b"d" * 16, secret=secret)
+    dialer, acceptor = Dialer(stranger, "n2", MEMBERS), Acceptor(identity("n2"), MEMBERS)
+    proof = dialer.challenged(body(greet(dialer, acceptor)))
+    with pytest.raises(Refused, match="belongs to cluster") as refused:
+        acceptor.proved(body(proof))
+    with pytest.raises(Refused, match="belongs to cluster") as told:
+        dialer.welcomed(body(acceptor.refusal(refused.value)))
+    assert told.value.code == (OTHER_CLUSTER if secret == b"shared secret" else "")
 
 
 @given(st.binary(max_size=200))
@@ -135,14 +224,19 @@ def test_who_knows_a_later_configuration_is_let_in_to_tell_it() -> None:
     assert acceptor.proved(body(dialer.challenged(body(greet(dialer, acceptor))))).node_id == "n9"
 
 
-def test_only_a_proved_peer_can_say_that_the_id_is_taken() -> None:
-    dialer = Dialer(identity("n1"), "n2", MEMBERS)
+@pytest.mark.parametrize("code", [DUPLICATE, OTHER_CLUSTER, STRANGER, TOO_OLD])
+def test_what_a_refusal_says_counts_only_where_it_is_proved(code: str) -> None:
+    dialer, acceptor = Dialer(identity("n1"), "n2", MEMBERS), Acceptor(identity("n2"), MEMBERS)
     dialer.hello()
-    for code, honoured in ((DUPLICATE, ""), (OTHER_CLUSTER, OTHER_CLUSTER)):
+    for bare in ([False, "a lie"], [False, "a lie", code, b"members", b"p" * 32]):
+        with pytest.raises(Refused) as unproved:
+            dialer.challenged(msgpack.packb(bare))
+        assert (unproved.value.code, unproved.value.told) == ("", b"")
+    acceptor.proved(body(dialer.challenged(body(greet(dialer, acceptor)))))
+    for forged in ([False, "a lie"], [False, "a lie", code, b"members", b"p" * 32]):
         with pytest.raises(Refused, match="a lie") as unproved:
-            dialer.challenged(body(refusal("a lie", code)))
-        assert unproved.value.code == honoured
-    dialer.challenged(body(greet(dialer, Acceptor(identity("n2"), MEMBERS))))
+            dialer.welcomed(msgpack.packb(forged))
+        assert (unproved.value.code, unproved.value.told) == ("", b"")
     with pytest.raises(Refused, match="the truth") as proved:
-        dialer.welcomed(body(refusal("the truth", DUPLICATE)))
-    assert proved.value.code == DUPLICATE
+        dialer.welcomed(body(acceptor.refusal(Refused("the truth", code=code))))
+    assert proved.value.code == code

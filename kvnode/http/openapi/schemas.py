@@ -203,7 +203,8 @@ SCHEMAS: Final[dict[str, Schema]] = {
                         "term": whole(),
                         "members": several(record(MemberStatus)),
                         "is_leader": _FLAG,
-                    }
+                    },
+                    {"feature_level": whole()},
                 )
             ),
         }
