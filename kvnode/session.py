@@ -6,7 +6,7 @@ a node with another key knows that it has another.
 
     token   = payload "." signature                         both base64url without padding
     payload = version u8 | ends at, seconds since 1970 u64 | subject
-    signature = HMAC-SHA256 under the key over "kvnode session" 0 payload
+    signature = HMAC-SHA256 under `signing_key` over "kvnode session" 0 payload
 """
 
 from __future__ import annotations
@@ -125,6 +125,15 @@ def usable(keys: SessionKeys, given: Iterable[bytes]) -> tuple[bytes, ...]:
     key, fingerprint = keys.previous or (b"", b"")
     before = key or mine.get(fingerprint, b"")
     return (found, before) if before else (found,)
+
+
+def signing_key(secret: bytes, key: bytes) -> bytes:
+    """What signs in the place of `key`: HKDF (RFC 5869, SHA-256) from the cluster's secret, salted with it.
+
+    A key that the cluster made for itself is in its log, its snapshots and its journals. Whoever reads those must not
+    be able to sign with it, so what signs takes the secret as well, which is in none of them.
+    """
+    return hmac.digest(hmac.digest(key, secret, "sha256"), b"kvnode session cookies\x01", "sha256")
 
 
 # --- what is signed ---------------------------------------------------------------------------------

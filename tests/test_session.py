@@ -110,3 +110,13 @@ def test_what_was_altered_is_no_token(place: int, byte: str, rest: str) -> None:
     altered = token[:place] + byte + token[place + 1 :]
     for text in (altered, rest, token + rest):
         assert session.subject_of(text, [ONE], 0.0) == ("admin" if text == token else None)
+
+
+def test_what_the_log_holds_does_not_sign() -> None:
+    signs = session.signing_key(b"the cluster's secret", ONE)
+    token = session.sign(signs, "admin", 2**33)
+    assert session.subject_of(token, [signs], 0.0) == "admin"
+    for other in (ONE, session.signing_key(b"", ONE), session.signing_key(b"another secret", ONE)):
+        assert session.subject_of(token, [other], 0.0) is None
+        assert session.subject_of(session.sign(other, "admin", 2**33), [signs], 0.0) is None
+    assert session.signing_key(b"the cluster's secret", TWO) != signs

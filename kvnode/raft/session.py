@@ -63,13 +63,21 @@ class EngineNode(EngineLeader):
 class SessionKey:
     """`given`: the keys that this node was configured with, the newest first. `look` is called every LOOK_S.
 
+    `secret` is the cluster's, which what signs is derived with (`session.signing_key`); empty, on loopback alone, the
+    session key itself signs. `peers_0_1`: members of kvnode 0.1 may be about, which sign with the session key itself,
+    until the cluster has reached feature level 1; what was signed before ends then.
+
     `keys`: the one that signs, then the one that is still accepted; empty while this node may sign nothing, and then
     `error` says why. `warning`: a sentence for the operator where the node goes on all the same.
     """
 
-    def __init__(self, store: KeyValueStore, given: tuple[bytes, ...]) -> None:
+    def __init__(
+        self, store: KeyValueStore, given: tuple[bytes, ...], secret: bytes = b"", peers_0_1: bool = False
+    ) -> None:
         self._store = store
         self._given = given
+        self._secret = secret
+        self._peers_0_1 = peers_0_1 and bool(secret)  # and the level is 0, as far as this node has applied
         self._node: Node | None = None
         self._clock: Callable[[], float] = float
         self._disk: Disk | None = None
@@ -87,6 +95,7 @@ class SessionKey:
     def run(self, node: Node, clock: Callable[[], float], disk: Disk) -> None:
         """Looks from now on, until `stop`."""
         self._node, self._clock, self._disk = node, clock, disk
+        self._peers_0_1 = self._peers_0_1 and not self._store.level
         self._adopt(_written(disk), keep=False)
         self._look_again(asyncio.get_running_loop())
 
@@ -102,6 +111,10 @@ class SessionKey:
         node, replicated = self._node, self._store.session
         assert node is not None
         self._current = self._current or node.is_current()
+        if self._peers_0_1 and self._store.level:
+            self._peers_0_1 = False
+            self.keys = self._signing(self.known)
+            log.info("No member is of kvnode 0.1 any more: admin sessions that began before now end.")
         if replicated != self.known and (self._current or replicated.number > self.known.number):
             self._adopt(replicated, keep=True)
         term = node.serving_term()
@@ -142,7 +155,7 @@ class SessionKey:
 
     def _adopt(self, known: SessionKeys, keep: bool) -> None:
         self.known = known
-        self.keys = session.usable(known, self._given)
+        self.keys = self._signing(known)
         self.error = None if self.keys else MISSING
         self.blocking, self.warning = None, None
         if not known.number:
@@ -168,6 +181,12 @@ class SessionKey:
             log.warning("%s.", self.warning)
         if keep:
             asyncio.get_running_loop().run_in_executor(None, self._write)
+
+    def _signing(self, known: SessionKeys) -> tuple[bytes, ...]:
+        keys = session.usable(known, self._given)
+        if not self._secret or self._peers_0_1:
+            return keys
+        return tuple(session.signing_key(self._secret, key) for key in keys)
 
     def _write(self) -> None:
         """In a worker, one at a time. Where there is no room, nothing is lost but the memory of it."""

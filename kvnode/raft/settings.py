@@ -23,6 +23,7 @@ class RaftSettings:
     `certificate` None: peers speak without TLS.
     `cluster_id` None: derived from `peers`, which all members are first started with alike.
 
+    `peers_0_1`: talk to nodes of kvnode 0.1 as well, whose frames nothing protects: for a rolling upgrade from there.
     `session_keys`: those that this node was given, the newest first; none: the cluster makes its own.
 
     Election timeout: drawn anew from [min, max) each time. The minimum is several heartbeats, so that one
@@ -44,3 +45,4 @@ class RaftSettings:
     session_keys: tuple[bytes, ...] = ()
     join: Callable[[], Awaitable[Invitation]] | None = None
     certificate: MutualCertificate | None = None
+    peers_0_1: bool = False

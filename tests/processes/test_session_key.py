@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
+import msgpack
+
+from kvnode.http.sessions import COOKIE, SUBJECT
+from kvnode.session import sign
 from tests.cli.command import kvnode
 from tests.cluster import Answer, Cluster, wait_until
 
@@ -106,3 +111,15 @@ def test_a_key_that_nodes_are_given_and_one_that_was_given_another(make_cluster:
     cluster.env = {"KVNODE_SESSION_KEY": f"{OTHER} {KEY}"}
     cluster.restart("n3")
     assert whose(cluster, "n3", signed_in(cluster, "n1")).status == 200
+
+
+def test_whoever_reads_the_journal_can_forge_no_session(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster(env={"KVNODE_CLUSTER_SECRET": "a secret that this cluster shares"}).start()
+    written = (cluster.nodes["n1"].data_dir / "session-key").read_bytes()
+    _, key, *_ = msgpack.unpackb(written[4:])
+    assert any(key in file.read_bytes() for file in cluster.nodes["n2"].data_dir.glob("journal-*")), "the log has it"
+    genuine = signed_in(cluster, "n1")
+    forged = {"Cookie": f"{COOKIE}={sign(key, SUBJECT, int(time.time()) + 60)}"}
+    for name in cluster.nodes:
+        assert whose(cluster, name, genuine).status == 200
+        assert whose(cluster, name, forged).status == 401
