@@ -6,10 +6,11 @@ from sortedcontainers import SortedList
 
 
 def forget(order: SortedList[str], keys: list[str]) -> None:
-    """Takes out keys that are there, themselves in order.
+    """Takes out keys that are there, each named once, in any order: an expiry has them by lease.
 
     A run of neighbours goes in one cut, which is what a deleted prefix is; others one by one.
     """
+    keys = sorted(keys)  # else the first and the last could enclose as many keys as there are, and other ones
     if len(keys) == 1:
         order.remove(keys[0])
     elif keys:

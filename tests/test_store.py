@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvnode.changes import CHANGE_DELETE, CHANGE_PUT
-from kvnode.commands import ABSENT, DELETE, EXISTS, PUT, Delete, Put
+from kvnode.commands import ABSENT, DELETE, DELETE_PREFIX, EXISTS, EXPIRE, PUT, Delete, Put
 from kvnode.items import Item, prefix_end, unpacked
 from kvnode.limits import CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
 from kvnode.results import Deleted, Invalid, Refused, Written
@@ -319,3 +319,15 @@ def test_the_changes_of_a_command_are_noted_while_somebody_wants_to_know() -> No
     store.adopt(other)
     assert len(store.changes) == 2
     assert other.changes is None
+
+
+def test_an_expiry_of_several_leases_takes_none_but_their_keys_out_of_the_order() -> None:
+    """The keys come by lease: "a", "x", "c" begin and end three places apart, with a "b" in between that stays."""
+    store = KeyValueStore()
+    for key in "abcx":
+        store.apply([PUT, key, b"", "", None])
+    for key in "axc":
+        store.apply([PUT, key, b"", "", None, None, 0, 5])
+    assert store.apply([EXPIRE, [[1, 0], [2, 0], [3, 0]]]) == Deleted(3, 8)
+    assert [key for key, _ in store.range("", None, 9)] == ["b"]
+    assert store.apply([DELETE_PREFIX, "b"]) == Deleted(1, 9)
