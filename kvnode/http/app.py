@@ -46,9 +46,9 @@ from kvnode.http import (
 from kvnode.http.answer import JSON_TYPE, Answer, json_bytes
 from kvnode.http.audit import audited
 from kvnode.http.connection import Connection
+from kvnode.http.connection_limits import ConnectionLimits
 from kvnode.http.door import Door
 from kvnode.http.group import Group
-from kvnode.http.guests import Guests
 from kvnode.http.paths import split_target
 from kvnode.http.probes import LeaderProbe
 from kvnode.http.route import Methods, RouteTable
@@ -309,8 +309,8 @@ class Server(web.Server):
         handler = cast(Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], app.handle)
         super().__init__(handler, access_log=None, auto_decompress=False, lingering_time=LINGER_S)
         self.app = app
-        self._guests = Guests(*connections, app.handle, app.refused)
+        self._limits = ConnectionLimits(*connections, app.handle, app.refused)
 
     def __call__(self, address: str = "") -> web.RequestHandler:
         connection = Connection(self, self.app, loop=self._loop, **self._kwargs)
-        return connection.counted(self._guests, address)
+        return connection.counted(self._limits, address)

@@ -39,7 +39,7 @@ class Listener(Protocol):
         """The connection is gone."""
 
 
-class Guests(Protocol):
+class ConnectionLimits(Protocol):
     """Who counts connections."""
 
     def came(self, connection: Connection) -> None: ...
@@ -62,8 +62,8 @@ class Connection(web.RequestHandler):
     __slots__ = (
         "_app",
         "_asleep",
-        "_guests",
         "_late",
+        "_limits",
         "_named",
         "_pending",
         "_welcome",
@@ -80,7 +80,7 @@ class Connection(web.RequestHandler):
         self._pending: tuple[Request, Any] | None = None
         self._late: asyncio.TimerHandle | None = None
         self.listener: Listener | None = None
-        self._guests: Guests | None = None
+        self._limits: ConnectionLimits | None = None
         self._named = ""
         self.believed: bool | None = None  # whether it is a balancer's that may say who its client is (door.Door)
         self.credential: tuple[str, Token] | None = None  # the last valid one that came (door.Door)
@@ -92,9 +92,9 @@ class Connection(web.RequestHandler):
             self._named = self.peername[0]
         return self._named
 
-    def counted(self, guests: Guests, address: str) -> Connection:
+    def counted(self, limits: ConnectionLimits, address: str) -> Connection:
         """Before the connection is made: who counts it, and its client's address where that is known already."""
-        self._guests, self._named = guests, address
+        self._limits, self._named = limits, address
         return self
 
     def refused(self, refuse: Callable[[web.BaseRequest], Awaitable[Answer]]) -> None:
@@ -105,8 +105,8 @@ class Connection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._late = self._loop.call_later(HEAD_S, self.force_close)
-        if self._guests is not None:
-            self._guests.came(self)
+        if self._limits is not None:
+            self._limits.came(self)
 
     def handle_error(
         self,
@@ -271,8 +271,8 @@ class Connection(web.RequestHandler):
         # aiohttp lets a handler run on when its client has gone, which is right for a write and wrong for a watch.
         if self.listener is not None:
             self.listener.lost()
-        if self._guests is not None:
-            self._guests.went(self)
+        if self._limits is not None:
+            self._limits.went(self)
         self._in_time()
         if exc is not None and not isinstance(exc, ConnectionError):
             # Broken TLS ends in an ssl.SSLError, and whoever waits for the rest of a body would take it for a fault.

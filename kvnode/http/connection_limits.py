@@ -21,7 +21,7 @@ REFUSED_MAX: Final = 256  # that wait for their 429
 PATIENCE_S: Final = 5.0  # for a refused one to ask something and hear why
 
 
-class Guests:
+class ConnectionLimits:
     """`most` in all, `most_each` for each address (0: no limit of its own)."""
 
     def __init__(
