@@ -11,19 +11,22 @@ from aiohttp import web
 
 from kvnode import __version__, errors, values
 from kvnode.config import Config
-from kvnode.http.app import LeaderProbe, Server, create_probe_server, create_server
+from kvnode.http.app import PROBERS_MAX, LeaderProbe, Server, create_probe_server, create_server
+from kvnode.http.connection_limits import REFUSED_MAX
 from kvnode.http.spans import Spans
 from kvnode.meters import HttpMeters
+from kvnode.proxies import Proxies
 from kvnode.raft.group import RaftGroup
-from kvnode.reception import Reception, bound
+from kvnode.reception import NEWCOMERS_MAX, Reception, bound
 from kvnode.tls import Certificate
 from kvnode.values import HostPort
 
 log = logging.getLogger(__name__)
 
-PROBES_BACKLOG: Final = 128
 IN_FLIGHT_S: Final = 2.5  # for requests that have begun, once nothing new is let in; aiohttp may take it twice
-FILES_KEPT: Final = 128  # file descriptors that clients may not take: the journal, snapshots and peers need some
+# File descriptors that are no places of clients: 128 for the journal, snapshots and peers, and all that is bounded
+# elsewhere: TLS handshakes under way, connections over the limit, the port for probes, peers that have proved nothing.
+FILES_KEPT: Final = 128 + NEWCOMERS_MAX + REFUSED_MAX + PROBERS_MAX + REFUSED_MAX + 128
 
 
 class Front:
@@ -53,7 +56,7 @@ class Front:
         )
         self._probes = create_probe_server(group, config.node_id, probe, config.probe_timeout_s, __version__, meters)
         self._runners: list[web.ServerRunner] = []
-        self._reception: Reception | None = None
+        self._receptions: list[Reception] = []
 
     async def open(self) -> None:
         """Listens. Raises StartupError with nothing left open."""
@@ -61,28 +64,26 @@ class Front:
         try:
             await self._receive()
             if security.probes is not None:
-                await self._listen_for_probes(security.probes)
+                await self._listen(self._probes, security.probes, "probes", None, None)
         except errors.StartupError:
             await self.cleanup()
             raise
 
-    async def _listen_for_probes(self, address: HostPort) -> None:
-        runner = await self._runner(self._probes)
-        try:
-            await web.TCPSite(runner, *address, backlog=PROBES_BACKLOG, reuse_address=True).start()
-        except OSError as e:
-            raise errors.StartupError(_why_not_bound(address, "probes", e)) from None
-
     async def _receive(self) -> None:
         """The clients' port."""
-        await self._runner(self._server)
         proxies = self._config.security.proxies
-        try:
-            sockets = await bound(*self._config.http)
-        except OSError as e:
-            raise errors.StartupError(_why_not_bound(self._config.http, "http", e)) from None
         prefaced = proxies if proxies is not None and proxies.prefaced else None
-        self._reception = Reception(sockets, self._server, self.certificate, prefaced, _turned_away)
+        await self._listen(self._server, self._config.http, "http", self.certificate, prefaced)
+
+    async def _listen(
+        self, server: Server, address: HostPort, option: str, certificate: Certificate | None, proxies: Proxies | None
+    ) -> None:
+        await self._runner(server)
+        try:
+            sockets = await bound(*address)
+        except OSError as e:
+            raise errors.StartupError(_why_not_bound(address, option, e)) from None
+        self._receptions.append(Reception(sockets, server, certificate, proxies, _turned_away))
 
     async def _runner(self, server: Server) -> web.ServerRunner:
         runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=IN_FLIGHT_S)
@@ -92,8 +93,8 @@ class Front:
 
     async def cleanup(self) -> None:
         """Lets nothing new in, gives what is in flight its time, and closes."""
-        if self._reception is not None:
-            await self._reception.stop()
+        for reception in self._receptions:
+            await reception.stop()
         for runner in self._runners:
             await runner.cleanup()
         if self._spans is not None:
@@ -106,7 +107,10 @@ def _turned_away(address: str, why: str) -> None:
 
 
 def _room_for(most: int) -> int:
-    """So many connections at most as there are files for; takes what the system gives for the asking."""
+    """So many connections at most as there are files for; takes what the system gives for the asking.
+
+    Where it gives few, clients get half of them.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = most + FILES_KEPT if hard == resource.RLIM_INFINITY else min(hard, most + FILES_KEPT)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -114,7 +118,7 @@ def _room_for(most: int) -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (OSError, ValueError):  # macOS has a lower bound of its own, and does not say which
             wanted = soft
-    return max(1, wanted - FILES_KEPT)
+    return min(most, max(wanted - FILES_KEPT, wanted // 2))
 
 
 def _why_not_bound(address: HostPort, option: str, e: OSError) -> str:

@@ -61,13 +61,15 @@ class RaftMeters:
 class HttpMeters:
     """Of one node's HTTP server, since the process began."""
 
-    __slots__ = ("codes", "loop_lag_s", "probe_s", "probes")
+    __slots__ = ("codes", "connections", "connections_closed", "loop_lag_s", "probe_s", "probes")
 
     def __init__(self) -> None:
         self.codes = [0] * 600  # answers, by status
         self.probes: Counter[tuple[str, str]] = Counter()  # (probe, result)
         self.probe_s = Histogram(SECONDS)  # the leader probe, the only one that waits for others
         self.loop_lag_s = Histogram(SECONDS)
+        self.connections = 0  # of clients, at this moment
+        self.connections_closed: Counter[str] = Counter()  # by the limits of connections, by reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ OPTIONS: Final = (
     Option("proxy-protocol", "", "off", "The trusted proxies begin with a PROXY protocol header.", switch=True),
     Option("rate-limit", "N", None, "Requests a second for each client's address [default: no limit]."),
     Option("max-connections", "N", "32768", "HTTP connections at a time."),
-    Option("max-connections-per-client", "N", None, "The same for each client's address [default: no limit]."),
+    Option("max-connections-per-client", "N", None, "The same for each client's address [default: half]."),
 )
 
 

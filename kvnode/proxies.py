@@ -71,6 +71,18 @@ class Proxies:
         raise Refused("it is a trusted proxy and did not begin with the PROXY protocol")
 
 
+def client_network(address: str) -> str:
+    """Whose limits an address counts against: its own in IPv4, its /64 in IPv6, of which one customer has a whole."""
+    if ":" not in address:
+        return address
+    try:
+        packed = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    mapped = packed.ipv4_mapped
+    return str(ipaddress.IPv6Network((packed, 64), strict=False)) if mapped is None else str(mapped)
+
+
 async def _version_1(loop: asyncio.AbstractEventLoop, connection: socket.socket, line: bytes) -> str | None:
     while not line.endswith(b"\r\n"):
         if len(line) >= V1_BYTES_MAX:

@@ -13,15 +13,17 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Hashable, Iterator
+from typing import Final, Generic, TypeVar
 
 from kvnode.proxies import Proxies, Refused
 from kvnode.tls import HANDSHAKE_S, SHUTDOWN_S, Certificate
 
 log = logging.getLogger(__name__)
 
-NEWCOMERS_MAX: Final = 512  # connections whose handshake is under way; one more, and the oldest has to go
+Arrival = TypeVar("Arrival", bound=Hashable)
+
+NEWCOMERS_MAX: Final = 512  # connections whose handshake is under way; one more, and one has to go (Arrivals)
 PREFACE_S: Final = 3.0  # for the line of a balancer
 PAUSE_S: Final = 0.2  # after an accept that failed: no file descriptor is left, mostly
 BACKLOG: Final = 1_024
@@ -50,6 +52,45 @@ async def bound(host: str, port: int, backlog: int = BACKLOG) -> list[socket.soc
     return sockets
 
 
+class Arrivals(Generic[Arrival]):
+    """What has proved nothing yet, by the address that it came from, in order of arrival."""
+
+    __slots__ = ("_addresses", "_arrivals")
+
+    def __init__(self) -> None:
+        self._arrivals: dict[Arrival, str] = {}
+        self._addresses: dict[str, dict[Arrival, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._arrivals)
+
+    def __iter__(self) -> Iterator[Arrival]:
+        return iter(self._arrivals)
+
+    def add(self, arrival: Arrival, address: str) -> None:
+        self._arrivals[arrival] = address
+        self._addresses.setdefault(address, {})[arrival] = None
+
+    def discard(self, arrival: Arrival) -> str | None:
+        """Its address; None where it is not there."""
+        address = self._arrivals.pop(arrival, None)
+        if address is not None:
+            others = self._addresses[address]
+            del others[arrival]
+            if not others:
+                del self._addresses[address]
+        return address
+
+    def first_to_go(self) -> Arrival:
+        """The oldest one of the address that has most of them.
+
+        The oldest has had the most time: were it the newest that went, the silent would keep all others out. And a
+        flood from one address takes the places of that address alone.
+        """
+        most = max(self._addresses.values(), key=len)
+        return next(iter(most))
+
+
 class Reception:
     """Takes connections from listening sockets and hands each to `protocol(client address)`.
 
@@ -72,7 +113,7 @@ class Reception:
         self._proxies = proxies
         self._refused = refused
         self._newcomers_max = newcomers_max
-        self._newcomers: dict[asyncio.Task[None], str] = {}  # whose address is what, in order of arrival
+        self._newcomers: Arrivals[asyncio.Task[None]] = Arrivals()
         self._accepting = [asyncio.create_task(self._accept(each), name="accept") for each in sockets]
 
     async def stop(self) -> None:
@@ -107,16 +148,15 @@ class Reception:
         if len(self._newcomers) >= self._newcomers_max:
             self._make_room()
         task = asyncio.create_task(self._receive(connection, address))
-        self._newcomers[task] = address
-        task.add_done_callback(lambda done: self._newcomers.pop(done, None))
+        self._newcomers.add(task, address)
+        task.add_done_callback(self._newcomers.discard)
 
     def _make_room(self) -> None:
-        """Whoever came first has had the most time: were it the newest that went, the silent would keep all out."""
-        oldest = next(iter(self._newcomers))
-        self._refused(
-            self._newcomers.pop(oldest), f"it was the oldest of {self._newcomers_max} that had proved nothing"
-        )
-        oldest.cancel()
+        gone = self._newcomers.first_to_go()
+        address = self._newcomers.discard(gone)
+        assert address is not None
+        self._refused(address, f"it was the oldest of {self._newcomers_max} that had proved nothing")
+        gone.cancel()
 
     async def _receive(self, connection: socket.socket, address: str) -> None:
         """One connection until its protocol has it."""

@@ -152,6 +152,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.errors",
         "kvnode.http",
         "kvnode.meters",
+        "kvnode.proxies",
         "kvnode.raft",
         "kvnode.reception",
         "kvnode.tls",

@@ -45,7 +45,7 @@ from kvnode.http import (
 )
 from kvnode.http.answer import JSON_TYPE, Answer, json_bytes
 from kvnode.http.audit import audited
-from kvnode.http.connection import Connection
+from kvnode.http.connection import IDLE_S, Connection
 from kvnode.http.connection_limits import ConnectionLimits
 from kvnode.http.door import Door
 from kvnode.http.group import Group
@@ -149,7 +149,8 @@ def create_server(
     )
     table = RouteTable(*tables, openapi.routes(tables, STATUS_OF, version))
     asks = door if token or rate_limit else None
-    return Server(App(table, Stamp(group, node_id), meters, log_requests, asks, spans, door.client), connections)
+    app = App(table, Stamp(group, node_id), meters, log_requests, asks, spans, door.client)
+    return Server(app, meters, connections, proxies)
 
 
 def create_probe_server(
@@ -164,7 +165,7 @@ def create_probe_server(
     table = RouteTable(
         probes.routes(group, leader_probe, probe_timeout_s, meters), metrics.routes(group, meters, version)
     )
-    return Server(App(table, Stamp(group, node_id), meters, False, None, None), (PROBERS_MAX, 0))
+    return Server(App(table, Stamp(group, node_id), meters, False, None, None), HttpMeters(), (PROBERS_MAX, 0))
 
 
 class Stamp:
@@ -304,12 +305,20 @@ def _unexpected(method: str, error: Exception) -> KvnodeError:
 class Server(web.Server):
     """aiohttp's server with connections that answer malformed requests as everything else is answered."""
 
-    def __init__(self, app: App, connections: tuple[int, int] = (CONNECTIONS_MAX, 0)) -> None:
+    def __init__(
+        self,
+        app: App,
+        meters: HttpMeters,
+        connections: tuple[int, int] = (CONNECTIONS_MAX, 0),
+        proxies: Proxies | None = None,
+    ) -> None:
         # An Answer is not a StreamResponse, and has all that the connection asks of one (answer.py).
         handler = cast(Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], app.handle)
-        super().__init__(handler, access_log=None, auto_decompress=False, lingering_time=LINGER_S)
+        super().__init__(
+            handler, access_log=None, auto_decompress=False, lingering_time=LINGER_S, keepalive_timeout=IDLE_S
+        )
         self.app = app
-        self._limits = ConnectionLimits(*connections, app.handle, app.refused)
+        self._limits = ConnectionLimits(*connections, app.handle, app.refused, proxies, meters)
 
     def __call__(self, address: str = "") -> web.RequestHandler:
         connection = Connection(self, self.app, loop=self._loop, **self._kwargs)

@@ -16,14 +16,17 @@ from typing import Any, Final, Protocol, cast
 from aiohttp import web
 from aiohttp.web_protocol import _ErrInfo
 
-from kvnode.http.answer import WRITE_BUFFER_BYTES_MAX, Answer
+from kvnode.http.answer import WRITE_BUFFER_BYTES_MAX, WRITE_DEADLINE_S, Answer
 from kvnode.http.later import Later
 from kvnode.http.request import Request
 from kvnode.tokens import Token
 
 # For the head of a connection's first request, and of any other from the first piece that came alone: silence, or one
-# byte a minute, would hold a place for an hour.
+# byte a minute, would hold a place for ever.
 HEAD_S: Final = 30.0
+# Between two requests: what nginx gives its clients. Balancers keep idle connections to servers for less (nginx 60 s,
+# HAProxy as long as its client stays), so that a request seldom meets a connection that is just closing.
+IDLE_S: Final = 75.0
 
 
 class Listener(Protocol):
@@ -62,6 +65,8 @@ class Connection(web.RequestHandler):
     __slots__ = (
         "_app",
         "_asleep",
+        "_came_at",
+        "_carrier",
         "_late",
         "_limits",
         "_named",
@@ -81,6 +86,8 @@ class Connection(web.RequestHandler):
         self._late: asyncio.TimerHandle | None = None
         self.listener: Listener | None = None
         self._limits: ConnectionLimits | None = None
+        self._carrier: asyncio.Transport | None = None  # the transport, for as long as it exists
+        self._came_at = 0.0
         self._named = ""
         self.believed: bool | None = None  # whether it is a balancer's that may say who its client is (door.Door)
         self.credential: tuple[str, Token] | None = None  # the last valid one that came (door.Door)
@@ -102,8 +109,43 @@ class Connection(web.RequestHandler):
         self._welcome = False
         self._request_handler = cast(Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], refuse)
 
+    @property
+    def idle_since(self) -> float | None:
+        """By the loop's clock: since when no request is under way; None while one is. The head of a request that is
+        still arriving makes none: it would hold the connection with one byte.
+        """
+        if self._request_in_progress:
+            return None
+        if self._close or self._force_close:
+            return self._came_at  # all is said, and the client takes its time to read it
+        waiter = self._waiter
+        if waiter is None or waiter.done() or self._messages:
+            return None
+        return max(self._came_at, self._next_keepalive_close_time - self._keepalive_timeout)
+
+    @property
+    def arriving(self) -> bool:
+        """A later request than the first has begun to arrive."""
+        return self._late is not None and self._request_count > 0
+
+    def abort(self) -> None:
+        """Ends the connection at once, whatever was not written yet."""
+        if self._carrier is not None:
+            self._carrier.abort()
+
+    def force_close(self) -> None:
+        """As aiohttp's. What is written already may still be on its way to a client that does not take it: for
+        WRITE_DEADLINE_S, not for ever.
+        """
+        transport = self.transport
+        super().force_close()
+        if transport is not None and transport.get_write_buffer_size():
+            self._loop.call_later(WRITE_DEADLINE_S, transport.abort)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._carrier = cast(asyncio.Transport, transport)
+        self._came_at = self._loop.time()
         self._late = self._loop.call_later(HEAD_S, self.force_close)
         if self._limits is not None:
             self._limits.came(self)
@@ -273,6 +315,7 @@ class Connection(web.RequestHandler):
             self.listener.lost()
         if self._limits is not None:
             self._limits.went(self)
+        self._carrier = None
         self._in_time()
         if exc is not None and not isinstance(exc, ConnectionError):
             # Broken TLS ends in an ssl.SSLError, and whoever waits for the rest of a body would take it for a fault.

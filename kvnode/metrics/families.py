@@ -139,6 +139,14 @@ def _http(reading: Reading) -> Iterator[Metric]:
     )
     codes = {(str(code),): count for code, count in enumerate(http.codes) if count}
     yield _counters("kvnode_http_answers", "Answers of the HTTP server, by status.", ("code",), codes)
+    yield _gauge("kvnode_http_connections", "Connections of clients that are open.", http.connections)
+    closed = {(reason,): http.connections_closed[reason] for reason in ("made_room", "refused")}
+    yield _counters(
+        "kvnode_http_connections_closed",
+        "Connections over a limit: the longest idle that made room, and newcomers that were refused.",
+        ("reason",),
+        closed,
+    )
     yield _counters("kvnode_probe_results", "Answers of the probes.", ("probe", "result"), dict(http.probes))
     yield _histogram("kvnode_probe_seconds", "How long the leader probe took.", http.probe_s)
     yield _histogram(

@@ -8,9 +8,10 @@ from typing import Any, Final, Protocol, cast
 
 from kvnode.raft import handshake, wire
 from kvnode.raft.handshake import Circle, Identity, Peer
+from kvnode.reception import Arrivals
 from kvnode.tls import MutualCertificate, names
 
-STRANGERS_MAX: Final = 64  # connections that have not proved themselves yet; one more, and the oldest has to go
+STRANGERS_MAX: Final = 64  # connections that have not proved themselves yet; one more, and one has to go (Arrivals)
 SILENCE_S: Final = 5  # unacknowledged bytes for this long: the connection is dead (TCP_USER_TIMEOUT)
 
 
@@ -18,7 +19,7 @@ class Owner(Protocol):
     """The network that a connection belongs to."""
 
     me: Identity
-    strangers: dict[Accepted, None]  # connections that have not proved themselves yet, in order of arrival
+    strangers: Arrivals[Accepted]  # connections that have not proved themselves yet
     circle: Circle
     certificate: MutualCertificate | None
 
@@ -60,6 +61,11 @@ class Link(asyncio.Protocol):
             self.refuse(refused)
         except wire.BadFrame as error:
             self.refuse(handshake.Refused(f"it sent what no node of this cluster sends ({str(error)[:-1]})"))
+
+    @property
+    def host(self) -> str:
+        """The address that the other side has."""
+        return str((self.transport.get_extra_info("peername") or ("?",))[0])
 
     def frames(self, bodies: list[bytes]) -> None:
         raise NotImplementedError
@@ -132,10 +138,9 @@ class Accepted(Link):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         strangers = self.network.strangers
-        strangers[self] = None
+        strangers.add(self, self.host)
         if len(strangers) > STRANGERS_MAX:
-            # Not this one: it may be a peer, and whoever keeps silent would keep it out.
-            next(iter(strangers)).give_way()
+            strangers.first_to_go().give_way()
         loop = asyncio.get_running_loop()
         late = handshake.Refused("it did not finish its greeting in time")
         self._deadline = loop.call_later(handshake.DEADLINE_S, self.refuse, late)
@@ -175,7 +180,7 @@ class Accepted(Link):
         return peer
 
     def refuse(self, refused: handshake.Refused) -> None:
-        host = (self.transport.get_extra_info("peername") or ("?",))[0]
+        host = self.host
         who = host if self.peer is None else f"{self.peer.node_id} at {host}"
         self.network.log_once(who, f"Refused a peer connection from {who}: {refused}.")
         if self.peer is None and len(self._magic) == len(handshake.MAGIC):
@@ -201,7 +206,7 @@ class Accepted(Link):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-        self.network.strangers.pop(self, None)
+        self.network.strangers.discard(self)
 
 
 def _tune(sock: Any) -> None:

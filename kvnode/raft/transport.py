@@ -17,7 +17,7 @@ from kvnode.errors import StartupError
 from kvnode.raft import handshake, wire
 from kvnode.raft.handshake import Circle, Identity, Peer
 from kvnode.raft.links import STRANGERS_MAX, Accepted, Dialled
-from kvnode.reception import Reception, bound
+from kvnode.reception import Arrivals, Reception, bound
 from kvnode.tls import HANDSHAKE_S, SHUTDOWN_S, MutualCertificate
 
 log = logging.getLogger("kvnode.raft")
@@ -60,7 +60,7 @@ class Network:
         self.listener = listener
         self.http_urls: dict[str, str] = {}
         self.refusals: dict[str, handshake.Refused] = {}  # by peer: why it did not talk to this node at the last try
-        self.strangers: dict[Accepted, None] = {}
+        self.strangers: Arrivals[Accepted] = Arrivals()
         self._server: asyncio.Server | Reception | None = None
         self._dialled: dict[str, Dialled] = {}
         self._accepted: dict[str, Accepted] = {}

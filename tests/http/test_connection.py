@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from kvnode.http import connection
+from kvnode.http import app, connection
 from kvnode.http.connection import Connection
 from tests.http.serving import Reply, Served, Wire, serve
 from tests.http.single import SingleGroup
@@ -188,3 +188,13 @@ async def test_half_a_head_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatc
         assert await silent.closed()  # a connection that says nothing holds a place as well
         # Who was in time is still welcome, however long it rests between two requests.
         assert (await brisk.ask("GET", "/admin/healthz")).status == 200
+
+
+async def test_an_idle_connection_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert connection.IDLE_S == 75
+    monkeypatch.setattr(app, "IDLE_S", 0.2)
+    async with serve(SingleGroup()) as node, node.connect() as wire:
+        for _ in range(2):
+            assert (await wire.ask("GET", "/admin/healthz")).status == 200
+            await asyncio.sleep(0.1)
+        assert await wire.closed()
