@@ -21,6 +21,7 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.meters": set(),
     "kvnode.metrics": {"kvnode.meters", "kvnode.raft.status"},
     "kvnode.trace": set(),
+    "kvnode.deadline": set(),
     "kvnode.logs": {"kvnode.trace"},
     "kvnode.options": {"kvnode", "kvnode.errors", "kvnode.values"},
     "kvnode.security": {"kvnode", "kvnode.errors", "kvnode.options", "kvnode.proxies", "kvnode.values"},
@@ -116,6 +117,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.errors",
         "kvnode.meters",
         "kvnode.trace",
+        "kvnode.deadline",
     },
     # Reads a data directory as a start does, for the command line: the one part of raft/ that needs no node.
     "kvnode.raft.verify": {"kvnode.raft", "kvnode.errors"},
@@ -144,6 +146,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.meters",
         "kvnode.metrics",
         "kvnode.trace",
+        "kvnode.deadline",
     },
     "kvnode.joining": {"kvnode.client", "kvnode.raft", "kvnode.errors", "kvnode.values"},
     "kvnode.front": {

@@ -39,6 +39,7 @@ from kvnode.http import (
     probes,
     restore,
     sessions,
+    timeout,
     tokens,
     txn,
     watch,
@@ -47,7 +48,7 @@ from kvnode.http.answer import JSON_TYPE, Answer, json_bytes
 from kvnode.http.audit import audited
 from kvnode.http.connection import IDLE_S, Connection
 from kvnode.http.connection_limits import ConnectionLimits
-from kvnode.http.door import Door
+from kvnode.http.door import Door, is_probe
 from kvnode.http.group import Group
 from kvnode.http.paths import split_target
 from kvnode.http.probes import LeaderProbe
@@ -225,6 +226,8 @@ class App:
             endpoint, rest = self._table.find(request.method, path)
             if query and endpoint.checks:
                 endpoint.check(query)
+            if timeout.TIMEOUT in request.headers and not is_probe(path):  # probes have a deadline of their own
+                return timeout.begin(request, endpoint.handler, rest, query)
             return endpoint.handler(request, rest, query)
         except Exception as error:
             return self.failed(request, error)
@@ -235,7 +238,10 @@ class App:
         if not isinstance(error, KvnodeError) or error.code not in STATUS_OF:
             # A KvnodeError without a status is for the operator, not for clients: it names files and addresses.
             error = _unexpected(method, error)
-        return failure(error, writing=method in WRITING)
+        answer = failure(error, writing=method in WRITING)
+        if answer.status == 503 and timeout.TIMEOUT in request.headers:
+            answer.headers += timeout.HONOURED
+        return answer
 
     def sealed(self, answer: Answer) -> Answer:
         """Counted, and with the lines that every answer carries: ready to be written."""

@@ -8,6 +8,7 @@ from typing import Final
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from kvnode.deadline import remaining_s
 from kvnode.errors import BadRequest, TooLarge, UnsupportedMediaType
 
 BODY_DEADLINE_S: Final = 30.0
@@ -53,8 +54,9 @@ async def _collect(request: web.BaseRequest, bytes_max: int) -> bytes:
     content = request.content
     pieces = []
     size = 0
+    deadline_s = remaining_s(BODY_DEADLINE_S)
     try:
-        async with asyncio.timeout(BODY_DEADLINE_S):
+        async with asyncio.timeout(deadline_s):
             while not content.at_eof():
                 piece = await content.readany()
                 size += len(piece)
@@ -62,7 +64,7 @@ async def _collect(request: web.BaseRequest, bytes_max: int) -> bytes:
                     raise _too_large(bytes_max)
                 pieces.append(piece)
     except TimeoutError:
-        raise BadRequest(f"The body did not arrive within {BODY_DEADLINE_S:.0f} s.", "request_timeout") from None
+        raise BadRequest(f"The body did not arrive within {max(0.0, deadline_s):.3g} s.", "request_timeout") from None
     except (web.RequestPayloadError, HttpProcessingError):
         raise BadRequest("The body is not framed as HTTP says; check Content-Length or the chunks.") from None
     except ConnectionError:

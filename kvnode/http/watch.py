@@ -10,6 +10,7 @@ from multidict import istr
 
 from kvnode import values
 from kvnode.changes import KIND_NAMES
+from kvnode.deadline import remaining_s
 from kvnode.errors import BadRequest, Compacted, Starting
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.connection import Connection
@@ -81,6 +82,7 @@ class Watches:
         watcher = self._group.watches.watch(selector, from_revision, poll.woken.set)
         connection = cast(Connection, request.protocol)
         connection.listener = poll
+        wait_s = remaining_s(wait_s)
         try:
             pieces = watcher.take(PAGE_BYTES)
             try:

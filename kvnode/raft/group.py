@@ -10,6 +10,7 @@ from typing import Final
 
 from kvnode import trace
 from kvnode.commands import FEATURE_LEVEL
+from kvnode.deadline import LEAST_S, remaining_s
 from kvnode.errors import (
     Fatal,
     KvnodeError,
@@ -17,6 +18,7 @@ from kvnode.errors import (
     ShuttingDown,
     Starting,
     StartupError,
+    Unavailable,
 )
 from kvnode.meters import RaftLevels, RaftMeters
 from kvnode.raft import wire
@@ -52,6 +54,7 @@ log = logging.getLogger("kvnode.raft")
 WRITE_DEADLINE_S: Final = 5.0  # several elections long: a write that meets one waits instead of failing
 READ_DEADLINE_S: Final = 3.0
 TRANSFER_DEADLINE_S: Final = 5.0
+CHANGE_DEADLINE_S: Final = 5.0  # of members
 
 
 class RaftGroup:
@@ -169,12 +172,14 @@ class RaftGroup:
     def propose(self, command: bytes) -> asyncio.Future[Result]:
         """Replicates one encoded command and gives its result.
 
-        Raises Starting, ShuttingDown, DiskFull or Overloaded at once, NoLeader or OutcomeUnknown from the future.
+        Raises Starting, ShuttingDown, DiskFull, Overloaded or (no time left) Unavailable at once, NoLeader or
+        OutcomeUnknown from the future.
         """
         engine = self._running()
         engine.writes.admit(command)
         future: asyncio.Future[Result] = self._loop.create_future()
-        engine.proposals.submit(command, future, engine.clock() + WRITE_DEADLINE_S, trace.request_id.get())
+        deadline = engine.clock() + _time_for_answer_s(WRITE_DEADLINE_S)
+        engine.proposals.submit(command, future, deadline, trace.request_id.get())
         if engine.writes.open:
             engine.schedule()
         return future
@@ -182,11 +187,11 @@ class RaftGroup:
     def propose_each(self, commands: Sequence[bytes]) -> asyncio.Future[list[Result | KvnodeError]]:
         """Replicates independent commands and gives the result or the error of each, in their order.
 
-        Raises Starting or ShuttingDown at once.
+        Raises Starting, ShuttingDown or (no time left) Unavailable at once.
         """
         engine = self._running()
         bulk = Bulk(len(commands))
-        deadline = engine.clock() + WRITE_DEADLINE_S
+        deadline = engine.clock() + _time_for_answer_s(WRITE_DEADLINE_S)
         for number, command in enumerate(commands):
             share = Share(bulk, number)
             try:
@@ -207,8 +212,10 @@ class RaftGroup:
         `waited_s`: how much of the deadline was spent on a `read_index` that came to nothing.
         """
         engine = self._running()
+        left_s = READ_DEADLINE_S - waited_s
+        left_s = remaining_s(left_s) if waited_s else _time_for_answer_s(left_s)
         if not await read_barrier(
-            engine, READ_DEADLINE_S, waited_s, self._settings.heartbeat_s, lambda: self._stopping
+            engine, left_s + waited_s, waited_s, self._settings.heartbeat_s, lambda: self._stopping
         ):
             self._running()
             raise NoLeader("The cluster has no leader that this node can reach: send the request again in a moment.")
@@ -216,7 +223,7 @@ class RaftGroup:
     def read_index(self) -> asyncio.Future[int | None] | None:
         """One try of `read_barrier`: an index that the store must hold (`holds`). None without a leader to ask."""
         engine = self._running()
-        return None if engine.leader_id is None else engine.reads.index(READ_DEADLINE_S)
+        return None if engine.leader_id is None else engine.reads.index(_time_for_answer_s(READ_DEADLINE_S))
 
     def holds(self, index: int | None) -> bool:
         """Whether the store has applied `index`."""
@@ -238,7 +245,7 @@ class RaftGroup:
         """
         self._running()
         assert self._transfer is not None
-        return await self._transfer.hand_over(to, timeout_s)
+        return await self._transfer.hand_over(to, _time_for_answer_s(timeout_s))
 
     # --- members -----------------------------------------------------------------------------------------
 
@@ -261,7 +268,7 @@ class RaftGroup:
     async def _change(self, change: Change) -> Membership:
         self._running()
         assert self._reconfiguration is not None
-        return self._shown(await self._reconfiguration.change(change))
+        return self._shown(await self._reconfiguration.change(change, _time_for_answer_s(CHANGE_DEADLINE_S)))
 
     def membership(self) -> Membership:
         """The configuration that counts on this node now. Raises Starting."""
@@ -322,3 +329,11 @@ class RaftGroup:
         if self._engine is None:
             raise Starting("This node has not finished starting: send the request again in a moment.")
         return self._engine
+
+
+def _time_for_answer_s(standard_s: float) -> float:
+    """`standard_s`, or what the request's sender still waits. Unavailable where that is no time for an answer."""
+    left_s = remaining_s(standard_s)
+    if left_s < LEAST_S < standard_s:
+        raise Unavailable("The request's Kvnode-Timeout leaves no time to do it: send it again, and wait longer.")
+    return left_s

@@ -13,8 +13,9 @@ what is still in doubt at its deadline is answered `outcome_unknown`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Final, Protocol
 
 from kvnode.entries import decode_entry, encode_group, frees_space
@@ -71,6 +72,7 @@ class Proposals:
         self._waiting: deque[_Write] = deque()
         self._waiting_bytes = 0
         self._sent: dict[int, _Group] = {}
+        self._soonest = inf  # no deadline of a write here is earlier
 
     def submit(self, command: bytes, waiter: Waiter, deadline: float, request_id: str | None = None) -> None:
         """Queues one encoded command. Raises Overloaded (definite) when the queue is full."""
@@ -81,6 +83,8 @@ class Proposals:
         if request_id is not None:
             self.traced = True
         self._waiting_bytes += len(command)
+        if deadline < self._soonest:
+            self._soonest = deadline
 
     @property
     def waiting(self) -> bool:
@@ -167,23 +171,35 @@ class Proposals:
     def expire(self) -> None:
         """Answers what has reached its deadline: never sent is definite, sent is in doubt."""
         now = self._clock()
-        while self._waiting and self._waiting[0].deadline <= now:
-            write = self._waiting.popleft()
+        if now < self._soonest:
+            return
+        # Senders may wait shorter than others (Kvnode-Timeout), so a late write may stand behind one that has time.
+        late = [write for write in self._waiting if write.deadline <= now]
+        if late:
+            self._waiting = deque(write for write in self._waiting if write.deadline > now)
+        for write in late:
             self._waiting_bytes -= len(write.command)
             self._fail(
                 write.waiter,
                 NoLeader("The cluster has no leader that this node can reach: send the request again in a moment."),
             )
         for sequence, group in list(self._sent.items()):
-            if group.writes[0].deadline <= now:
-                self._doubt(write for write in group.writes if write.deadline <= now)
-                if all(write.waiter.done() for write in group.writes):
-                    del self._sent[sequence]  # nobody asks any more; should it still be applied, nothing is owed
+            self._doubt(write for write in group.writes if write.deadline <= now)
+            if all(write.waiter.done() for write in group.writes):
+                del self._sent[sequence]  # nobody asks any more; should it still be applied, nothing is owed
+        self._soonest = min((write.deadline for write in self._outstanding() if write.deadline > now), default=inf)
+
+    def _outstanding(self) -> Iterator[_Write]:
+        """Every write that is not applied yet."""
+        yield from self._waiting
+        for group in self._sent.values():
+            yield from group.writes
 
     def abandon(self) -> None:
         """The node stops: what was never sent is definite, the rest stays in doubt."""
         for write in self._waiting:
             write.deadline = 0.0
+        self._soonest = 0.0
         self.expire()
         self.skipped()
 

@@ -50,6 +50,7 @@ BAD: dict[str, list[str] | None] = {
     "If-None-Match": TAGS,
     "If-None-Match-any": ["", '"1"', "x", "*, *"],
     "Idempotency-Key": ["", "x" * 65, "é", "a\tb"],
+    "Kvnode-Timeout": ["", "x", "0", "-1", "nan", "1s", "1e1", "100000"],
     "Last-Event-ID": ["", "x", "-1", "1.5", "9" * 19],
 }
 REPEATED = {"exclude"}

@@ -208,3 +208,30 @@ def test_a_malformed_entry_changes_nothing_and_stops_nobody() -> None:
     told = desk.submit("a")
     desk.proposals.applied(1, encode_entry([desk.proposals.take(1)[1]]))
     assert told.outcome == Written(1, 1)
+
+
+def test_a_write_whose_sender_waits_shorter_is_answered_before_those_in_front_of_it() -> None:
+    desk = Desk()
+    patient, hurried = desk.submit("a", timeout_s=5), desk.submit("b", timeout_s=1)
+    desk.now += 1
+    desk.proposals.expire()
+    assert isinstance(hurried.outcome, NoLeader)
+    assert patient.outcome is None
+    _, group = desk.proposals.take(term=1)
+    desk.proposals.applied(1, encode_entry([group]))
+    assert patient.outcome == Written(1, 1)
+    assert desk.store.get("b") is None  # what was answered "not applied" is not sent any more
+
+
+def test_a_sent_write_whose_sender_waits_shorter_is_in_doubt_before_the_others_of_its_group() -> None:
+    desk = Desk()
+    patient, hurried = desk.submit("a", timeout_s=5), desk.submit("b", timeout_s=1)
+    desk.proposals.take(term=1)
+    desk.now += 1
+    desk.proposals.expire()
+    assert isinstance(hurried.outcome, OutcomeUnknown)
+    assert patient.outcome is None
+    desk.now += 4
+    desk.proposals.expire()
+    assert isinstance(patient.outcome, OutcomeUnknown)
+    assert desk.proposals.sent == 0

@@ -35,6 +35,7 @@ HEADERS: Final[dict[str, Schema]] = {
     "Kvnode-Lease": {"description": "The lease that the key goes away with.", "schema": _COUNT},
     "Kvnode-TTL": {"description": "Seconds until then, as far as this node knows.", "schema": _COUNT},
     "Kvnode-Reason": {"description": "Why it is not the leader that it should be to get 200.", "schema": _NAME},
+    "Kvnode-Timeout": {"description": "`honoured`, where the request had a Kvnode-Timeout.", "schema": _NAME},
     "ETag": {"description": "The key's mod_revision, in quotes.", "schema": _NAME},
     "WWW-Authenticate": {"description": "What to send.", "schema": _NAME},
     "Set-Cookie": {"description": "The session.", "schema": _NAME},
@@ -97,10 +98,11 @@ def _described(method: str, path: str, status_of: Mapping[str, int], shared: dic
     if operation is None:
         return {"summary": "Not described.", "responses": {"default": {"description": "Unknown."}}}
     is_head = method == "HEAD"
+    parameters = operation.parameters if is_probe(path) else (*operation.parameters, "Kvnode-Timeout")
     described: dict[str, Any] = {
         "operationId": f"{operation.name}_head" if is_head else operation.name,
         "summary": operation.about,
-        "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in operation.parameters],
+        "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in parameters],
         "responses": _responses(operation, method, path, status_of, shared),
     }
     if operation.body is not None:
@@ -139,7 +141,12 @@ def _refusal(status: int, codes: list[str], method: str) -> Reply:
     schema = ref("Error") | {"properties": {"error": {"enum": codes}}}
     if method in WRITING:
         schema["required"] = ["error", "message", "outcome"]
-    own = {401: ("WWW-Authenticate",), 412: ("ETag",), 429: ("Retry-After",), 503: ("Retry-After",)}.get(status, ())
+    own = {
+        401: ("WWW-Authenticate",),
+        412: ("ETag",),
+        429: ("Retry-After",),
+        503: ("Retry-After", "Kvnode-Timeout"),
+    }.get(status, ())
     return Reply(f"{HTTPStatus(status).phrase}: {', '.join(codes)}.", {JSON: schema}, own)
 
 

@@ -7,6 +7,7 @@ from typing import Final
 from kvnode.http import checks
 from kvnode.http.listing import PAGE_KEYS_DEFAULT, PAGE_KEYS_MAX
 from kvnode.http.openapi.shapes import Schema, text, whole
+from kvnode.http.timeout import SECONDS
 from kvnode.http.watch import WAIT_S_MAX
 from kvnode.limits import IDEMPOTENCY_KEY_CHARS_MAX, KEY_BYTES_MAX, LEASE_ID_MAX, TOKEN_ID_CHARS_MAX, TTL_S_MAX
 
@@ -86,6 +87,11 @@ PARAMETERS: Final[dict[str, Schema]] = {
         "Idempotency-Key",
         text(pattern=f"^[!-~]([ -~]{{0,{IDEMPOTENCY_KEY_CHARS_MAX - 2}}}[!-~])?$"),
         "A repetition under the same key gets the first outcome, and nothing is written twice.",
+    ),
+    "Kvnode-Timeout": _header(
+        "Kvnode-Timeout",
+        text(pattern=f"^{SECONDS}$"),
+        "How long the sender waits, in seconds: the node answers before that, `not_applied` where this is certain.",
     ),
     "Last-Event-ID": _header("Last-Event-ID", whole(0), "The last id that came: counts before `from_revision`."),
 }
