@@ -19,6 +19,8 @@ SORT_RUN_KEYS: Final = 8_192
 # Where the length has its highest bit set, the id of a lease stands between.
 MARKS: Final = struct.Struct("<QQQH")
 LEASED: Final = 0x8000
+LEASED_AT: Final = MARKS.size - 1  # the byte of a packed item that has that bit …
+LEASED_BIT: Final = LEASED >> 8  # … and which of its bits it is
 _LEASE_ID: Final = struct.Struct("<Q")
 
 K = TypeVar("K", str, int)
@@ -74,9 +76,22 @@ def unpacked(packed: bytes) -> Item:
     return Item(packed[value_at:], content_type, create_revision, mod_revision, version, lease)
 
 
+def value_slice(packed: bytes, bytes_max: int) -> bytes:
+    """The first `bytes_max` bytes of the value of a packed item; the rest of it is not copied."""
+    _, _, _, name_bytes = MARKS.unpack_from(packed)
+    value_at = int(MARKS.size + (name_bytes & ~LEASED) + (_LEASE_ID.size if name_bytes & LEASED else 0))
+    return packed[value_at : value_at + bytes_max]
+
+
+def value_bytes(packed: bytes) -> int:
+    """The length of the value of a packed item; copies nothing."""
+    name_bytes = MARKS.unpack_from(packed)[3]
+    return len(packed) - int(MARKS.size + (name_bytes & ~LEASED) + (_LEASE_ID.size if name_bytes & LEASED else 0))
+
+
 def lease_of(packed: bytes) -> int:
     """The lease of a packed item, 0 without one; copies nothing."""
-    if not packed[MARKS.size - 1] & (LEASED >> 8):
+    if not packed[LEASED_AT] & LEASED_BIT:
         return 0
     return int(_LEASE_ID.unpack_from(packed, MARKS.size)[0])
 

@@ -22,6 +22,7 @@ from kvnode.changes import CHANGE_DELETE, CHANGE_EXPIRE
 from kvnode.commands import GRANT, RENEW, REVOKE
 from kvnode.items import go_on, in_order
 from kvnode.limits import LEASE_ID_MAX, LEASES_MAX, TTL_S_MAX
+from kvnode.order import forget
 from kvnode.results import Deleted, Granted, LeaseMissing, LeasesFull, Result, Revoked
 from kvnode.table import Table, TableView
 
@@ -135,7 +136,11 @@ class Leases:
 
     def detach(self, lease_id: int, key: str) -> None:
         """The key has left, or has another lease now."""
-        self._attached.remove(_entry(lease_id, key))
+        self.detach_all(lease_id, [key])
+
+    def detach_all(self, lease_id: int, keys: list[str]) -> None:
+        """As above, for keys in order."""
+        forget(self._attached, [_entry(lease_id, key) for key in keys])
         lease = self.get(lease_id)
         if lease is not None and lease.private and not self.keys(lease_id, 1):
             self._emptied.append(lease_id)

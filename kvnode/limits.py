@@ -50,6 +50,9 @@ SESSION_GRACE_S_MAX: Final = 31 * 86_400
 COMMAND_BYTES_MAX: Final = VALUE_BYTES_MAX + KEY_BYTES_MAX + CONTENT_TYPE_BYTES_MAX + IDEMPOTENCY_KEY_CHARS_MAX + 256
 OPERATIONS_MAX: Final = 128  # in each of a transaction's three lists, as etcd counts
 TRANSACTION_BYTES_MAX: Final = 2 * 1_048_576  # encoded
+# Values that the reads of one transaction add up to: four of the largest. A read costs 20 bytes of request, so without
+# this 3 KB ask for 128 MiB of answer. Counted before anything changes, in the same way on every node.
+TRANSACTION_READ_BYTES_MAX: Final = 4 * 1_048_576
 REPLACE_BYTES_MAX: Final = 4 * 1_048_576  # one entry, well below a frame
 LEVEL_MAX: Final = 65_535  # a feature level: far more than versions to come, and small beside the digest it goes into
 CONTENTS_BYTES_MAX: Final = 64 * 1_048_576  # what a REPLACE may hold, so that a small one cannot fill a node's memory

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from kvnode.items import Item
+from kvnode.items import Item, unpacked
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
@@ -70,13 +70,20 @@ class Reused:
 class Got:
     """What a transaction read of one key: its marks, all 0 where it did not exist, and its item.
 
-    In an outcome that is given again the item is None where the key has changed since (`outcomes.py`).
+    The item is a reference to the bytes that the store keeps (`items.packed`), since every node that applies the
+    transaction makes one of these and only the node that answers needs the value. In an outcome that is given again
+    it is None where the key has changed since (`outcomes.py`).
     """
 
     create_revision: int
     mod_revision: int
     version: int
-    item: Item | None
+    packed: bytes | None
+
+    @property
+    def item(self) -> Item | None:
+        """A copy of the value and its marks, made when it is asked for."""
+        return None if self.packed is None else unpacked(self.packed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +129,13 @@ class LeasesFull:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadsTooLarge:
+    """The transaction would read more bytes than one may; nothing was changed. Not kept, as above."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class TokenChanged:
     """An access token was made or revoked; the revision stays, since no key has changed."""
 
@@ -161,7 +175,7 @@ class Replaced:
 
 Result = (
     Written | Deleted | Refused | Invalid | Reused | Concluded | Granted | Revoked | LeaseMissing | LeasesFull
-    | TokenChanged | TokenMissing | TokensFull | Turned | Replaced | LevelRaised
+    | ReadsTooLarge | TokenChanged | TokenMissing | TokensFull | Turned | Replaced | LevelRaised
 )  # fmt: skip
 
 # The results that a retry can be given again (`outcomes.py`), by their number in a snapshot.

@@ -21,12 +21,23 @@ from sortedcontainers import SortedList
 from kvnode.beside import change_beside
 from kvnode.changes import CHANGE_DELETE, CHANGE_PUT, CHANGE_REPLACED, Change
 from kvnode.commands import DELETE, DELETE_PREFIX, FIELDS, PUT, PUT_FIELDS, TXN, command_fault, expectation_holds
-from kvnode.items import LEASED, MARKS, Item, in_order, lease_of, packed, prefix_end, unpacked
+from kvnode.items import LEASED, LEASED_AT, LEASED_BIT, MARKS, Item, in_order, lease_of, packed, prefix_end, unpacked
 from kvnode.leases import Leases
 from kvnode.limits import LEASES_MAX
 from kvnode.order import forget
 from kvnode.outcomes import Outcome, Outcomes, fingerprint
-from kvnode.results import Concluded, Deleted, Invalid, LeaseMissing, LeasesFull, Refused, Result, Reused, Written
+from kvnode.results import (
+    Concluded,
+    Deleted,
+    Invalid,
+    LeaseMissing,
+    LeasesFull,
+    ReadsTooLarge,
+    Refused,
+    Result,
+    Reused,
+    Written,
+)
 from kvnode.session import NONE
 from kvnode.table import Table
 from kvnode.tokens import Tokens
@@ -59,6 +70,10 @@ class KeyValueStore:
         """The key's item, or None where it does not exist."""
         found = self._items.get(key)
         return None if found is None else unpacked(found)
+
+    def packed(self, key: str) -> bytes | None:
+        """The key's item as it is kept (`items.py`): the very bytes, no copy."""
+        return self._items.get(key)
 
     def walk(self, start: str, end: str | None) -> Iterator[tuple[str, Item]]:
         """The items with start <= key < end (None: no end), in byte order, each copied when it is its turn.
@@ -124,7 +139,7 @@ class KeyValueStore:
         first = self._outcomes.get(idempotency_key)
         if first is None:
             result = self._carry_out(request)
-            if type(result) is not LeasesFull:
+            if type(result) not in (LeasesFull, ReadsTooLarge):
                 self._outcomes.remember(idempotency_key, Outcome(mark, result))
             return result
         if first.fingerprint != mark:
@@ -230,14 +245,19 @@ class KeyValueStore:
 
     def remove(self, keys: list[str], revision: int, kind: int) -> None:
         """Removes keys that are there."""
-        items = self._items
+        # A million keys can go in one command, and every node stands still for it: no call that can be spared.
+        shard_of, changes = self._items.shard, self.changes
+        leased: dict[int, list[str]] = {}
         for key in keys:
-            lease = lease_of(items.pop(key))
-            if lease:
-                self.leases.detach(lease, key)
-            if self.changes is not None:
-                self.changes.append((kind, key, revision, b""))
+            packed = shard_of(key).pop(key)
+            if packed[LEASED_AT] & LEASED_BIT:
+                leased.setdefault(lease_of(packed), []).append(key)
+            if changes is not None:
+                changes.append((kind, key, revision, b""))
+        self._items.removed(len(keys))
         forget(self._keys, keys)
+        for lease, left in leased.items():
+            self.leases.detach_all(lease, left)
 
     def with_prefix(self, prefix: str) -> list[str]:
         return list(self._keys.irange(prefix, prefix_end(prefix), (True, False)))

@@ -86,6 +86,10 @@ class Table(MutableMapping[K, V]):
         """A key was set in its `shard` that was not there before."""
         self._count += 1
 
+    def removed(self, count: int) -> None:
+        """So many keys were taken out of their `shard`s."""
+        self._count -= count
+
     def __delitem__(self, key: K) -> None:
         if key not in self:
             raise KeyError(key)

@@ -19,10 +19,18 @@ import msgpack
 
 from kvnode.changes import CHANGE_DELETE
 from kvnode.commands import DELETE, DELETE_PREFIX, PUT, TXN
-from kvnode.items import Item
+from kvnode.items import MARKS, value_bytes, value_slice
 from kvnode.leases import Leases
-from kvnode.limits import KEY_BYTES_MAX, OPERATIONS_MAX, VALUE_BYTES_MAX, lease_fault, text_fault, value_fault
-from kvnode.results import Concluded, Deleted, Got, LeaseMissing, LeasesFull, Result, Written
+from kvnode.limits import (
+    KEY_BYTES_MAX,
+    OPERATIONS_MAX,
+    TRANSACTION_READ_BYTES_MAX,
+    VALUE_BYTES_MAX,
+    lease_fault,
+    text_fault,
+    value_fault,
+)
+from kvnode.results import Concluded, Deleted, Got, LeaseMissing, LeasesFull, ReadsTooLarge, Result, Written
 
 GET: Final = 9
 
@@ -41,9 +49,10 @@ class Space(Protocol):
     """What a transaction needs of the store."""
 
     revision: int
+    level: int
     leases: Leases
 
-    def get(self, key: str) -> Item | None: ...
+    def packed(self, key: str) -> bytes | None: ...
     def with_prefix(self, prefix: str) -> list[str]: ...
     def cannot_lease(self, wanted: list[list[Any]]) -> LeaseMissing | LeasesFull | None: ...
     def write(
@@ -128,43 +137,70 @@ def clash(branch: Sequence[Sequence[Any]]) -> str | None:
     return None
 
 
-def holds(compare: list[Any], item: Item | None) -> bool:
-    """Whether a comparison holds for the key's item. A key that is not there has the numbers 0, and no value:
+def holds(compare: list[Any], packed: bytes | None) -> bool:
+    """Whether a comparison holds for the key's packed item. A key that is not there has the numbers 0, and no value:
     every comparison with its value fails, as in etcd."""
     _, target, sign, operand = compare
     if target == EXISTS:
-        present: Any = item is not None
+        present: Any = packed is not None
     elif target == VALUE:
-        if item is None:
+        if packed is None:
             return False
-        present = item.value
-    elif item is None:
+        # One byte more than the operand has decides every comparison, so that no more is copied than was sent.
+        present = value_slice(packed, len(operand) + 1)
+    elif packed is None:
         present = 0
     else:
-        present = (item.version, item.create_revision, item.mod_revision)[target - VERSION]
+        create_revision, mod_revision, version, _ = MARKS.unpack_from(packed)
+        present = (version, create_revision, mod_revision)[target - VERSION]
     return OPERATORS[sign](present, operand)
+
+
+def read_bytes(store: Space, branch: Sequence[Sequence[Any]]) -> int:
+    """What the values that a branch reads add up to, those that it writes itself included. Copies none of them."""
+    size = 0
+    put: dict[str, int] = {}
+    gone: list[str] = []
+    gone_prefixes: tuple[str, ...] = ()
+    for kind, key, *rest in branch:
+        if kind == PUT:
+            put[key] = len(rest[0])
+        elif kind == DELETE:
+            gone.append(key)
+        elif kind == DELETE_PREFIX:
+            gone_prefixes += (key,)
+        elif key in put:
+            size += put[key]
+        elif key not in gone and not key.startswith(gone_prefixes):
+            packed = store.packed(key)
+            size += 0 if packed is None else value_bytes(packed)
+    return size
 
 
 def transact(store: Space, request: list[Any]) -> Result:
     """Carries out one that has no fault. What could refuse it is asked before anything changes."""
     _, compares, success, failure = request
-    succeeded = all(holds(compare, store.get(compare[0])) for compare in compares)
+    succeeded = all(holds(compare, store.packed(compare[0])) for compare in compares)
     branch = success if succeeded else failure
     refusal = store.cannot_lease([operation[4:] for operation in branch if operation[0] == PUT])
     if refusal is not None:
         return refusal
+    # Nodes of 0.1.0 carry out what is refused here: it counts once the cluster has none of them.
+    if store.level >= 1 and read_bytes(store, branch) > TRANSACTION_READ_BYTES_MAX:
+        return ReadsTooLarge(store.revision)
     revision, changed = store.revision + 1, False
     results: list[Written | Deleted | Got] = []
     for kind, key, *rest in branch:
         if kind == GET:
-            item = store.get(key)
-            results.append(Got(0, 0, 0, None) if item is None else Got(*item[2:5], item))
+            packed = store.packed(key)
+            marks = (0, 0, 0) if packed is None else MARKS.unpack_from(packed)
+            results.append(Got(marks[0], marks[1], marks[2], packed))
         elif kind == PUT:
             value, content_type, lease, ttl_s = rest
             results.append(store.write(key, value, content_type, revision, lease, ttl_s))
             changed = True
         else:
-            keys = store.with_prefix(key) if kind == DELETE_PREFIX else [key] if store.get(key) is not None else []
+            keys = store.with_prefix(key) if kind == DELETE_PREFIX else [key] if store.packed(key) is not None else []
             store.remove(keys, revision, CHANGE_DELETE)
             changed = changed or bool(keys)
             results.append(Deleted(len(keys), revision if changed else store.revision))
@@ -175,11 +211,17 @@ def transact(store: Space, request: list[Any]) -> Result:
 
 
 def read_again(store: Space, request: list[Any], first: Concluded) -> Concluded:
-    """A transaction's first outcome, with the values that it read as far as they are still there."""
+    """A transaction's first outcome, with the values that it read as far as they are still there.
+
+    Those that add up to more than one may read now, which 0.1.0 had no bound for, count as gone.
+    """
     results = list(first.results)
+    size = 0
     for number, (result, operation) in enumerate(zip(results, request[2 if first.succeeded else 3], strict=True)):
         if type(result) is Got and result.version > 0:
-            item = store.get(operation[1])
-            if item is not None and item.mod_revision == result.mod_revision:
-                results[number] = replace(result, item=item)
+            packed = store.packed(operation[1])
+            if packed is not None and MARKS.unpack_from(packed)[1] == result.mod_revision:
+                size += value_bytes(packed)
+                if size <= TRANSACTION_READ_BYTES_MAX:
+                    results[number] = replace(result, packed=packed)
     return replace(first, results=tuple(results))

@@ -48,6 +48,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.commands",
         "kvnode.items",
         "kvnode.limits",
+        "kvnode.order",
         "kvnode.results",
         "kvnode.table",
     },

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvnode.changes import CHANGE_DELETE, CHANGE_PUT
-from kvnode.commands import ABSENT, DELETE, DELETE_PREFIX, EXISTS, EXPIRE, PUT, Delete, Put
-from kvnode.items import Item, prefix_end, unpacked
+from kvnode.commands import ABSENT, DELETE, DELETE_PREFIX, EXISTS, EXPIRE, PUT, TXN, Delete, Put
+from kvnode.items import Item, packed, prefix_end, unpacked
 from kvnode.limits import CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
-from kvnode.results import Deleted, Invalid, Refused, Written
+from kvnode.results import Concluded, Deleted, Got, Invalid, ReadsTooLarge, Refused, Written
 from kvnode.store import KeyValueStore
+from kvnode.transactions import GET, OPERATORS, VALUE, holds
 from kvnode.view import CHUNK_BYTES_MAX
 
 # Few keys, so that commands meet; odd ones, so that order and encoding matter.
@@ -331,3 +332,52 @@ def test_an_expiry_of_several_leases_takes_none_but_their_keys_out_of_the_order(
     assert store.apply([EXPIRE, [[1, 0], [2, 0], [3, 0]]]) == Deleted(3, 8)
     assert [key for key, _ in store.range("", None, 9)] == ["b"]
     assert store.apply([DELETE_PREFIX, "b"]) == Deleted(1, 9)
+
+
+def transaction(*branch: list[Any]) -> list[Any]:
+    return [TXN, [], list(branch), []]
+
+
+def test_what_a_transaction_reads_is_bounded_and_referred_to() -> None:
+    store = KeyValueStore()
+    for number in range(4):
+        store.apply([PUT, f"k{number}", b"x" * VALUE_BYTES_MAX, "t", None])
+    store.apply([PUT, "one", b"x", "", None])
+    reads = [[GET, f"k{number}"] for number in range(4)]
+    over = transaction([PUT, "new", b"1", "", 0, 0], *reads, [GET, "one"])
+    assert isinstance(store.apply(over), Concluded), "as 0.1.0 did, while one of its nodes may be a member"
+    store.level, before = 1, store.revision
+    for command in (over, [*over, "key"], transaction([PUT, "k0", b"", "", 0, 0], *[[GET, "k1"]] * 5)):
+        assert store.apply(command) == ReadsTooLarge(before)
+    result = store.apply(transaction(*reads))
+    assert isinstance(result, Concluded)
+    for read, key in zip(result.results, ("k0", "k1", "k2", "k3"), strict=True):
+        assert isinstance(read, Got)
+        assert read.packed is store.packed(key), "no copy"
+    for branch in (
+        [[DELETE, "k0"], *reads, [GET, "one"]],
+        [[DELETE_PREFIX, "k"], *reads, *reads],
+    ):
+        assert isinstance(store.apply(transaction(*branch)), Concluded), "what it deletes first, it does not read"
+    own = [[PUT, "own", b"x" * VALUE_BYTES_MAX, "", 0, 0], *[[GET, "own"]] * 5]
+    assert store.apply(transaction(*own)) == ReadsTooLarge(store.revision)
+    assert isinstance(store.apply(transaction(*reversed(own))), Concluded), "read before it is there"
+
+
+def test_a_repeated_transaction_reads_no_more_than_it_may() -> None:
+    store = KeyValueStore()
+    store.apply([PUT, "k", b"x" * VALUE_BYTES_MAX, "", None])
+    command = [*transaction(*[[GET, "k"]] * 6), "key"]
+    first, store.level = store.apply(command), 1
+    again = store.apply(command)
+    assert isinstance(first, Concluded)
+    assert isinstance(again, Concluded)
+    assert all(isinstance(each, Got) and each.packed is not None for each in first.results)
+    assert [isinstance(each, Got) and each.packed is not None for each in again.results] == [True] * 4 + [False] * 2
+
+
+@given(st.binary(max_size=4), st.binary(max_size=4), st.sampled_from(sorted(OPERATORS)))
+def test_a_comparison_with_a_value_is_that_of_all_its_bytes(value: bytes, operand: bytes, sign: str) -> None:
+    for content_type, lease in (("", 0), ("text/plain", 0), ("", 7), ("t", 7)):
+        kept = packed(value, content_type, 1, 2, 3, lease)
+        assert holds(["k", VALUE, sign, operand], kept) is OPERATORS[sign](value, operand)

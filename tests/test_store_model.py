@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kvnode.changes import CHANGE_DELETE, CHANGE_EXPIRE, CHANGE_PUT
 from kvnode.commands import DELETE, DELETE_PREFIX, EXPIRE, GRANT, PUT, RENEW, REVOKE, TXN
-from kvnode.items import Item, unpacked
+from kvnode.items import Item, packed, unpacked
 from kvnode.outcomes import Outcome, Outcomes
 from kvnode.results import (
     Concluded,
@@ -138,7 +138,7 @@ class Model:
         for kind, key, *rest in branch:
             if kind == GET:
                 item = self.items.get(key)
-                results.append(Got(*item[2:5], item) if item else Got(0, 0, 0, None))
+                results.append(Got(*item[2:5], packed(*item)) if item else Got(0, 0, 0, None))
             elif kind == PUT:
                 changed = True
                 results.append(self.put(before + 1, key, rest[0], rest[2], rest[3]))
@@ -269,10 +269,10 @@ class StoreMachine(RuleBasedStateMachine):
             assert store.leases.key_count(lease) == len(model.held(lease))
         assert store.changes is not None
         assert [change[:3] for change in store.changes] == model.changes
-        for kind, key, revision, packed in store.changes:
-            assert (packed == b"") is (kind != CHANGE_PUT)
-            if key in model.items and model.items[key].mod_revision == revision and packed:
-                assert unpacked(packed) == model.items[key]
+        for kind, key, revision, kept in store.changes:
+            assert (kept == b"") is (kind != CHANGE_PUT)
+            if key in model.items and model.items[key].mod_revision == revision and kept:
+                assert unpacked(kept) == model.items[key]
 
 
 TestStore = StoreMachine.TestCase

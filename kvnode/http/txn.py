@@ -21,8 +21,8 @@ from kvnode.http.answer import Answer, json_answer
 from kvnode.http.document import checked_object, content_type_in, key_in, leasing_in, read_object, value_in
 from kvnode.http.group import Group
 from kvnode.http.route import Methods
-from kvnode.http.writing import idempotency_key, not_written
-from kvnode.limits import OPERATIONS_MAX, TRANSACTION_BYTES_MAX
+from kvnode.http.writing import idempotency_key, not_written, reads_too_large
+from kvnode.limits import OPERATIONS_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_READ_BYTES_MAX
 from kvnode.results import Concluded, Deleted, Got, Written
 from kvnode.transactions import (
     CREATE_REVISION,
@@ -36,6 +36,7 @@ from kvnode.transactions import (
     Operation,
     Txn,
     clash,
+    read_bytes,
 )
 
 BODY_BYTES_MAX: Final = 2 * TRANSACTION_BYTES_MAX
@@ -63,6 +64,10 @@ def routes(group: Group) -> dict[str, Methods]:
         command = Txn(compare, branches[0], branches[1], key).encode()
         if len(command) > TRANSACTION_BYTES_MAX:
             raise TooLarge(f"The transaction holds more than {TRANSACTION_BYTES_MAX} bytes; split it.")
+        # The state machine has the last word, unless a member of 0.1.0 would carry out what the others refuse.
+        store = group.store
+        if store.level < 1 and max(read_bytes(store, branch) for branch in branches) > TRANSACTION_READ_BYTES_MAX:
+            raise reads_too_large()
         result = await group.propose(command)
         if type(result) is not Concluded:
             raise not_written(result)

@@ -7,9 +7,16 @@ from typing import Final
 from aiohttp import web
 from multidict import istr
 
-from kvnode.errors import BadRequest, IdempotencyKeyReused, LeaseNotFound, PreconditionFailed, TooManyLeases
-from kvnode.limits import IDEMPOTENCY_KEY_CHARS_MAX
-from kvnode.results import Invalid, LeaseMissing, LeasesFull, Refused, Result, Reused
+from kvnode.errors import (
+    BadRequest,
+    IdempotencyKeyReused,
+    LeaseNotFound,
+    PreconditionFailed,
+    TooLarge,
+    TooManyLeases,
+)
+from kvnode.limits import IDEMPOTENCY_KEY_CHARS_MAX, TRANSACTION_READ_BYTES_MAX
+from kvnode.results import Invalid, LeaseMissing, LeasesFull, ReadsTooLarge, Refused, Result, Reused
 
 IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
 
@@ -44,6 +51,12 @@ def not_written(result: Result) -> Exception:
         return LeaseNotFound("The lease does not exist, or not any more.")
     if isinstance(result, LeasesFull):
         return TooManyLeases("The cluster holds as many leases as it may; let some end, or share one among keys.")
+    if isinstance(result, ReadsTooLarge):
+        return reads_too_large()
     if isinstance(result, Invalid):
         return BadRequest(f"The cluster refused the write: {result.reason}.")
     raise TypeError(f"the state machine answered a write with {type(result).__name__}")
+
+
+def reads_too_large() -> TooLarge:
+    return TooLarge(f"The transaction reads more than {TRANSACTION_READ_BYTES_MAX} bytes of values; split it.")

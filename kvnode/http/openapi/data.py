@@ -57,7 +57,7 @@ DATA: Final[dict[str, Operation]] = {
     "POST /v1/txn": Operation(
         "transaction",
         "Compares, then carries out `success` or `failure`: all of it or nothing, in one revision. A branch writes a "
-        "key once at most; 2 MiB in all.",
+        "key once at most; 2 MiB in all, and the values that it reads add up to 4 MiB at most.",
         json("Concluded", "Which branch ran, and what its operations did.", "Kvnode-Revision"),
         (*WRITE, *BODY, *LEASING),
         ("Idempotency-Key",),
