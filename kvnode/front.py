@@ -18,6 +18,7 @@ from kvnode.meters import HttpMeters
 from kvnode.proxies import Proxies
 from kvnode.raft.group import RaftGroup
 from kvnode.reception import NEWCOMERS_MAX, Reception, bound
+from kvnode.security import token_in
 from kvnode.tls import Certificate
 from kvnode.values import HostPort
 
@@ -37,6 +38,7 @@ class Front:
         self._config = config
         security = config.security
         self.certificate = Certificate("tls", *security.tls) if security.tls else None
+        self.token_file = security.token_file
         self._spans = Spans(config.node_id, __version__) if config.otel else None
         probe = LeaderProbe(group, config.probe_timeout_s) if config.leader_probe else None
         self._server = create_server(
@@ -68,6 +70,11 @@ class Front:
         except errors.StartupError:
             await self.cleanup()
             raise
+
+    def read_token_again(self) -> None:
+        """The token in --token-file counts from here on, and the one before does not. Raises StartupError."""
+        assert self.token_file is not None
+        self._server.app.renew_token(token_in(self.token_file))
 
     async def _receive(self) -> None:
         """The clients' port."""

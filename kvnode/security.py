@@ -33,6 +33,7 @@ class Security:
     insecure: bool
     tls: tuple[Path, Path] | None
     tls_ca: Path | None
+    token_file: Path | None  # where the token stands, to be read again on SIGHUP; None where the environment has it
     raft_tls: tuple[Path, Path, Path] | None
     probes: HostPort | None
     proxies: Proxies | None
@@ -62,6 +63,7 @@ def load(given: Settings, environ: Mapping[str, str], http: HostPort, raft: Host
         insecure=insecure,
         tls=None if tls is None else (tls[0], tls[1]),
         tls_ca=Path(tls_ca.text) if tls_ca else None,
+        token_file=_file_of(given, environ, "token-file", TOKEN_VARIABLE) if token else None,
         raft_tls=None if raft_tls is None else (raft_tls[0], raft_tls[1], raft_tls[2]),
         probes=probes,
         proxies=_proxies(given),
@@ -78,7 +80,7 @@ def secret_of(given: Settings, environ: Mapping[str, str], option: str, variable
     text = environ.get(variable, "")
     if setting and setting.source == variable + "_FILE" and text:
         raise setting.refused(f"{variable} is set as well; keep one of the two")
-    if setting and (setting.source is None or not text):
+    if setting and _file_of(given, environ, option, variable):
         try:
             with open(setting.text, "rb") as f:
                 secret = f.read(SECRET_BYTES_MAX + 3).rstrip(b"\r\n")
@@ -97,6 +99,17 @@ def secret_of(given: Settings, environ: Mapping[str, str], option: str, variable
             f"this one has {len(secret)}; make one with: openssl rand -hex 32."
         )
     return secret
+
+
+def _file_of(given: Settings, environ: Mapping[str, str], option: str, variable: str) -> Path | None:
+    """The file that the secret is read from, None where the variable has it or there is none."""
+    setting = given.get(option)
+    return Path(setting.text) if setting and (setting.source is None or not environ.get(variable)) else None
+
+
+def token_in(file: Path) -> str:
+    """What --token-file holds now. Raises StartupError for a file that a node would not start with."""
+    return _token(secret_of(Settings({"token-file": str(file)}, {}, None), {}, "token-file", TOKEN_VARIABLE, "token"))
 
 
 def _token(secret: bytes) -> str:

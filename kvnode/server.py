@@ -39,8 +39,11 @@ GC_OBJECTS: Final = 20_000  # a few hundred requests' worth between looks at the
 EXIT_S: Final = 1.0  # for threads that outlive a finished stop: a name lookup cannot be interrupted
 
 
-def run(config: Config) -> int:
-    """Runs one node until it is told to stop. The exit code: 0 stopped, 1 had to stop, 2 could not start."""
+def run(config: Config, hung_up: Sequence[int] = ()) -> int:
+    """Runs one node until it is told to stop. The exit code: 0 stopped, 1 had to stop, 2 could not start.
+
+    `hung_up`: the SIGHUPs that came before this call, and those until the loop takes them over.
+    """
     logs.start(config.node_id, config.log_format, config.log_level, config.log_requests)
     # What a request makes is freed by its count of references: the collector finds next to nothing, and by default it
     # looks after every 700th object. What is there already stays for good.
@@ -48,7 +51,7 @@ def run(config: Config) -> int:
     gc.set_threshold(GC_OBJECTS, 20, 50)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            code = runner.run(serve(config))
+            code = runner.run(serve(config, hung_up))
         except errors.StartupError as e:
             print(f"kvnode: {e.message}", file=sys.stderr, flush=True)
             code = 2
@@ -57,17 +60,16 @@ def run(config: Config) -> int:
     return code
 
 
-async def serve(config: Config) -> int:
+async def serve(config: Config, hung_up: Sequence[int] = ()) -> int:
     """The life of a node: HTTP answers first, with 503 on /healthz until the group has started."""
-    with _signals() as signals:
+    with _signals(hung_up) as signals:
         settings = raft_settings(config)
         group = RaftGroup(settings)
         meters = HttpMeters()
         http = Front(config, group, meters)
         await http.open()
         certificates = [each for each in (http.certificate, settings.certificate) if each is not None]
-        if certificates:
-            signals.on_hangup(partial(_reload, certificates))
+        signals.on_hangup(partial(_read_again, certificates, http))
         lag = asyncio.create_task(watch_loop_lag(meters.loop_lag_s))
         try:
             if await _start(group, signals):
@@ -183,6 +185,7 @@ def _leave_within(seconds: float, code: int, why: str = "") -> None:
     def leave() -> None:
         if why:
             log.error("%s", why)
+        logs.flush()
         os._exit(code)
 
     timer = threading.Timer(seconds, leave)
@@ -190,24 +193,34 @@ def _leave_within(seconds: float, code: int, why: str = "") -> None:
     timer.start()
 
 
-def _reload(certificates: Sequence[Certificate]) -> None:
-    """What SIGHUP asks for: the certificates that are in the files now, for all connections from here on."""
+def _read_again(certificates: Sequence[Certificate], http: Front) -> None:
+    """What SIGHUP asks for: the certificates and the token that are in the files now, from here on."""
+    if not certificates and http.token_file is None:
+        log.info("SIGHUP: there is nothing to read again, neither a certificate nor a token file was given.")
     for certificate in certificates:
         try:
             certificate.reload()
             log.info("Read --%s-cert again: new connections are shown what it holds now.", certificate.option)
         except errors.StartupError as e:
             log.error("The certificate stays what it was: %s", e.message)
+    if http.token_file is not None:
+        try:
+            http.read_token_again()
+            log.info("Read --token-file again: the token that it holds now counts.")
+        except errors.StartupError as e:
+            log.error("The token stays what it was: %s", e.message)
 
 
 # --- signals ----------------------------------------------------------------------------------------
 
 
 class _Signals:
-    """Counts SIGTERM and SIGINT: the first asks to stop, the second to hurry."""
+    """Counts SIGTERM and SIGINT: the first asks to stop, the second to hurry. SIGHUP asks to read files again."""
 
     def __init__(self) -> None:
         self.count = 0
+        self._hangup: Callable[[], None] | None = None
+        self._hung_up = False  # before there was anything to do about it
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
     def arrived(self) -> None:
@@ -216,9 +229,17 @@ class _Signals:
             if self.count >= count and not waiter.done():
                 waiter.set_result(None)
 
+    def hung_up(self) -> None:
+        if self._hangup is None:
+            self._hung_up = True
+        else:
+            self._hangup()
+
     def on_hangup(self, work: Callable[[], None]) -> None:
-        """What SIGHUP asks for from now on. Without, it stays what it was: a node under nohup outlives its terminal."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, work)
+        """What SIGHUP asks for from now on; at once, where one came before."""
+        self._hangup = work
+        if self._hung_up:
+            work()
 
     def wait(self, count: int) -> asyncio.Future[None]:
         """Resolves with the `count`-th signal, at once if it has come."""
@@ -230,16 +251,23 @@ class _Signals:
 
 
 @contextmanager
-def _signals() -> Iterator[_Signals]:
-    """Takes the signals over: aiohttp's own way is to close its listener at once, before a balancer can see a 503."""
-    loop, signals, numbers = asyncio.get_running_loop(), _Signals(), (signal.SIGTERM, signal.SIGINT)
-    for number in numbers:
-        loop.add_signal_handler(number, signals.arrived)
+def _signals(hung_up: Sequence[int]) -> Iterator[_Signals]:
+    """Takes the signals over: aiohttp's own way is to close its listener at once, before a balancer can see a 503.
+
+    Afterwards they are ignored: the node is on its way out, EXIT_S at most, and its exit code is its own.
+    """
+    loop, signals = asyncio.get_running_loop(), _Signals()
+    work = {signal.SIGHUP: signals.hung_up, signal.SIGTERM: signals.arrived, signal.SIGINT: signals.arrived}
+    for number, called in work.items():
+        loop.add_signal_handler(number, called)
+    if hung_up:
+        signals.hung_up()
     try:
         yield signals
     finally:
-        for number in (*numbers, signal.SIGHUP):
+        for number in work:
             loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
 
 async def _first(*futures: asyncio.Future[object] | asyncio.Future[None] | asyncio.Future[errors.Fatal]) -> None:

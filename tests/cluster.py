@@ -210,8 +210,8 @@ class Cluster:
             *(argument.replace("{node}", name) for argument in self.args),
         ]
 
-    def spawn(self, name: str) -> None:
-        """Starts the node's process and does not wait for it."""
+    def spawn(self, name: str, output: int | None = None) -> None:
+        """Starts the node's process and does not wait for it. `output`: where its output goes, instead of its log."""
         node = self.nodes[name]
         assert not node.running, f"{name} runs already"
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("KVNODE_")}
@@ -219,7 +219,11 @@ class Cluster:
         node.log.parent.mkdir(parents=True, exist_ok=True)
         with node.log.open("ab") as log:
             node.process = subprocess.Popen(
-                self.command(name), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+                self.command(name),
+                stdin=subprocess.DEVNULL,
+                stdout=log if output is None else output,
+                stderr=subprocess.STDOUT,
+                env=environment,
             )
         node.frozen = False
 

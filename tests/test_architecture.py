@@ -148,6 +148,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.metrics",
         "kvnode.trace",
         "kvnode.deadline",
+        "kvnode.logs",
     },
     "kvnode.joining": {"kvnode.client", "kvnode.raft", "kvnode.errors", "kvnode.values"},
     "kvnode.front": {
@@ -161,6 +162,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.reception",
         "kvnode.tls",
         "kvnode.values",
+        "kvnode.security",
     },
     "kvnode.server": {
         "kvnode.client",

@@ -118,6 +118,7 @@ def test_every_option_can_be_set_in_the_environment(tmp_path: Path) -> None:
         data_dir=Path("/var/lib/kvnode"),
         security=Security(
             secret=SECRET.encode(),
+            token_file=tmp_path / "secret",
             token=SECRET,
             insecure=True,
             tls=(Path("cert.pem"), Path("key.pem")),

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from kvnode import config
+from kvnode.cli import hung_up
 from kvnode.errors import StartupError
 from kvnode.options import OPTIONS
 
@@ -53,7 +54,7 @@ def _run(**given: Any) -> int:
         return 2
     from kvnode import server  # aiohttp and the Raft core, not worth loading to refuse an option
 
-    return server.run(settings)
+    return server.run(settings, hung_up)
 
 
 serve = click.Command("serve", params=serve_parameters(), callback=_run, help=_run.__doc__)

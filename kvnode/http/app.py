@@ -249,6 +249,11 @@ class App:
         answer.stamp = self._stamp.lines()
         return answer
 
+    def renew_token(self, token: str) -> None:
+        """`token` takes the place of the one that the node was started with."""
+        assert self._door is not None
+        self._door.renew(token)
+
     def follows(self, request: web.BaseRequest) -> bool:
         """Whether the request is named in the logs."""
         return self._traces or REQUEST_ID in request.headers

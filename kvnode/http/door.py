@@ -50,10 +50,15 @@ class Door:
 
     def __init__(self, group: Group, first: str, rate_per_s: int, proxies: Proxies | None) -> None:
         self._group = group
-        self._first = Token(FIRST, "the node's own --token-file", "full", _digest(first), 0) if first else None
+        self._first = _first(first) if first else None
         self._proxies = proxies
         self._rates = Rates(rate_per_s) if rate_per_s else None
         self._logged: dict[tuple[str, str], float] = {}
+
+    def renew(self, first: str) -> None:
+        """Another token that the node was started with: the former one is not valid from here on."""
+        assert self._first is not None
+        self._first = _first(first)
 
     def admit(self, request: web.BaseRequest, method: str, path: str) -> None:
         """Raises Unauthorized, Forbidden or TooManyRequests."""
@@ -163,6 +168,10 @@ class Rates:
             return (1.0 - bucket[0]) / self._rate_per_s
         bucket[0] -= 1.0
         return 0.0
+
+
+def _first(secret: str) -> Token:
+    return Token(FIRST, "the node's own --token-file", "full", _digest(secret), 0)
 
 
 def _digest(secret: str) -> bytes:

@@ -6,6 +6,7 @@ import asyncio
 
 from aiohttp import hdrs, web
 
+from kvnode import logs
 from kvnode.http import checks
 from kvnode.http.answer import PRIVATE, Answer
 from kvnode.http.group import Group
@@ -43,4 +44,5 @@ def read(group: Group, meters: HttpMeters) -> Reading:
         watchers=len(watches),
         watch_changes=len(watches.history),
         watches_ended=dict(watches.ended),
+        log_lines_dropped=logs.dropped(),
     )

@@ -34,6 +34,7 @@ class Reading:
     watchers: int
     watch_changes: int
     watches_ended: Mapping[str, int]
+    log_lines_dropped: int
 
 
 def families(reading: Reading, build: Mapping[str, str]) -> Iterator[Metric]:
@@ -132,6 +133,11 @@ def _store(reading: Reading) -> Iterator[Metric]:
 
 def _http(reading: Reading) -> Iterator[Metric]:
     yield _gauge("kvnode_warnings", "What /readyz warns of; it makes no node unready.", len(reading.status.warnings))
+    yield _counter(
+        "kvnode_log_lines_dropped",
+        "Log lines that were left out because stderr did not take them.",
+        reading.log_lines_dropped,
+    )
     http = reading.http
     ready = {(check,): float(passes) for check, passes in reading.ready.items()}
     yield _labelled(

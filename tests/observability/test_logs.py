@@ -18,7 +18,9 @@ def test_a_request_is_found_under_its_id_where_it_came_in_and_on_the_leader(trio
     leader, follower = trio.leader(), trio.followers()[0]
     answer = trio.request(follower, "PUT", "/v1/kv/a%20b?ttl=60", b"1", {"X-Request-Id": "order 17"})
     assert (answer.status, answer.headers["X-Request-Id"]) == (200, "order 17")
-    (came_in,) = lines(trio, follower, event="request", request_id="order 17")
+    (came_in,) = wait_until(
+        lambda: lines(trio, follower, event="request", request_id="order 17"), 5.0, "the follower's line"
+    )
     assert came_in["path"] == "/v1/kv/a%20b?ttl=60"
     assert (came_in["method"], came_in["status"], came_in["node"]) == ("PUT", 200, follower)
     assert came_in["duration_ms"] > 0
