@@ -61,6 +61,13 @@ OPTIONS: Final = (
     Option("raft-cert", "FILE", None, "Raft speaks TLS with this certificate, which names this node."),
     Option("raft-key", "FILE", None, "The key of --raft-cert."),
     Option("raft-ca", "FILE", None, "Who signs the --raft-cert of every node."),
+    Option(
+        "allow-old-peers",
+        "",
+        "off",
+        "Also talk to nodes of kvnode 0.1, unprotected: for a rolling upgrade.",
+        switch=True,
+    ),
     Option("probes", "HOST:PORT", None, "A port of their own for probes and /metrics, without TLS and tokens."),
     Option("trusted-proxies", "NET[,NET…]", None, "Balancers whose X-Forwarded-For says who the client is."),
     Option("proxy-protocol", "", "off", "The trusted proxies begin with a PROXY protocol header.", switch=True),

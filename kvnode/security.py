@@ -35,6 +35,7 @@ class Security:
     tls_ca: Path | None
     token_file: Path | None  # where the token stands, to be read again on SIGHUP; None where the environment has it
     raft_tls: tuple[Path, Path, Path] | None
+    peers_0_1: bool
     probes: HostPort | None
     proxies: Proxies | None
     rate_limit: int
@@ -54,9 +55,20 @@ def load(given: Settings, environ: Mapping[str, str], http: HostPort, raft: Host
     probes = given.parse("probes", values.host_port)
     if probes in (http, raft):
         raise given.refused("probes", "probes need a port that nothing else has; choose another, or leave it out")
-    warnings: tuple[str, ...] = ()
+    peers_0_1 = given.parse("allow-old-peers", values.switch)
+    warnings = []
     if not (values.is_loopback(http[0]) or tls or insecure):
-        warnings = ("HTTP off loopback without TLS: tokens and values can be read on the way; give --tls-cert.",)
+        warnings.append("HTTP off loopback without TLS: tokens and values can be read on the way; give --tls-cert.")
+    if not (values.is_loopback(raft[0]) or raft_tls):
+        warnings.append(
+            "Raft off loopback without --raft-cert: values and the hashes of tokens can be read on the way between "
+            "nodes, though not altered; give --raft-cert, --raft-key and --raft-ca."
+        )
+    if peers_0_1:
+        warnings.append(
+            "--allow-old-peers: nothing protects what this node and nodes of kvnode 0.1 send each other; leave it out "
+            "as soon as all members are upgraded."
+        )
     return Security(
         secret=secret,
         token=token,
@@ -65,12 +77,13 @@ def load(given: Settings, environ: Mapping[str, str], http: HostPort, raft: Host
         tls_ca=Path(tls_ca.text) if tls_ca else None,
         token_file=_file_of(given, environ, "token-file", TOKEN_VARIABLE) if token else None,
         raft_tls=None if raft_tls is None else (raft_tls[0], raft_tls[1], raft_tls[2]),
+        peers_0_1=peers_0_1,
         probes=probes,
         proxies=_proxies(given),
         rate_limit=given.parse("rate-limit", count, RATE_MAX) or 0,
         connections_max=given.parse("max-connections", count, CONNECTIONS_MAX),
         connections_per_client=given.parse("max-connections-per-client", count, CONNECTIONS_MAX) or 0,
-        warnings=warnings,
+        warnings=tuple(warnings),
     )
 
 

@@ -111,6 +111,7 @@ def raft_settings(config: Config) -> RaftSettings:
         if config.join
         else None,
         certificate=MutualCertificate("raft", *security.raft_tls) if security.raft_tls else None,
+        peers_0_1=security.peers_0_1,
     )
 
 

@@ -92,6 +92,7 @@ def test_every_option_can_be_set_in_the_environment(tmp_path: Path) -> None:
         "raft-cert": "peer.pem",
         "raft-key": "peer-key.pem",
         "raft-ca": "peer-ca.pem",
+        "allow-old-peers": "on",
         "probes": "127.0.0.1:9002",
         "trusted-proxies": "10.0.0.7, 192.168.0.0/16",
         "proxy-protocol": "on",
@@ -124,12 +125,13 @@ def test_every_option_can_be_set_in_the_environment(tmp_path: Path) -> None:
             tls=(Path("cert.pem"), Path("key.pem")),
             tls_ca=Path("ca.pem"),
             raft_tls=(Path("peer.pem"), Path("peer-key.pem"), Path("peer-ca.pem")),
+            peers_0_1=True,
             probes=("127.0.0.1", 9002),
             proxies=Proxies((IPv4Network("10.0.0.7"), IPv4Network("192.168.0.0/16")), prefaced=True),
             rate_limit=100,
             connections_max=5000,
             connections_per_client=50,
-            warnings=(),
+            warnings=by_flag.security.warnings,
         ),
         cluster_id="blue",
         join=(),
@@ -144,7 +146,9 @@ def test_every_option_can_be_set_in_the_environment(tmp_path: Path) -> None:
         log_level="warning",
         log_requests=True,
         otel=True,
+        warnings=by_flag.security.warnings,
     )
+    assert [warning.partition(":")[0] for warning in by_flag.warnings] == ["--allow-old-peers"]
 
 
 def test_a_node_that_joins_names_no_peers() -> None:

@@ -76,7 +76,13 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         instance = os.urandom(ORIGIN_BYTES)
         me = Identity(
-            settings.node_id, cluster_id, settings.http_url, instance, settings.secret, lambda: self.store.level
+            node_id=settings.node_id,
+            cluster_id=cluster_id,
+            http_url=settings.http_url,
+            instance=instance,
+            secret=settings.secret,
+            cluster_level=lambda: self.store.level,
+            peers_0_1=settings.peers_0_1,
         )
         self.network = Network(me, roster, self, settings.certificate)
         self._acquaintance = Acquaintance(roster, self.network, snapshots.disk, fail)

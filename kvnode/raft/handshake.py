@@ -26,7 +26,9 @@ removed while it was away learns of it. One that knows more than the acceptor is
 cluster has reached is refused by those that know what the cluster has reached.
 
 Frames are at most `FRAME_BYTES_MAX` here, whatever a stranger claims. The stream that follows is the dialer's
-alone: each node sends on the connection that it dialled, so that frames of one node never overtake each other.
+alone: each node sends on the connection that it dialled, so that frames of one node never overtake each other. Each of
+those frames carries a tag (`wire.Sealer`); the acceptor sends nothing more, and whatever comes from its side ends the
+connection.
 """
 
 from __future__ import annotations
@@ -45,9 +47,9 @@ from kvnode.commands import FEATURE_LEVEL
 MAGIC: Final = b"KVN1"
 FRAME_BYTES_MAX: Final = 8_192
 DEADLINE_S: Final = 3.0
-_VERSION: Final = 4  # 2 is that of kvnode 0.1; 3 was never used
-_NONCE_BYTES: Final = 16
-_KEY_BYTES: Final = 32
+VERSION_0_1: Final = 2  # `handshake_0_1.py`
+_VERSION: Final = 4  # 3 was never used
+NONCE_BYTES: Final = 16
 
 # Why a node is refused, where it should know which of the reasons it is.
 OTHER_CLUSTER: Final = "other_cluster"
@@ -55,8 +57,8 @@ STRANGER: Final = "stranger"
 DUPLICATE: Final = "duplicate"
 TOO_OLD: Final = "too_old"
 
-_NO_SECRET: Final = "it does not know this cluster's secret: give all nodes the same one"
-_NO_PROTOCOL: Final = "it does not speak this protocol"
+NO_SECRET: Final = "it does not know this cluster's secret: give all nodes the same one"
+NO_PROTOCOL: Final = "it does not speak this protocol"
 
 
 class Refused(Exception):
@@ -87,7 +89,8 @@ class Circle(Protocol):
 class Identity:
     """What a node says about itself. `instance` is drawn anew each time the process starts.
 
-    `cluster_level` is the feature level that the cluster has reached, as far as this node knows.
+    `cluster_level` is the feature level that the cluster has reached, as far as this node knows. `peers_0_1`: nodes of
+    kvnode 0.1 are talked to as well (`handshake_0_1.py`).
     """
 
     node_id: str
@@ -96,16 +99,21 @@ class Identity:
     instance: bytes
     secret: bytes = field(repr=False)
     cluster_level: Callable[[], int] = int
+    peers_0_1: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """What was learned and proved about the other side. `level`: the highest feature level that it knows."""
+    """What was learned and proved about the other side. `level`: the highest feature level that it knows.
+
+    `frame_key` is for the tags of the dialer's frames (`wire.Sealer`); empty: they have none, as in kvnode 0.1.
+    """
 
     node_id: str
     http_url: str
     instance: bytes
     level: int = 0
+    frame_key: bytes = field(default=b"", repr=False)
 
 
 class Dialer:
@@ -120,40 +128,40 @@ class Dialer:
 
     def hello(self) -> bytes:
         me = self._me
-        fields = [_VERSION, me.cluster_id, me.node_id, self._peer_id, os.urandom(_NONCE_BYTES)]
-        self._said = _frame(_pack(fields))
+        fields = [_VERSION, me.cluster_id, me.node_id, self._peer_id, os.urandom(NONCE_BYTES)]
+        self._said = framed(packed(fields))
         return MAGIC + self._said
 
     def challenged(self, body: bytes) -> bytes:
-        answer = _unpack(body)
-        _raise_if_refused(answer)
-        if not _is(answer, bool, bytes) or not answer[0] or len(answer[1]) != _NONCE_BYTES:
+        answer = unpacked(body)
+        raise_if_refused(answer)
+        if not has_types(answer, bool, bytes) or not answer[0] or len(answer[1]) != NONCE_BYTES:
             raise Refused("it answers in an unknown protocol")
-        self._said += _frame(body)
+        self._said += framed(body)
         self._keys = _Keys(self._me.secret, self._said)
         fields = [self._me.http_url, self._me.instance, self._index, FEATURE_LEVEL]
-        proof = _frame(_pack([*fields, self._keys.proof(b"dialer", self._said, fields)]))
+        proof = framed(packed([*fields, self._keys.proof(b"dialer", self._said, fields)]))
         self._said += proof
         return proof
 
     def welcomed(self, body: bytes) -> Peer:
-        answer, keys = _unpack(body), self._keys
+        answer, keys = unpacked(body), self._keys
         if keys is None:
             raise Refused("it answers in an unknown protocol")
-        if _is(answer, bool, str, str, bytes, bytes) and not answer[0]:
+        if has_types(answer, bool, str, str, bytes, bytes) and not answer[0]:
             *fields, proof = answer
             genuine = hmac.compare_digest(proof, keys.proof(b"refusal", self._said, fields))
             _, reason, code, told = fields
             raise Refused(f"it refused: {reason[:200]}", *((told, code) if genuine else ()))
-        _raise_if_refused(answer)
-        if not _is(answer, bool, str, bytes, int, bytes):
+        raise_if_refused(answer)
+        if not has_types(answer, bool, str, bytes, int, bytes):
             raise Refused("it answers in an unknown protocol")
         *fields, proof = answer
         if not hmac.compare_digest(proof, keys.proof(b"acceptor", self._said, fields)):
-            raise Refused(_NO_SECRET)
+            raise Refused(NO_SECRET)
         _, http_url, instance, level = fields
-        _raise_if_too_old(level, self._me.cluster_level())
-        return Peer(self._peer_id, http_url, instance, level)
+        raise_if_too_old(level, self._me.cluster_level())
+        return Peer(self._peer_id, http_url, instance, level, keys.frame_key(self._said))
 
 
 class Acceptor:
@@ -172,31 +180,36 @@ class Acceptor:
         self._proved = False
 
     def greeted(self, body: bytes) -> bytes:
-        hello = _unpack(body)
-        if not hello or hello[0] != _VERSION or not _is(hello, int, bytes, str, str, bytes):
+        hello = unpacked(body)
+        if hello[:1] == [VERSION_0_1]:
+            raise Refused(
+                "it is of kvnode 0.1, and nothing protects what that sends: upgrade it, "
+                "or start this node with --allow-old-peers for the time of a rolling upgrade"
+            )
+        if not hello or hello[0] != _VERSION or not has_types(hello, int, bytes, str, str, bytes):
             raise Refused("it speaks another version of the protocol: upgrade the older node")
         _, self._cluster_id, self._node_id, to, nonce = hello
         me = self._me
-        if len(nonce) != _NONCE_BYTES:
-            raise Refused(_NO_PROTOCOL)
+        if len(nonce) != NONCE_BYTES:
+            raise Refused(NO_PROTOCOL)
         if self._cluster_id == me.cluster_id:
             if to != me.node_id:
                 raise Refused(f"it looks for node {to!r}, this is {me.node_id!r}: check the addresses in --peers")
             if self._node_id == me.node_id:
                 raise Refused(f"node {self._node_id!r} is this one: give each node its own --node-id")
-        challenge = _frame(_pack([True, os.urandom(_NONCE_BYTES)]))
-        self._said = _frame(body) + challenge
+        challenge = framed(packed([True, os.urandom(NONCE_BYTES)]))
+        self._said = framed(body) + challenge
         self._keys = _Keys(me.secret, self._said)
         return challenge
 
     def proved(self, body: bytes) -> Peer:
-        answer, keys, me = _unpack(body), self._keys, self._me
-        if keys is None or not _is(answer, str, bytes, int, int, bytes):
-            raise Refused(_NO_PROTOCOL)
+        answer, keys, me = unpacked(body), self._keys, self._me
+        if keys is None or not has_types(answer, str, bytes, int, int, bytes):
+            raise Refused(NO_PROTOCOL)
         *fields, proof = answer
         self._proved = hmac.compare_digest(proof, keys.proof(b"dialer", self._said, fields))
         if self._proved:
-            self._said += _frame(body)
+            self._said += framed(body)
         if self._cluster_id != me.cluster_id:  # not before the proof: what is refused unproved makes no node unfit
             raise Refused(
                 f"it belongs to cluster {self._cluster_id.hex()[:12]}, this node to {me.cluster_id.hex()[:12]}: start "
@@ -204,25 +217,25 @@ class Acceptor:
                 code=OTHER_CLUSTER,
             )
         if not self._proved:
-            raise Refused(_NO_SECRET)
+            raise Refused(NO_SECRET)
         http_url, instance, index, level = fields
-        _raise_if_too_old(level, me.cluster_level())
+        raise_if_too_old(level, me.cluster_level())
         if self._node_id not in self._circle and index <= self._circle.index:
             raise Refused(f"node {self._node_id!r} is not a member of this cluster", self._circle.packed)
-        return Peer(self._node_id, http_url, instance, level)
+        return Peer(self._node_id, http_url, instance, level, keys.frame_key(self._said))
 
     def welcome(self) -> bytes:
         """The frame after which the other side sends what it has to say. Only where `proved` has given the peer."""
         assert self._keys is not None
         fields = [True, self._me.http_url, self._me.instance, FEATURE_LEVEL]
-        return _frame(_pack([*fields, self._keys.proof(b"acceptor", self._said, fields)]))
+        return framed(packed([*fields, self._keys.proof(b"acceptor", self._said, fields)]))
 
     def refusal(self, refused: Refused) -> bytes:
         """The frame that says why: proved to a side that has proved itself, and bare to any other."""
         if not self._proved or self._keys is None:
-            return _frame(_pack([False, str(refused)]))
+            return framed(packed([False, str(refused)]))
         fields = [False, str(refused), refused.code, refused.told]
-        return _frame(_pack([*fields, self._keys.proof(b"refusal", self._said, fields)]))
+        return framed(packed([*fields, self._keys.proof(b"refusal", self._said, fields)]))
 
 
 class _Keys:
@@ -235,40 +248,43 @@ class _Keys:
         """HKDF-Expand to the length of one hash, which takes one block."""
         return hmac.digest(self._extracted, b"kvnode peers 4 " + use + b"\x01", "sha256")
 
+    def frame_key(self, said: bytes) -> bytes:
+        """`said`: all up to the dialer's proof, so that the key is that of what both have proved."""
+        return self.key(b"frames of the dialer" + hashlib.sha256(said).digest())
+
     def proof(self, role: bytes, said: bytes, fields: list[Any]) -> bytes:
-        return hmac.digest(self.key(role), said + _frame(_pack(fields)), "sha256")
+        return hmac.digest(self.key(role), said + framed(packed(fields)), "sha256")
 
 
-def _frame(body: bytes) -> bytes:
+def framed(body: bytes) -> bytes:
     return len(body).to_bytes(4, "big") + body
 
 
-def _pack(fields: list[Any]) -> bytes:
-    packed: bytes = msgpack.packb(fields, use_bin_type=True)
-    return packed
+def packed(fields: list[Any]) -> bytes:
+    return bytes(msgpack.packb(fields, use_bin_type=True))
 
 
-def _unpack(body: bytes) -> list[Any]:
+def unpacked(body: bytes) -> list[Any]:
     try:
         fields = msgpack.unpackb(body, use_list=True, max_ext_len=0)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
-        raise Refused(_NO_PROTOCOL) from error
+        raise Refused(NO_PROTOCOL) from error
     if not isinstance(fields, list):
-        raise Refused(_NO_PROTOCOL)
+        raise Refused(NO_PROTOCOL)
     return fields
 
 
-def _is(fields: list[Any], *types: type) -> bool:
+def has_types(fields: list[Any], *types: type) -> bool:
     return len(fields) == len(types) and all(type(f) is t for f, t in zip(fields, types, strict=True))
 
 
-def _raise_if_refused(answer: list[Any]) -> None:
+def raise_if_refused(answer: list[Any]) -> None:
     """A bare refusal, which anybody on the way can make up: its sentence is for the log, nothing follows from it."""
-    if _is(answer, bool, str) and answer[0] is False:
+    if has_types(answer, bool, str) and answer[0] is False:
         raise Refused(f"it refused: {answer[1][:200]}")
 
 
-def _raise_if_too_old(level: int, cluster_level: int) -> None:
+def raise_if_too_old(level: int, cluster_level: int) -> None:
     if level < cluster_level:
         raise Refused(
             f"it knows feature level {level}, and this cluster has reached {cluster_level}: "

@@ -6,12 +6,13 @@ import asyncio
 import socket
 from typing import Any, Final, Protocol, cast
 
-from kvnode.raft import handshake, wire
+from kvnode.raft import handshake, handshake_0_1, wire
 from kvnode.raft.handshake import Circle, Identity, Peer
 from kvnode.reception import Arrivals
 from kvnode.tls import MutualCertificate, names
 
 STRANGERS_MAX: Final = 64  # connections that have not proved themselves yet; one more, and one has to go (Arrivals)
+COPIED_BYTES_MAX: Final = 16_384  # up to this a frame is joined to one piece, which is cheaper than to write three
 SILENCE_S: Final = 5  # unacknowledged bytes for this long: the connection is dead (TCP_USER_TIMEOUT)
 
 
@@ -43,6 +44,7 @@ class Link(asyncio.Protocol):
         self.network = network
         self.reader = wire.FrameReader(handshake.FRAME_BYTES_MAX)
         self.peer: Peer | None = None
+        self.ended = False  # by this side: what still comes is not looked at
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
@@ -53,13 +55,17 @@ class Link(asyncio.Protocol):
         self.network.closed(self.transport)
 
     def data_received(self, data: bytes) -> None:
+        if self.ended:
+            return
         try:
             bodies = self.reader.feed(data)
             if bodies:
                 self.frames(bodies)
         except handshake.Refused as refused:
+            self.ended = True
             self.refuse(refused)
         except wire.BadFrame as error:
+            self.ended = True
             self.refuse(handshake.Refused(f"it sent what no node of this cluster sends ({str(error)[:-1]})"))
 
     @property
@@ -75,36 +81,59 @@ class Link(asyncio.Protocol):
 
 
 class Dialled(Link):
-    """A connection that this node opened, to send on."""
+    """A connection that this node opened, to send on. `as_0_1`: by the handshake of kvnode 0.1."""
 
-    def __init__(self, network: Owner, node_id: str) -> None:
+    def __init__(self, network: Owner, node_id: str, as_0_1: bool = False) -> None:
         super().__init__(network)
         self.node_id = node_id
         self.established: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.closed = asyncio.Event()
-        self._dialer = handshake.Dialer(network.me, node_id, network.circle)
-        self._proved = False
+        dialer = handshake_0_1.Dialer if as_0_1 else handshake.Dialer
+        self._dialer = dialer(network.me, node_id, network.circle)
+        self._sealer: wire.Sealer | None = None
+        self.challenged = False  # the other side has answered as one that speaks this version of the protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.transport.write(self._dialer.hello())
 
     def frames(self, bodies: list[bytes]) -> None:
-        for body in bodies:
-            if self.peer is not None:
-                raise handshake.Refused("it sends on a connection that is not its own")
-            if not self._proved:
+        for position, body in enumerate(bodies):
+            if not self.challenged:
                 self.transport.write(self._dialer.challenged(body))
-                self._proved = True
+                self.challenged = True
             else:
-                self.peer = self._dialer.welcomed(body)
+                peer = self._dialer.welcomed(body)
+                if position + 1 < len(bodies) or self.reader.unfinished:
+                    raise handshake.Refused(_NOT_ITS_OWN)
+                self.peer = peer
+                self._sealer = wire.Sealer(self.peer.frame_key) if self.peer.frame_key else None
                 self.network.dialled_up(self.peer, self)
                 if not self.established.done():
                     self.established.set_result(None)
 
+    def data_received(self, data: bytes) -> None:
+        if self.peer is not None and not self.ended:  # also of what is no frame, and would not be one for a long time
+            self.ended = True
+            self.refuse(handshake.Refused(_NOT_ITS_OWN))
+        super().data_received(data)
+
+    def send(self, body: bytes) -> None:
+        """The next frame. Only once the connection is established."""
+        if self._sealer is None:
+            self.transport.write(len(body).to_bytes(wire.LENGTH_BYTES, "big") + body)
+            return
+        head, tag = self._sealer.seal(body)
+        if len(body) <= COPIED_BYTES_MAX:
+            self.transport.write(b"".join((head, body, tag)))
+        else:
+            self.transport.writelines((head, body, tag))
+
     def refuse(self, refused: handshake.Refused) -> None:
         if not self.established.done():
             self.established.set_exception(refused)
+        else:
+            self.network.log_once(self.node_id, f"Closed the connection to peer {self.node_id}: {refused}.")
         self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -130,7 +159,7 @@ class Accepted(Link):
 
     def __init__(self, network: Owner) -> None:
         super().__init__(network)
-        self._acceptor = handshake.Acceptor(network.me, network.circle)
+        self._acceptor: handshake.Acceptor | handshake_0_1.Acceptor = handshake.Acceptor(network.me, network.circle)
         self._magic = b""
         self._greeted = False
         self._deadline: asyncio.TimerHandle | None = None
@@ -146,11 +175,12 @@ class Accepted(Link):
         self._deadline = loop.call_later(handshake.DEADLINE_S, self.refuse, late)
 
     def data_received(self, data: bytes) -> None:
-        if len(self._magic) < len(handshake.MAGIC):
+        if len(self._magic) < len(handshake.MAGIC) and not self.ended:
             missing = len(handshake.MAGIC) - len(self._magic)
             self._magic += data[:missing]
             data = data[missing:]
             if not handshake.MAGIC.startswith(self._magic):
+                self.ended = True
                 self.refuse(handshake.Refused("it does not speak this protocol"))
                 return
         super().data_received(data)
@@ -161,14 +191,18 @@ class Accepted(Link):
                 self.network.frames(self.peer.node_id, self, bodies[position:])
                 return
             if not self._greeted:
+                if self.network.me.peers_0_1 and handshake_0_1.speaks(body):
+                    self._acceptor = handshake_0_1.Acceptor(self.network.me, self.network.circle)
                 self.transport.write(self._acceptor.greeted(body))
                 self._greeted = True
             else:
                 peer = self._vouched(self._acceptor.proved(body))
                 self.network.check_single(peer)
+                if position + 1 < len(bodies) or self.reader.unfinished:
+                    raise handshake.Refused("it sends before it is let in")
+                self.reader = wire.SealedReader(peer.frame_key) if peer.frame_key else wire.FrameReader()
                 self.peer = peer
                 self._known()
-                self.reader.frame_bytes_max = wire.FRAME_BYTES_MAX
                 self.transport.write(self._acceptor.welcome())
                 self.network.accepted_up(self.peer, self)
 
@@ -184,6 +218,7 @@ class Accepted(Link):
         who = host if self.peer is None else f"{self.peer.node_id} at {host}"
         self.network.log_once(who, f"Refused a peer connection from {who}: {refused}.")
         if self.peer is None and len(self._magic) == len(handshake.MAGIC):
+            self.ended = True
             self.transport.write(self._acceptor.refusal(refused))
             self.transport.close()
         else:
@@ -207,6 +242,9 @@ class Accepted(Link):
             self._deadline.cancel()
             self._deadline = None
         self.network.strangers.discard(self)
+
+
+_NOT_ITS_OWN: Final = "something was sent on it that the peer never sends there"
 
 
 def _tune(sock: Any) -> None:

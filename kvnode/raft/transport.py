@@ -132,13 +132,12 @@ class Network:
         link = self._dialled.get(node_id)
         if link is None:
             return False
-        transport = link.transport
         idle = message[0] == wire.APPEND and not message[6]
-        if transport.get_write_buffer_size() > (IDLE_BACKLOG_BYTES_MAX if idle else BACKLOG_BYTES_MAX):
+        if link.transport.get_write_buffer_size() > (IDLE_BACKLOG_BYTES_MAX if idle else BACKLOG_BYTES_MAX):
             return False
         if self._encoded[0] is not message:
-            self._encoded = (message, wire.encode(message))
-        transport.write(self._encoded[1])
+            self._encoded = (message, wire.pack(message))
+        link.send(self._encoded[1])
         return True
 
     def is_up(self, node_id: str) -> bool:
@@ -168,9 +167,10 @@ class Network:
     async def _keep_dialling(self, node_id: str) -> None:
         """Holds one connection to a peer for as long as this node runs; the loop ends by cancellation."""
         loop = asyncio.get_running_loop()
-        pause_s = REDIAL_S[0]
+        pause_s, as_0_1 = REDIAL_S[0], False
         while True:
-            link = Dialled(self, node_id)
+            link = Dialled(self, node_id, as_0_1)
+            tried_0_1, as_0_1 = as_0_1, False  # a peer that comes back may be a newer one
             try:
                 async with asyncio.timeout(DIAL_DEADLINE_S):
                     host, port = self.addresses[node_id]
@@ -180,6 +180,9 @@ class Network:
                 pause_s = REDIAL_S[0]
                 await link.closed.wait()
             except handshake.Refused as refused:
+                if self.me.peers_0_1 and not tried_0_1 and not link.challenged:
+                    as_0_1 = True  # the flag lets it be tried; without it, what comes from the wire changes nothing
+                    continue
                 self.refusals[node_id] = refused
                 self.log_once(node_id, f"Peer {node_id} at {host}:{port} cannot be talked to: {refused}.")
                 if refused.told:
@@ -217,6 +220,8 @@ class Network:
         if self._claims.get(node_id, peer.instance) != peer.instance:
             self._accepted[node_id].transport.abort()  # it will come back, and be told
         self.http_urls[peer.node_id] = peer.http_url
+        if not peer.frame_key:
+            self.log_once(node_id, f"Peer {node_id} is of kvnode 0.1: nothing protects what is sent between it and us.")
         self.listener.link_up(peer.node_id)
 
     def dialled_down(self, node_id: str, link: Dialled) -> None:

@@ -136,23 +136,33 @@ class PeerAttack(Attack):
             elif stage == 2:
                 self.send(connection, draw.randbytes(draw.randint(0, 2_000)))
             elif stage == 3:
-                self.prove(connection)
-                frames = [wire.encode(draw.choice(MESSAGES)) for _ in range(draw.randint(1, 5))]
-                self.send(connection, b"".join(frames) if draw.random() < 0.3 else self.broken(b"".join(frames)))
+                sealer = wire.Sealer(self.prove(connection))
+                bodies = [wire.pack(draw.choice(MESSAGES)) for _ in range(draw.randint(1, 5))]
+                if draw.random() < 0.5:
+                    bodies = [self.broken(body) for body in bodies]
+                stream = b""
+                for body in bodies:
+                    head, tag = sealer.seal(body)
+                    stream += head + body + tag
+                self.send(connection, stream if draw.random() < 0.7 else self.broken(stream))
             else:
                 body = msgpack.packb(
                     [draw.choice((None, 1, -1, "x", b"", [], {}, 2**63)) for _ in range(draw.randint(0, 9))]
                 )
                 self.send(connection, b"KVN1" + struct.pack(">I", draw.choice((len(body), 0, 8_193, 2**32 - 1))) + body)
 
-    def prove(self, connection: socket.socket) -> None:
-        """A whole handshake, as one who knows of a later configuration: it is let in, and is no member."""
+    def prove(self, connection: socket.socket) -> bytes:
+        """A whole handshake, as one who knows of a later configuration: it is let in, and is no member.
+
+        The key of its frames.
+        """
         dialer = self.dialer(1 << 40)
         connection.settimeout(5.0)
         connection.sendall(dialer.hello())
         connection.sendall(dialer.challenged(_frame(connection)))
-        dialer.welcomed(_frame(connection))
+        peer = dialer.welcomed(_frame(connection))
         connection.settimeout(0.005)
+        return peer.frame_key
 
     def dialer(self, index: int = 0) -> Dialer:
         me = Identity("n9", self.cluster_id, "http://127.0.0.1:1", b"i" * 8, SECRET.encode())

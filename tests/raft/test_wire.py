@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvnode.raft import wire
-from kvnode.raft.wire import BadFrame, FrameReader, decode, encode
+from kvnode.raft.wire import BadFrame, FrameReader, SealedReader, Sealer, decode, encode, pack
 
+KEY = b"a key of thirty-two bytes, drawn"
 numbers = st.integers(0, 2**63)
 entries = st.lists(st.tuples(numbers, st.binary(min_size=1, max_size=20)).map(list), max_size=5)
 messages = st.one_of(
@@ -133,3 +134,46 @@ def test_a_length_over_the_bound_is_refused_before_its_bytes_arrive() -> None:
 def test_a_message_over_the_bound_is_not_sent() -> None:
     with pytest.raises(BadFrame, match="over the bound"):
         encode((wire.CHUNK, 1, 0, bytes(wire.FRAME_BYTES_MAX)))
+
+
+@given(st.lists(messages, max_size=6), st.data())
+def test_sealed_frames_come_out_whole_however_the_stream_is_cut(sent: list[list[Any]], data: st.DataObject) -> None:
+    stream = sealed([pack(message) for message in sent])
+    reader, received, start = SealedReader(KEY), [], 0
+    while start < len(stream):
+        end = data.draw(st.integers(start + 1, len(stream)))
+        received += [decode(one) for one in reader.feed(stream[start:end])]
+        start = end
+    assert received == sent
+    assert not reader.unfinished
+
+
+@given(st.lists(messages, min_size=1, max_size=4), st.data())
+def test_no_bit_of_a_sealed_stream_can_be_altered(sent: list[list[Any]], data: st.DataObject) -> None:
+    stream = bytearray(sealed([pack(message) for message in sent]))
+    stream[data.draw(st.integers(0, len(stream) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(BadFrame, match="on the way"):
+        SealedReader(KEY).feed(bytes(stream))
+
+
+@given(st.lists(messages, min_size=1, max_size=4))
+def test_a_sealed_stream_is_read_with_its_own_key_from_its_beginning_alone(sent: list[list[Any]]) -> None:
+    bodies = [pack(message) for message in sent]
+    for raw in (sealed(bodies, b"another key of thirty-two bytes "), sealed([b"before", *bodies])[30:]):
+        with pytest.raises(BadFrame, match="on the way"):
+            SealedReader(KEY).feed(raw)
+
+
+def test_an_altered_length_is_known_before_anything_of_the_frame_arrives() -> None:
+    head = bytearray(sealed([b"body"])[:8])
+    head[1] ^= 1
+    with pytest.raises(BadFrame, match="on the way"):
+        SealedReader(KEY).feed(bytes(head))
+
+
+def sealed(bodies: list[bytes], key: bytes = KEY) -> bytes:
+    sealer, stream = Sealer(key), b""
+    for one in bodies:
+        head, tag = sealer.seal(one)
+        stream += head + one + tag
+    return stream
