@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 from kvnode.items import go_on
+from kvnode.limits import restored_fault
 from kvnode.session import NONE
 from kvnode.store import KeyValueStore
 from kvnode.view import CHUNK_BYTES_MAX, StoreView
@@ -85,8 +86,7 @@ def chunks_of(data: bytes) -> tuple[Head, list[bytes]]:
         store = KeyValueStore.load(chunks)
     except ValueError as error:
         raise Damaged(str(error)) from error
-    if (store.revision, len(store)) != (head.revision, head.items):
-        raise Damaged("its head does not fit what it holds")
+    _check_border(head, store)
     return head, chunks
 
 
@@ -98,9 +98,19 @@ def load(path: Path) -> tuple[Head, KeyValueStore]:
             store = KeyValueStore.load(_chunks(file))
         except ValueError as error:
             raise Damaged(str(error)) from error
+    _check_border(head, store)
+    return head, store
+
+
+def _check_border(head: Head, store: KeyValueStore) -> None:
+    """What a backup must be beyond what any snapshot must: a file from outside, made by `pieces`."""
     if (store.revision, len(store)) != (head.revision, head.items):
         raise Damaged("its head does not fit what it holds")
-    return head, store
+    if (fault := restored_fault(store.revision, store.leases.last_id)) is not None:
+        raise Damaged(fault)
+    if store.session != NONE or store.level:
+        # Whoever made such a file would know the key that signs the new cluster's sessions.
+        raise Damaged("it holds a session key or a feature level, which no backup does")
 
 
 def _head(file: BinaryIO) -> Head:
@@ -115,7 +125,8 @@ def _head(file: BinaryIO) -> Head:
     name = _take(file, name_bytes)
     if _CRC.unpack(_take(file, _CRC.size))[0] != zlib.crc32(packed + name):
         raise Damaged("its head does not check out")
-    return Head(revision, items, name.decode(errors="replace"))
+    text = name.decode(errors="replace")  # shown to people: nothing in it may steer their terminal
+    return Head(revision, items, "".join(each if each.isprintable() else "\ufffd" for each in text))
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:

@@ -5,17 +5,18 @@ Pure.
 
 from __future__ import annotations
 
-import struct
 import zlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgpack
 
 from kvnode.commands import LEVEL, REPLACE, SESSION, TOKEN_CREATE
 from kvnode.leases import change_lease
-from kvnode.limits import CONTENTS_BYTES_MAX
+from kvnode.limits import CONTENTS_BYTES_MAX, CONTENTS_CHUNKS_MAX, restored_fault
 from kvnode.results import Invalid, LevelRaised, Replaced, Result
 from kvnode.session import change_session
+from kvnode.view import CHUNK_BYTES_MAX
 
 if TYPE_CHECKING:
     from kvnode.store import KeyValueStore
@@ -45,12 +46,33 @@ def _replace(store: KeyValueStore, packed: bytes) -> Result:
     cluster, not to the data, and a write that was carried out before must not be carried out again.
     """
     try:
-        inflate = zlib.decompressobj()
-        chunks = msgpack.unpackb(inflate.decompress(packed, CONTENTS_BYTES_MAX), max_ext_len=0)
-        if not inflate.eof or type(chunks) is not list or any(type(chunk) is not bytes for chunk in chunks):
-            raise ValueError("what it holds is not whole, or too much")
-        contents = store.load(chunks)
-    except (ValueError, zlib.error, struct.error, msgpack.exceptions.UnpackException) as error:
+        contents = store.load(_chunks(packed))
+        if (fault := restored_fault(contents.revision, contents.leases.last_id)) is not None:
+            raise ValueError(fault)
+    except (ValueError, zlib.error, msgpack.exceptions.UnpackException) as error:
         return Invalid(store.revision, f"the backup cannot be read: {error}")
-    store.replace(contents, max(store.revision, contents.revision) + 1)
-    return Replaced(store.revision, len(store))
+    replaced = Replaced(max(store.revision, contents.revision) + 1, len(contents))
+    store.replace(contents, replaced.revision)
+    return replaced
+
+
+def _chunks(packed: bytes) -> Iterator[bytes]:
+    """The inverse of `packed_contents`, one by one. Nothing but bytes is decoded: nested lists could take a hundred
+    times the memory of what they are read from. Raises ValueError, zlib.error or UnpackException."""
+    inflate = zlib.decompressobj()
+    unpacker = msgpack.Unpacker(
+        max_array_len=0, max_map_len=0, max_str_len=0, max_ext_len=0, max_bin_len=CHUNK_BYTES_MAX,
+        max_buffer_size=CONTENTS_BYTES_MAX,
+    )  # fmt: skip
+    contents = inflate.decompress(packed, CONTENTS_BYTES_MAX)
+    unpacker.feed(contents)
+    count = unpacker.read_array_header()
+    if not inflate.eof or inflate.unused_data or count > CONTENTS_CHUNKS_MAX:
+        raise ValueError("what it holds is not whole, or too much")
+    for _ in range(count):
+        chunk = unpacker.unpack()
+        if type(chunk) is not bytes:
+            raise ValueError("it holds something else than chunks")
+        yield chunk
+    if unpacker.tell() != len(contents):
+        raise ValueError("something follows its end")

@@ -14,6 +14,7 @@ import msgpack
 from kvnode.limits import (
     EXPIRED_MAX,
     KEY_BYTES_MAX,
+    MSGPACK_INT_MAX,
     VALUE_BYTES_MAX,
     idempotency_key_fault,
     lease_fault,
@@ -240,7 +241,7 @@ def command_fault(command: Any) -> str | None:
         if not fields <= len(command) <= fields + 1:
             return "a command has its fields, and one more for an idempotency key"
         expect, extra = command[2] if kind == DELETE else None, command[fields:]
-    if expect is not None and (type(expect) is not list or not all(type(r) is int and r >= EXISTS for r in expect)):
+    if expect is not None and (type(expect) is not list or not all(map(_is_expected, expect))):
         return "an expectation is a list of revisions"
     if extra and kind >= TOKEN_CREATE:
         return "a command on tokens, on all contents or on the feature level takes no idempotency key"
@@ -249,6 +250,10 @@ def command_fault(command: Any) -> str | None:
     if kind <= DELETE:
         return text_fault("key", command[1], 1, KEY_BYTES_MAX)
     return _argument_fault(kind, command[1])
+
+
+def _is_expected(revision: Any) -> bool:
+    return type(revision) is int and EXISTS <= revision <= MSGPACK_INT_MAX
 
 
 def _argument_fault(kind: int, argument: Any) -> str | None:

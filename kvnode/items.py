@@ -12,6 +12,8 @@ from heapq import merge
 from itertools import islice
 from typing import Any, Final, NamedTuple, TypeVar
 
+from kvnode.limits import item_fault
+
 # A sort holds the interpreter lock from start to end: runs of this many keys take a few milliseconds each,
 # so that a snapshot thread never stops the event loop for longer than that.
 SORT_RUN_KEYS: Final = 8_192
@@ -112,14 +114,15 @@ def in_order(items: Iterable[K], rest: Callable[[], None] = go_on) -> Iterator[K
     return merge(*runs)
 
 
-def read_items(chunks: Iterable[list[Any]]) -> Iterator[tuple[str, Item]]:
+def read_items(chunks: Iterable[list[Any]], revision: int) -> Iterator[tuple[str, Item]]:
+    """The items of a snapshot of `revision`. ValueError for one that breaks a limit, or is not in the order of keys."""
+    before = ""
     for chunk in chunks:
         for fields in chunk:
-            try:
-                key, value, content_type, create_revision, mod_revision, version, *more = fields
-                (lease,) = more or (0,)
-            except (TypeError, ValueError):
-                raise ValueError("an item of the snapshot does not have its six or seven fields") from None
-            if type(key) is not str or type(value) is not bytes or type(content_type) is not str:
-                raise ValueError("an item of the snapshot has a field of the wrong kind")
-            yield key, Item(value, content_type, create_revision, mod_revision, version, lease)
+            if (fault := item_fault(fields, revision)) is not None:
+                raise ValueError(f"the snapshot breaks a limit: {fault}")
+            key = fields[0]
+            if key <= before:
+                raise ValueError("the items of the snapshot are not in the order of their keys, each key once")
+            before = key
+            yield key, Item(*fields[1:])

@@ -21,9 +21,9 @@ from sortedcontainers import SortedList
 from kvnode.changes import CHANGE_DELETE, CHANGE_EXPIRE
 from kvnode.commands import GRANT, RENEW, REVOKE
 from kvnode.items import go_on, in_order
-from kvnode.limits import LEASE_ID_MAX, LEASES_MAX, TTL_S_MAX
+from kvnode.limits import COUNTER_MAX, LEASES_MAX, granted_fault
 from kvnode.order import forget
-from kvnode.results import Deleted, Granted, LeaseMissing, LeasesFull, Result, Revoked
+from kvnode.results import Deleted, Granted, Invalid, LeaseMissing, LeasesFull, Result, Revoked
 from kvnode.table import Table, TableView
 
 CHUNK_LEASES: Final = 4_096
@@ -64,7 +64,7 @@ class Leases:
     `touched`, where it is a list, gets the id of every lease that was granted, renewed or ended: its reader takes it.
     """
 
-    __slots__ = ("_attached", "_emptied", "_granted", "_ids", "last_id", "touched")
+    __slots__ = ("_attached", "_emptied", "_granted", "_ids", "before", "last_id", "moved", "touched")
 
     def __init__(self) -> None:
         self._granted: Table[int, bytes] = Table()
@@ -73,6 +73,9 @@ class Leases:
         self._emptied: list[int] = []  # private ones that a command took the last key of
         self.last_id = 0
         self.touched: list[int] | None = None
+        # What a command has changed so far, for `take_back`; the store empties both lists after each.
+        self.before: dict[int, bytes | None] = {}  # leases as they were
+        self.moved: list[str] = []  # entries of `_attached` that came or went
 
     def __len__(self) -> int:
         return len(self._granted)
@@ -80,9 +83,11 @@ class Leases:
     def __contains__(self, lease_id: int) -> bool:
         return lease_id in self._granted
 
-    @property
-    def full(self) -> bool:
-        return len(self._granted) >= LEASES_MAX
+    def cannot_grant(self, count: int, revision: int) -> LeasesFull | Invalid | None:
+        """Why so many more leases cannot be; None where they can."""
+        if len(self._granted) + count > LEASES_MAX:
+            return LeasesFull(revision)
+        return Invalid(revision, "the last id of a lease is given") if self.last_id + count > COUNTER_MAX else None
 
     def get(self, lease_id: int) -> Lease | None:
         found = self._granted.get(lease_id)
@@ -115,24 +120,29 @@ class Leases:
 
     def grant(self, ttl_s: int, *, private: bool) -> int:
         """A new lease; its id."""
+        record = _LEASE.pack(ttl_s, 0, private)
+        self.before[self.last_id + 1] = None
         self.last_id += 1
-        self._granted[self.last_id] = _LEASE.pack(ttl_s, 0, private)
+        self._granted[self.last_id] = record
         self._ids.add(self.last_id)
         self._note(self.last_id)
         return self.last_id
 
     def renew(self, lease_id: int) -> Lease | None:
-        """Counts one renewal; None where the lease is gone."""
-        lease = self.get(lease_id)
-        if lease is None:
+        """Counts one renewal; None where the lease is gone. At COUNTER_MAX, which no lease lives to see, none more."""
+        found = self._granted.get(lease_id)
+        if found is None:
             return None
-        lease = lease._replace(renewals=lease.renewals + 1)
+        lease = Lease(*_LEASE.unpack(found))
+        lease = lease._replace(renewals=min(lease.renewals + 1, COUNTER_MAX))
+        self.before.setdefault(lease_id, found)
         self._granted[lease_id] = _LEASE.pack(*lease)
         self._note(lease_id)
         return lease
 
     def attach(self, lease_id: int, key: str) -> None:
-        self._attached.add(_entry(lease_id, key))
+        self.moved.append(entry := _entry(lease_id, key))
+        self._attached.add(entry)
 
     def detach(self, lease_id: int, key: str) -> None:
         """The key has left, or has another lease now."""
@@ -140,7 +150,9 @@ class Leases:
 
     def detach_all(self, lease_id: int, keys: list[str]) -> None:
         """As above, for keys in order."""
-        forget(self._attached, [_entry(lease_id, key) for key in keys])
+        entries = [_entry(lease_id, key) for key in keys]
+        self.moved += entries
+        forget(self._attached, entries)
         lease = self.get(lease_id)
         if lease is not None and lease.private and not self.keys(lease_id, 1):
             self._emptied.append(lease_id)
@@ -154,10 +166,29 @@ class Leases:
 
     def end(self, lease_id: int) -> None:
         """Forgets a lease; nothing happens where it is gone. Its keys are detached one by one, as they leave."""
-        if lease_id in self._granted:
+        found = self._granted.get(lease_id)
+        if found is not None:
+            self.before.setdefault(lease_id, found)
             del self._granted[lease_id]
             self._ids.remove(lease_id)
             self._note(lease_id)
+
+    def take_back(self, attached: list[tuple[int, str]]) -> None:
+        """Undoes what a command that raised had changed. `attached`: the keys that it wrote, as they are again, with
+        their leases (0: none)."""
+        for lease_id, record in self.before.items():
+            self._ids.discard(lease_id)
+            if record is None:
+                self._granted.pop(lease_id, None)
+                self.last_id = min(self.last_id, lease_id - 1)
+            else:
+                self._granted[lease_id] = record
+                self._ids.add(lease_id)
+        entries = [_entry(lease_id, key) for lease_id, key in attached if lease_id]
+        for entry in dict.fromkeys((*self.moved, *entries)):
+            self._attached.discard(entry)
+        self._attached.update(entries)
+        self._emptied.clear()
 
     def _note(self, lease_id: int) -> None:
         if self.touched is not None:
@@ -171,15 +202,16 @@ class Leases:
 
     def load(self, chunks: Iterator[list[Any]], count: int, last_id: int) -> None:
         """Takes as many unpacked chunks of `LeasesView.chunks` as hold `count` leases. ValueError for bad ones."""
+        if count > LEASES_MAX:
+            raise ValueError(f"a snapshot holds {LEASES_MAX} leases at most")
         loaded, previous = 0, 0
         # Nothing may be taken from the source beyond the last lease: the items follow.
         while loaded < count and (chunk := next(chunks, None)) is not None:
             for fields in chunk:
-                lease_id, record = _checked(fields)
-                if not previous < lease_id <= last_id:
-                    raise ValueError("the leases of the snapshot are not in the order of their ids")
-                self._granted[lease_id] = record
-                previous = lease_id
+                if (fault := granted_fault(fields, previous, last_id)) is not None:
+                    raise ValueError(f"the snapshot breaks a limit: {fault}")
+                previous, *record = fields
+                self._granted[previous] = _LEASE.pack(*record)
             loaded += len(chunk)
         if loaded != count:
             raise ValueError(f"the snapshot promises {count} leases and holds {loaded}")
@@ -206,8 +238,8 @@ def change_lease(store: Holder, kind: int, argument: Any) -> Result:
     """Carries out a grant, renewal, revocation or expiry that has no fault."""
     leases = store.leases
     if kind == GRANT:
-        if leases.full:
-            return LeasesFull(store.revision)
+        if (refusal := leases.cannot_grant(1, store.revision)) is not None:
+            return refusal
         return Granted(leases.grant(argument, private=False), argument)
     if kind == RENEW:
         renewed = leases.renew(argument)
@@ -231,13 +263,3 @@ def _entry(lease_id: int, key: str) -> str:
 
 def _span(lease_id: int) -> tuple[str, str]:
     return f"{lease_id:016x}", f"{lease_id + 1:016x}"
-
-
-def _checked(fields: Any) -> tuple[int, bytes]:
-    try:
-        lease_id, ttl_s, renewals, private = fields
-        if type(lease_id) is int and lease_id <= LEASE_ID_MAX and type(private) is bool and 1 <= ttl_s <= TTL_S_MAX:
-            return lease_id, _LEASE.pack(ttl_s, renewals, private)
-    except (TypeError, ValueError, struct.error):
-        pass
-    raise ValueError("a lease in the snapshot is not an id, a ttl, a count and a mark")

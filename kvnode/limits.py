@@ -3,18 +3,37 @@
 A field reaches the replicated state by way of a request, the log, a snapshot, a backup or an import. Each of these
 asks here, so that none of them takes what another would refuse. `commands.py` and `transactions.py` know the shape
 of a command; the numbers are all in this file. A `*_fault` function answers None or one clause that says what a sound
-field looks like. It is total: it takes any object that msgpack or JSON can decode to.
+field looks like, and never repeats the field itself. It is total: it takes any object that msgpack or JSON can decode
+to. Types are compared with `type(…) is int`, because True is an int to `isinstance`.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
+# --- counters --------------------------------------------------------------------------------------
+
+# Revisions, versions, ids of leases, their renewals, numbers of session keys. JSON keeps whole numbers exact up to
+# 2^53, and nodes and clients add to a counter before they use it (a watch begins at a revision + 1, a restore leaps
+# over 2^50 revisions at most): the last 2^32 below 2^53 are left to them.
+#
+# What was accepted must stay loadable, whatever is done with it afterwards. So a file from outside may bring counters
+# up to COUNTER_RESTORED_MAX alone, a snapshot may hold what `apply` can count to, and `apply` refuses to count beyond
+# COUNTER_MAX. Between the two bounds are 2^52 - 2^32 changes, 142 years at a million each second. No cluster of 0.1.0
+# gets there by itself, so these refusals need no feature level: nodes of both versions answer all else alike.
+COUNTER_MAX: Final = 2**53 - 2**32
+COUNTER_RESTORED_MAX: Final = 2**52
+MSGPACK_INT_MAX: Final = 2**64 - 1
+
 # --- keys and values -------------------------------------------------------------------------------
 
 KEY_BYTES_MAX: Final = 1_024
 VALUE_BYTES_MAX: Final = 1_048_576
 CONTENT_TYPE_BYTES_MAX: Final = 256
+
+# What one array of a snapshot may hold; 4,096 leases are the most that a node writes into one. Without a bound a
+# small file could name a length that takes the memory of the node.
+ARRAY_MAX: Final = 4_096
 
 # --- leases ----------------------------------------------------------------------------------------
 
@@ -56,6 +75,20 @@ TRANSACTION_READ_BYTES_MAX: Final = 4 * 1_048_576
 REPLACE_BYTES_MAX: Final = 4 * 1_048_576  # one entry, well below a frame
 LEVEL_MAX: Final = 65_535  # a feature level: far more than versions to come, and small beside the digest it goes into
 CONTENTS_BYTES_MAX: Final = 64 * 1_048_576  # what a REPLACE may hold, so that a small one cannot fill a node's memory
+CONTENTS_CHUNKS_MAX: Final = 16_384  # in it; chunks of items hold 64 KiB each, those of leases and outcomes are few
+
+
+def counter_fault(what: str, number: Any, least: int = 0, most: int = COUNTER_MAX) -> str | None:
+    if type(number) is int and least <= number <= most:
+        return None
+    return f"a {what} is a whole number from {least} to {most}"
+
+
+def restored_fault(revision: int, last_lease_id: int) -> str | None:
+    """What is wrong with the counters of a file from outside: a backup, also one inside a command."""
+    if max(revision, last_lease_id) <= COUNTER_RESTORED_MAX:
+        return None
+    return f"a backup has a revision and lease ids up to {COUNTER_RESTORED_MAX}"
 
 
 def text_fault(what: str, text: Any, bytes_min: int, bytes_max: int) -> str | None:
@@ -77,6 +110,40 @@ def value_fault(value: Any, content_type: Any) -> str | None:
     if type(value) is not bytes or len(value) > VALUE_BYTES_MAX:
         return f"a value is 0 to {VALUE_BYTES_MAX} bytes"
     return text_fault("content type", content_type, 0, CONTENT_TYPE_BYTES_MAX)
+
+
+def item_fault(fields: Any, revision: int) -> str | None:
+    """What is wrong with a key's item as a snapshot of `revision` holds it; whether its lease is there is not asked.
+
+    Each put of a key has a revision of its own (a transaction writes a key once), so a key's version never exceeds
+    the number of revisions from its creation to its last change.
+    """
+    try:
+        key, value, content_type, create_revision, mod_revision, version, *more = fields
+        (lease,) = more or (0,)
+    except (TypeError, ValueError):
+        return "an item has six or seven fields"
+    if not (type(create_revision) is type(mod_revision) is type(version) is type(lease) is int):
+        return "an item has whole numbers for its revisions, its version and its lease"
+    if not (0 < create_revision <= mod_revision <= revision and 0 < version <= mod_revision - create_revision + 1):
+        return "an item was created and changed up to the snapshot's revision, once for each of its versions"
+    if more and not 0 < lease <= COUNTER_MAX:
+        return "an item's lease is a number above 0"
+    usual = type(key) is str and 0 < len(key) <= KEY_BYTES_MAX and key.isascii()
+    if usual and content_type == "" and type(value) is bytes and len(value) <= VALUE_BYTES_MAX:
+        return None  # as nearly all are, in fewer steps
+    return text_fault("key", key, 1, KEY_BYTES_MAX) or value_fault(value, content_type)
+
+
+def granted_fault(fields: Any, after: int, last_id: int) -> str | None:
+    """What is wrong with a lease as a snapshot holds it: `[id, ttl_s, renewals, private]`, ids in order."""
+    if type(fields) is not list or len(fields) != 4 or type(fields[3]) is not bool:
+        return "a lease has an id, a ttl, a count of renewals and a mark"
+    lease_id, ttl_s, renewals, _ = fields
+    if type(lease_id) is not int or not after < lease_id <= last_id:
+        return "leases are in the order of their ids, none above the last one that was given"
+    fault = None if type(ttl_s) is int and 1 <= ttl_s <= TTL_S_MAX else f"a ttl is 1 to {TTL_S_MAX} seconds"
+    return fault or counter_fault("count of renewals", renewals)
 
 
 def lease_fault(lease: Any, ttl_s: Any) -> str | None:
@@ -112,7 +179,7 @@ def token_fault(fields: Any) -> str | None:
     token_id, name, role, digest, created_ms = fields
     if role not in ROLES or type(digest) is not bytes or len(digest) != TOKEN_DIGEST_BYTES:
         return "a token has a role and a SHA-256"
-    if type(created_ms) is not int or not 0 <= created_ms < 2**63:
+    if type(created_ms) is not int or not 0 <= created_ms <= COUNTER_MAX:
         return "a token's time is in milliseconds since 1970"
     return token_id_fault(token_id) or text_fault("token's name", name, 1, TOKEN_NAME_BYTES_MAX)
 
@@ -128,3 +195,21 @@ def session_key_fault(after: Any, key: Any, fingerprint: Any, grace_s: Any) -> s
     if numbers and texts:
         return None
     return "a session key has the number of the one before it, its bytes, its fingerprint and a grace time"
+
+
+def session_keys_fault(packed: Any) -> str | None:
+    """What is wrong with the session keys (`session.SessionKeys.packed`) that a snapshot holds."""
+    if type(packed) is not list or len(packed) != 5:
+        return "session keys have a number, a key, its fingerprint, the key before it and a grace time"
+    number, key, fingerprint, previous, grace_s = packed
+    if previous is not None and (type(previous) is not list or len(previous) != 2):
+        return "a session key before the present one has its bytes and its fingerprint"
+    pairs = [(key, fingerprint)] if previous is None else [(key, fingerprint), tuple(previous)]
+    for each, mark in pairs:
+        if (fault := session_key_fault(number, each, mark, grace_s)) is not None:
+            return fault
+        if not mark:
+            return "a session key has a fingerprint"
+    if (grace_s > 0) is (previous is None):
+        return "a session key before the present one has a grace time, and none has none"
+    return counter_fault("session key's number", number, 1)

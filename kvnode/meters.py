@@ -38,6 +38,7 @@ class RaftMeters:
 
     __slots__ = (
         "applied",
+        "apply_errors",
         "batch_commands",
         "commit_s",
         "forwarded",
@@ -51,6 +52,7 @@ class RaftMeters:
     def __init__(self) -> None:
         # Writes of this node's own clients, by what they were told: `refused` never happened, `unknown` may have.
         self.applied = self.refused = self.unknown = 0
+        self.apply_errors = 0  # commands of any node that the state machine failed at; a fault in this program
         self.batch_commands = Histogram(COMMANDS)  # writes that travel as one group
         self.commit_s = Histogram(SECONDS)  # from when a group leaves this node's queue until it is applied here
         self.forwarded = self.forwarded_here = 0  # groups sent to a leader; groups that followers sent here

@@ -19,7 +19,13 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from kvnode.commands import PUT
-from kvnode.limits import OUTCOME_FINGERPRINT_BYTES, OUTCOMES_BYTES_MAX, OUTCOMES_MAX
+from kvnode.limits import (
+    COUNTER_MAX,
+    OUTCOME_FINGERPRINT_BYTES,
+    OUTCOMES_BYTES_MAX,
+    OUTCOMES_MAX,
+    idempotency_key_fault,
+)
 from kvnode.results import Result, decode_result, encode_result
 from kvnode.table import Table, TableView
 
@@ -128,6 +134,8 @@ class Outcomes:
     @classmethod
     def load(cls, chunks: Iterator[list[Any]], count: int) -> Outcomes:
         """Takes as many unpacked chunks of `OutcomesView.chunks` as hold `count` outcomes. ValueError for bad ones."""
+        if count > OUTCOMES_MAX:
+            raise ValueError(f"a snapshot holds {OUTCOMES_MAX} outcomes at most")
         outcomes = cls()
         loaded = 0
         # Nothing may be taken from the source beyond the last outcome: the items follow.
@@ -139,12 +147,20 @@ class Outcomes:
             loaded += len(chunk)
         if loaded != count:
             raise ValueError(f"the snapshot promises {count} outcomes and holds {loaded}")
+        if len(outcomes) != count:
+            raise ValueError(f"the outcomes of a snapshot are {OUTCOMES_BYTES_MAX} bytes at most")
         return outcomes
 
 
 def _checked(entry: Any) -> tuple[str, bytes]:
-    if type(entry) is list and len(entry) == 2:
-        key, record = entry
-        if type(key) is str and type(record) is bytes and decode_result(record[OUTCOME_FINGERPRINT_BYTES:]) is not None:
-            return key, record
-    raise ValueError("an outcome in the snapshot is not a key and a record")
+    """One outcome of a snapshot. Only the very bytes that a node writes count: others would be another snapshot."""
+    if type(entry) is not list or len(entry) != 2 or type(entry[1]) is not bytes:
+        raise ValueError("an outcome in the snapshot is not a key and a record")
+    key, record = entry
+    if type(key) is not str or idempotency_key_fault(key) is not None:
+        raise ValueError("an outcome in the snapshot has no sound idempotency key")
+    encoded = record[OUTCOME_FINGERPRINT_BYTES:]
+    result = decode_result(encoded, COUNTER_MAX)
+    if result is None or encode_result(result) != encoded:
+        raise ValueError("an outcome in the snapshot is not a fingerprint and a result whose numbers are in bounds")
+    return key, record

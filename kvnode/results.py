@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from kvnode.items import Item, unpacked
+from kvnode.limits import MSGPACK_INT_MAX, OPERATIONS_MAX, counter_fault
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
@@ -211,18 +212,20 @@ def _fields(result: Result | Got) -> tuple[int, ...]:
     raise TypeError(f"{type(result).__name__} is no outcome that is kept")
 
 
-def decode_result(encoded: bytes) -> Result | None:
-    """The inverse; None for bytes that `encode_result` does not write."""
+def decode_result(encoded: bytes, most: int = MSGPACK_INT_MAX) -> Result | None:
+    """The inverse; None for bytes that `encode_result` does not write, or where a number is above `most`."""
     try:
-        number, *fields = msgpack.unpackb(encoded)
+        number, *fields = msgpack.unpackb(
+            encoded, max_array_len=OPERATIONS_MAX, max_map_len=0, max_str_len=0, max_bin_len=0, max_ext_len=0
+        )
         if number != _CONCLUDED:
-            result = _result(number, fields)
+            result = _result(number, fields, most)
             return None if isinstance(result, Got) else result
         succeeded, revision, parts = fields
-        results = tuple(_result(*_head(part)) for part in parts)
+        results = tuple(_result(*_head(part), most) for part in parts)
     except (ValueError, TypeError, KeyError, msgpack.exceptions.UnpackException):
         return None
-    if type(succeeded) is not bool or type(revision) is not int or revision < 0:
+    if type(succeeded) is not bool or counter_fault("revision", revision, 0, most) is not None:
         return None
     return Concluded(succeeded, revision, results) if all(isinstance(r, _IN_A_TRANSACTION) for r in results) else None
 
@@ -232,9 +235,9 @@ def _head(part: list[Any]) -> tuple[int, list[Any]]:
     return number, fields
 
 
-def _result(number: int, fields: list[Any]) -> Any:
+def _result(number: int, fields: list[Any], most: int) -> Any:
     """Raises ValueError, TypeError or KeyError for what is none."""
-    if any(type(field) is not int or field < 0 for field in fields) or number == _CONCLUDED:
+    if any(type(field) is not int or not 0 <= field <= most for field in fields) or number == _CONCLUDED:
         raise ValueError
     kind = _REPEATABLE[number]
     return kind(*fields, None) if kind is Got else kind(*fields)

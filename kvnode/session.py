@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from kvnode.commands import SESSION
 from kvnode.errors import StartupError
-from kvnode.limits import SESSION_GRACE_S_MAX
+from kvnode.limits import COUNTER_MAX, SESSION_GRACE_S_MAX, session_keys_fault
 from kvnode.results import Turned
 
 KEY_BYTES: Final = 32
@@ -62,18 +62,11 @@ NONE: Final = SessionKeys()
 
 
 def read_session_keys(packed: Any) -> SessionKeys:
-    """The inverse of `packed`. ValueError where it is not that."""
-    if type(packed) is list and len(packed) == 5:
-        number, key, fingerprint, previous, grace_s = packed
-        pair = previous if previous is not None else [b"", b""]
-        if (
-            type(number) is type(grace_s) is int
-            and type(pair) is list
-            and len(pair) == 2
-            and all(type(each) is bytes for each in (key, fingerprint, *pair))
-        ):
-            return SessionKeys(number, key, fingerprint, None if previous is None else (pair[0], pair[1]), grace_s)
-    raise ValueError("the snapshot's session key is not in a format that this version reads")
+    """The inverse of `packed`. ValueError where it is not that, or breaks a limit."""
+    if (fault := session_keys_fault(packed)) is not None:
+        raise ValueError(f"the snapshot breaks a limit: {fault}")
+    number, key, fingerprint, previous, grace_s = packed
+    return SessionKeys(number, key, fingerprint, None if previous is None else (previous[0], previous[1]), grace_s)
 
 
 class Holder(Protocol):
@@ -86,9 +79,9 @@ def change_session(store: Holder, request: list[Any]) -> Turned:
     """Carries out a SESSION command without a fault; nothing changes where another came first."""
     _, after, key, fingerprint, grace_s = request
     keys = store.session
-    if after == keys.number:
+    if after == keys.number < COUNTER_MAX:
         store.session = keys.turned(key, fingerprint, grace_s) if fingerprint else keys.forgotten()
-    return Turned(store.session.number, after == keys.number)
+    return Turned(store.session.number, after == keys.number < COUNTER_MAX)
 
 
 def command(after: int, key: bytes, fingerprint: bytes, grace_s: int) -> tuple[int, int, bytes, bytes, int]:

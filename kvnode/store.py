@@ -4,6 +4,10 @@ The same commands in the same order give the same items, the same answers and th
 every node. So nothing here raises for a bad command (it answers `Invalid` and changes nothing), and nothing
 depends on a hash order: Python salts `hash(str)` per process, and every walk that leaves this file is sorted.
 
+`apply` is total, also where there is a fault in this program: what a command had changed before an exception is taken
+back, the answer is the same `Invalid` on every node, and `failures` has the exception for whoever logs it. A later
+version that mends such a fault must do so behind a feature level, or it would answer the same log otherwise.
+
 Two structures hold one truth. `_items` is a `Table`, so that a snapshot takes it in O(1) and walks it in another
 thread while `apply` goes on; each item is kept packed, which takes half the memory and is nothing to the garbage
 collector (`items.py`). `_keys` keeps the keys in order for range reads. Each item says which lease it has.
@@ -14,7 +18,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 from sortedcontainers import SortedList
 
@@ -23,7 +27,7 @@ from kvnode.changes import CHANGE_DELETE, CHANGE_PUT, CHANGE_REPLACED, Change
 from kvnode.commands import DELETE, DELETE_PREFIX, FIELDS, PUT, PUT_FIELDS, TXN, command_fault, expectation_holds
 from kvnode.items import LEASED, LEASED_AT, LEASED_BIT, MARKS, Item, in_order, lease_of, packed, prefix_end, unpacked
 from kvnode.leases import Leases
-from kvnode.limits import LEASES_MAX
+from kvnode.limits import COUNTER_MAX
 from kvnode.order import forget
 from kvnode.outcomes import Outcome, Outcomes, fingerprint
 from kvnode.results import (
@@ -41,18 +45,35 @@ from kvnode.results import (
 from kvnode.session import NONE
 from kvnode.table import Table
 from kvnode.tokens import Tokens
-from kvnode.transactions import read_again, transact, transaction_fault
+from kvnode.transactions import answers, read_again, transact, transaction_fault
 from kvnode.view import StoreView, read_contents
+
+FAILURES_KEPT: Final = 16
+FAILED: Final = "the state machine has failed at it, and changed nothing; the log of each node has the details"
 
 
 class KeyValueStore:
     """The state machine. `apply` is its only way to change, apart from `restore` and `adopt`."""
 
-    __slots__ = ("_items", "_keys", "_outcomes", "changes", "leases", "level", "revision", "session", "tokens")
+    __slots__ = (
+        "_before",
+        "_items",
+        "_keys",
+        "_outcomes",
+        "changes",
+        "failures",
+        "leases",
+        "level",
+        "revision",
+        "session",
+        "tokens",
+    )
 
     def __init__(self) -> None:
         self.revision = 0
         self.changes: list[Change] | None = None  # noted by `apply` (`changes.py`) for whoever takes it away
+        self.failures: list[Exception] = []  # of `apply`, up to FAILURES_KEPT; their reader empties the list
+        self._before: dict[str, bytes | None] = {}  # keys that the command has changed so far, as they were
         self._outcomes = Outcomes()
         self.leases = Leases()  # for reading, elsewhere
         self.session = NONE  # for reading, elsewhere
@@ -115,16 +136,38 @@ class KeyValueStore:
     # --- changing --------------------------------------------------------------------------------
 
     def apply(self, command: Any) -> Result:
-        """Applies one decoded command (an array of `commands.py`) and answers it. Never raises.
+        """Applies one decoded command (an array of `commands.py`) and answers it. Never raises but MemoryError.
 
         An invalid command is invalid at any time, so nothing needs to be remembered of it, whatever key it carries.
+        Without memory the node must stop: another node has it and goes on, so to answer here would be to differ.
         """
-        fault = command_fault(command)
-        if fault is not None:
-            return Invalid(self.revision, fault)
-        kind = command[0]
-        if kind == PUT and len(command) == PUT_FIELDS:
-            return self._put(command)
+        revision = self.revision
+        try:
+            fault = command_fault(command)
+            if fault is not None:
+                return Invalid(revision, fault)
+            if revision >= COUNTER_MAX:
+                return Invalid(revision, "the store has reached its last revision")
+            kind = command[0]
+            if kind == PUT and len(command) == PUT_FIELDS:
+                result: Result = self._put(command)
+                if not self._before:
+                    return result
+            else:
+                result = self._apply_in_steps(command, kind)
+        except MemoryError:
+            self._take_back(revision)
+            raise
+        except Exception as error:
+            self._take_back(revision)
+            if len(self.failures) < FAILURES_KEPT:
+                self.failures.append(error)
+            return Invalid(revision, FAILED)
+        self._settle()
+        return result
+
+    def _apply_in_steps(self, command: list[Any], kind: int) -> Result:
+        """A command without a fault whose changes are noted, so that they can be taken back."""
         if kind == TXN and (fault := transaction_fault(command)) is not None:
             return Invalid(self.revision, fault)
         fields = FIELDS[kind]
@@ -133,16 +176,44 @@ class KeyValueStore:
         idempotency_key, request = command[fields], command[:fields] + command[fields + 1 :]
         return self._carry_out(request) if idempotency_key is None else self._carry_out_once(request, idempotency_key)
 
+    def _settle(self) -> None:
+        """The command is carried out: nothing of it is taken back any more."""
+        self._before.clear()
+        self.leases.before.clear()
+        self.leases.moved.clear()
+
+    def _take_back(self, revision: int) -> None:
+        """Undoes what a command that raised had changed, in the work that it took."""
+        items, leases = self._items, self.leases
+        for key, before in self._before.items():
+            if before is None:
+                items.pop(key, None)
+            else:
+                items[key] = before
+        items.count_again()
+        attached: list[tuple[int, str]] = []
+        for key in self._before:
+            self._keys.discard(key)
+            found = items.get(key)
+            if found is not None:
+                self._keys.add(key)
+                attached.append((lease_of(found), key))
+        leases.take_back(attached)
+        self.revision = revision
+        while self.changes and self.changes[-1][2] > revision:
+            self.changes.pop()
+        self._settle()
+
     def _carry_out_once(self, request: list[Any], idempotency_key: str) -> Result:
         """The first outcome under the key, however often the request comes (`outcomes.py`)."""
         mark = fingerprint(request)
         first = self._outcomes.get(idempotency_key)
         if first is None:
             result = self._carry_out(request)
-            if type(result) not in (LeasesFull, ReadsTooLarge):
+            if type(result) not in (LeasesFull, ReadsTooLarge, Invalid):
                 self._outcomes.remember(idempotency_key, Outcome(mark, result))
             return result
-        if first.fingerprint != mark:
+        if first.fingerprint != mark or not answers(request, first.result):
             return Reused(self.revision)
         return read_again(self, request, first.result) if type(first.result) is Concluded else first.result
 
@@ -170,11 +241,15 @@ class KeyValueStore:
             create_revision, mod_revision, version, leased = MARKS.unpack_from(before)
         if expect is not None and not expectation_holds(expect, mod_revision):
             return Refused(self.revision, mod_revision)
-        self.revision = revision = self.revision + 1
+        revision = self.revision + 1
         if leased & LEASED:
+            self.revision = revision
             return self._settled(self.write(key, value, content_type, revision))
         version += 1
-        shard[key] = item = packed(value, content_type, create_revision or revision, revision, version)
+        item = packed(value, content_type, create_revision or revision, revision, version)
+        # Nothing raises from here on, so that nothing has to be taken back.
+        self.revision = revision
+        shard[key] = item
         if version == 1:
             self._items.added()
             self._keys.add(key)
@@ -213,18 +288,19 @@ class KeyValueStore:
 
     # --- keys, for this file and `transactions.py` alone ----------------------------------------------
 
-    def cannot_lease(self, wanted: list[list[Any]]) -> LeaseMissing | LeasesFull | None:
+    def cannot_lease(self, wanted: list[list[Any]]) -> LeaseMissing | LeasesFull | Invalid | None:
         """Why puts with these pairs of (lease, ttl) cannot be; nothing is changed before all of them can."""
         for lease, _ in wanted:
             if lease and lease not in self.leases:
                 return LeaseMissing(self.revision, lease)
         granting = sum(1 for _, ttl_s in wanted if ttl_s)
-        return LeasesFull(self.revision) if granting and len(self.leases) + granting > LEASES_MAX else None
+        return self.leases.cannot_grant(granting, self.revision) if granting else None
 
     def write(
         self, key: str, value: bytes, content_type: str, revision: int, lease: int = 0, ttl_s: int = 0
     ) -> Written:
         before = self._items.get(key)
+        self._before.setdefault(key, before)
         if before is None:
             create_revision, version, had_lease = revision, 1, 0
             self._keys.add(key)
@@ -246,10 +322,10 @@ class KeyValueStore:
     def remove(self, keys: list[str], revision: int, kind: int) -> None:
         """Removes keys that are there."""
         # A million keys can go in one command, and every node stands still for it: no call that can be spared.
-        shard_of, changes = self._items.shard, self.changes
+        shard_of, changes, before = self._items.shard, self.changes, self._before
         leased: dict[int, list[str]] = {}
         for key in keys:
-            packed = shard_of(key).pop(key)
+            before[key] = packed = shard_of(key).pop(key)
             if packed[LEASED_AT] & LEASED_BIT:
                 leased.setdefault(lease_of(packed), []).append(key)
             if changes is not None:
@@ -296,12 +372,12 @@ class KeyValueStore:
         self.revision = revision
 
     def adopt(self, other: KeyValueStore) -> None:
-        """Exchanges contents with another store in O(1). What is noted of changes stays: its reader is the owner's.
+        """Exchanges contents with another store in O(1). What is noted of changes stays: its readers are the owner's.
 
         For a snapshot that was loaded in a worker thread: the loop swaps it in without a pause, whoever holds this
         store keeps holding the right one, and what was here can be given up elsewhere (`release`).
         """
-        for name in set(self.__slots__) - {"changes"}:
+        for name in set(self.__slots__) - {"changes", "failures"}:
             mine, others = getattr(self, name), getattr(other, name)
             setattr(self, name, others)
             setattr(other, name, mine)
@@ -326,7 +402,7 @@ class KeyValueStore:
         try:
             store.restore(contents.revision, contents.items, contents.outcomes, contents.leases, contents.tokens)
             store.session, store.level = contents.session, contents.level
-        except struct.error:
+        except struct.error:  # the limits let nothing through that does not fit
             raise ValueError("an item of the snapshot has a number out of bounds") from None
         if len(store) != contents.item_count:
             raise ValueError(f"the snapshot promises {contents.item_count} items and holds {len(store)}")

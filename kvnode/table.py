@@ -104,6 +104,10 @@ class Table(MutableMapping[K, V]):
         self._own = bytearray(len(self._shards))
         return TableView(tuple(self._shards), self._count)
 
+    def count_again(self) -> None:
+        """After a change by way of `shard` that was not gone through with."""
+        self._count = sum(map(len, self._shards))
+
     def release(self) -> None:
         """Empties the table shard by shard: freed at once, a million keys would hold the interpreter for long."""
         self._count = 0

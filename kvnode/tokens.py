@@ -57,8 +57,11 @@ class Tokens:
     @classmethod
     def load(cls, entries: Any) -> Tokens:
         """From what a snapshot holds of them. ValueError for anything else."""
-        if type(entries) is not list or any(token_fault(entry) for entry in entries):
-            raise ValueError("a token in the snapshot is not an id, a name, a role, a hash and a time")
+        if type(entries) is not list or len(entries) > TOKENS_MAX:
+            raise ValueError(f"a snapshot holds a list of {TOKENS_MAX} tokens at most")
+        for entry in entries:
+            if (fault := token_fault(entry)) is not None:
+                raise ValueError(f"the snapshot breaks a limit: {fault}")
         tokens = cls(Token(*entry) for entry in entries)
         if len(tokens) != len(entries):
             raise ValueError("the snapshot holds a token twice")

@@ -18,11 +18,12 @@ from typing import Any, Final, Protocol
 import msgpack
 
 from kvnode.changes import CHANGE_DELETE
-from kvnode.commands import DELETE, DELETE_PREFIX, PUT, TXN
+from kvnode.commands import DELETE, DELETE_PREFIX, EXPIRE, GRANT, PUT, RENEW, REVOKE, TXN
 from kvnode.items import MARKS, value_bytes, value_slice
 from kvnode.leases import Leases
 from kvnode.limits import (
     KEY_BYTES_MAX,
+    MSGPACK_INT_MAX,
     OPERATIONS_MAX,
     TRANSACTION_READ_BYTES_MAX,
     VALUE_BYTES_MAX,
@@ -30,7 +31,20 @@ from kvnode.limits import (
     text_fault,
     value_fault,
 )
-from kvnode.results import Concluded, Deleted, Got, LeaseMissing, LeasesFull, ReadsTooLarge, Result, Written
+from kvnode.results import (
+    Concluded,
+    Deleted,
+    Got,
+    Granted,
+    Invalid,
+    LeaseMissing,
+    LeasesFull,
+    ReadsTooLarge,
+    Refused,
+    Result,
+    Revoked,
+    Written,
+)
 
 GET: Final = 9
 
@@ -54,7 +68,7 @@ class Space(Protocol):
 
     def packed(self, key: str) -> bytes | None: ...
     def with_prefix(self, prefix: str) -> list[str]: ...
-    def cannot_lease(self, wanted: list[list[Any]]) -> LeaseMissing | LeasesFull | None: ...
+    def cannot_lease(self, wanted: list[list[Any]]) -> LeaseMissing | LeasesFull | Invalid | None: ...
     def write(
         self, key: str, value: bytes, content_type: str, revision: int, lease: int = 0, ttl_s: int = 0
     ) -> Written: ...
@@ -111,7 +125,12 @@ def compare_fault(compare: Any) -> str | None:
     elif target == EXISTS:
         fits = type(operand) is bool and sign in ("=", "!=")
     else:
-        fits = type(target) is int and VERSION <= target <= MOD_REVISION and type(operand) is int and operand >= 0
+        fits = (
+            type(target) is int
+            and VERSION <= target <= MOD_REVISION
+            and type(operand) is int
+            and 0 <= operand <= MSGPACK_INT_MAX
+        )
     return text_fault("key", key, 1, KEY_BYTES_MAX) if fits else "a comparison has an operand that fits its target"
 
 
@@ -208,6 +227,31 @@ def transact(store: Space, request: list[Any]) -> Result:
         store.revision = revision
         store.leases.settle()
     return Concluded(succeeded, store.revision, tuple(results))
+
+
+_ANSWERS: Final[dict[int, tuple[type[Any], ...]]] = {
+    PUT: (Written, Refused, LeaseMissing),
+    DELETE: (Deleted, Refused),
+    DELETE_PREFIX: (Deleted,),
+    TXN: (Concluded, LeaseMissing),
+    GRANT: (Granted,),
+    RENEW: (Granted, LeaseMissing),
+    REVOKE: (Revoked, LeaseMissing),
+    EXPIRE: (Deleted,),
+}
+
+
+def answers(request: list[Any], first: Result) -> bool:
+    """Whether a remembered outcome can be that of the request; one that was read from a file may be any."""
+    if not isinstance(first, _ANSWERS.get(request[0], ())):
+        return False
+    if type(first) is not Concluded:
+        return True
+    branch = request[2 if first.succeeded else 3]
+    return len(branch) == len(first.results) and all(
+        type(result) is (Written if operation[0] == PUT else Got if operation[0] == GET else Deleted)
+        for operation, result in zip(branch, first.results, strict=True)
+    )
 
 
 def read_again(store: Space, request: list[Any], first: Concluded) -> Concluded:

@@ -17,7 +17,7 @@ import msgpack
 
 from kvnode.items import Item, go_on, in_order, read_items, unpacked
 from kvnode.leases import Leases, LeasesView
-from kvnode.limits import CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX, level_fault
+from kvnode.limits import ARRAY_MAX, CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX, counter_fault, level_fault
 from kvnode.outcomes import Outcomes, OutcomesView
 from kvnode.session import NONE, SessionKeys, read_session_keys
 from kvnode.table import TableView
@@ -29,6 +29,9 @@ SNAPSHOT_FORMAT_WITHOUT_LEASES: Final = 2  # still read
 SNAPSHOT_FORMAT_WITHOUT_OUTCOMES: Final = 1  # still read
 CHUNK_BYTES: Final = 65_536
 CHUNK_BYTES_MAX: Final = CHUNK_BYTES + VALUE_BYTES_MAX + KEY_BYTES_MAX + CONTENT_TYPE_BYTES_MAX + 64
+
+
+_SMALL: Final = {"tokens", "session", "level"}  # names in the header's map
 
 
 class StoreView(NamedTuple):
@@ -115,22 +118,33 @@ def read_contents(chunks: Iterable[bytes]) -> Contents:
     if len(header) != 7 or header[0] != SNAPSHOT_FORMAT or type(header[6]) is not dict:
         raise ValueError("the snapshot is not in a format that this version reads")
     small = header.pop()
-    if any(type(number) is not int or number < 0 for number in header):
-        raise ValueError("the snapshot has no revision, or does not say what it holds")
     _, revision, item_count, outcome_count, lease_count, last_lease_id = header
+    if not small.keys() <= _SMALL:
+        raise ValueError("the snapshot holds something that only a later version knows")
+    for what, number in (
+        *(("revision", revision), ("last lease id", last_lease_id)),
+        *(("count of items", item_count), ("count of outcomes", outcome_count), ("count of leases", lease_count)),
+    ):
+        if (fault := counter_fault(what, number)) is not None:
+            raise ValueError(f"the snapshot breaks a limit: {fault}")
     outcomes = Outcomes.load(source, outcome_count)
     leases = Leases()
     leases.load(source, lease_count, last_lease_id)
-    tokens, session = Tokens.load(small.get("tokens", [])), read_session_keys(small.get("session", NONE.packed))
+    tokens = Tokens.load(small.get("tokens", []))
+    session = read_session_keys(small["session"]) if "session" in small else NONE
     level = small.get("level", 0)
     if "level" in small and (fault := level_fault(level)) is not None:
-        raise ValueError(fault)
-    return Contents(revision, item_count, outcomes, leases, tokens, session, level, read_items(source))
+        raise ValueError(f"the snapshot breaks a limit: {fault}")
+    return Contents(revision, item_count, outcomes, leases, tokens, session, level, read_items(source, revision))
 
 
 def _unpack(chunk: bytes) -> list[Any]:
+    if len(chunk) > CHUNK_BYTES_MAX:
+        raise ValueError(f"a chunk of the snapshot is over {CHUNK_BYTES_MAX} bytes")
     try:
-        decoded = msgpack.unpackb(chunk, use_list=True, max_ext_len=0)
+        decoded = msgpack.unpackb(
+            chunk, use_list=True, max_array_len=ARRAY_MAX, max_map_len=len(_SMALL), max_ext_len=0, strict_map_key=True
+        )
     except (ValueError, msgpack.exceptions.UnpackException):
         raise ValueError("a chunk of the snapshot is damaged") from None
     if type(decoded) is not list:

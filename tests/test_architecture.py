@@ -38,9 +38,9 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.reception": {"kvnode.proxies", "kvnode.tls"},
     "kvnode.table": set(),
     "kvnode.changes": set(),
-    "kvnode.results": {"kvnode.items"},
+    "kvnode.results": {"kvnode.items", "kvnode.limits"},
     "kvnode.entries": {"kvnode.commands"},
-    "kvnode.items": set(),
+    "kvnode.items": {"kvnode.limits"},
     "kvnode.order": set(),
     "kvnode.outcomes": {"kvnode.commands", "kvnode.limits", "kvnode.results", "kvnode.table"},
     "kvnode.leases": {
@@ -67,6 +67,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.results",
         "kvnode.session",
         "kvnode.store",  # its type alone
+        "kvnode.view",
     },
     "kvnode.session": {"kvnode.commands", "kvnode.errors", "kvnode.limits", "kvnode.results"},
     "kvnode.tokens": {"kvnode.commands", "kvnode.limits", "kvnode.results"},
@@ -96,7 +97,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.transactions",
         "kvnode.view",
     },
-    "kvnode.backup": {"kvnode.session", "kvnode.items", "kvnode.store", "kvnode.view"},
+    "kvnode.backup": {"kvnode.session", "kvnode.items", "kvnode.limits", "kvnode.store", "kvnode.view"},
     # Who watches what: fed by raft/, read by http/, and as free of clocks and sockets as the store.
     "kvnode.watch": {"kvnode.changes", "kvnode.errors"},
     "kvnode.raft.status": set(),

@@ -108,6 +108,11 @@ def _writes(raft: RaftMeters) -> Iterator[Metric]:
     yield _counters(
         "kvnode_raft_proposals", "Writes of this node's clients, by what they were told.", ("outcome",), outcomes
     )
+    yield _counter(
+        "kvnode_apply_errors",
+        "Commands that the state machine failed at and answered as invalid: a fault in kvnode, please report it.",
+        raft.apply_errors,
+    )
     yield _histogram("kvnode_raft_batch_commands", "Writes that travel as one group.", raft.batch_commands)
     yield _histogram(
         "kvnode_raft_commit_seconds",

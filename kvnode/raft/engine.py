@@ -47,6 +47,7 @@ log = logging.getLogger("kvnode.raft")
 
 TICK_S: Final = 0.025
 LEADER_GONE_S: Final = (0.05, 0.15)  # a closed connection is news: see `Replica.hasten_election`
+FAILURE_EVERY_S: Final = 1.0  # between two lines about commands that the state machine failed at; a metric counts all
 NO_LEADER_S: Final = (0.1, 0.3)
 
 
@@ -72,6 +73,8 @@ class Engine:
         self.last_step_at = self.clock()
         self.applied_term = 0
         self.leadership: Waiters[bool] = Waiters()  # resolved whenever who leads may have changed
+        self._failures_seen: frozenset[str] = frozenset()
+        self._failure_told_at = -FAILURE_EVERY_S
         self._step_due = self._stopped = False
         self._timer: asyncio.TimerHandle | None = None
         instance = os.urandom(ORIGIN_BYTES)
@@ -188,6 +191,11 @@ class Engine:
             self._fail(fatal)
         except wire.BadFrame:
             raise
+        except MemoryError:
+            log.exception("There is no memory left.")
+            self._fail(
+                Fatal("This node has no memory left and must not go on from half a step: give it more, restart it.")
+            )
         except Exception:
             log.exception("The Raft core failed.")
             self._fail(Fatal("The Raft core failed in a way that it must not go on from; the log holds the details."))
@@ -223,8 +231,29 @@ class Engine:
         self.writes.applied(index)
         self.applied_term = max(self.applied_term, term)
         self.proposals.applied(term, payload)
+        if self.store.failures:
+            self._apply_failed(index)
         self._watches.publish()
         self.audit.history.applied(index)
+
+    def _apply_failed(self, index: int) -> None:
+        """The state machine has failed at commands of this entry, as it does on every node: loud, and no reason to
+        stop. The exception is shown once for each kind of it; a client could repeat what it met by the thousand."""
+        failures = self.store.failures
+        self.proposals.meters.apply_errors += len(failures)
+        for failure in failures:
+            kind = type(failure).__name__
+            known, self._failures_seen = kind in self._failures_seen, self._failures_seen | {kind}
+            if not known or self.clock() - self._failure_told_at >= FAILURE_EVERY_S:
+                self._failure_told_at = self.clock()
+                log.error(
+                    "The state machine failed at a command in entry %d (%s): the command is answered as invalid on "
+                    "every node and has changed nothing; please report this with the lines below.",
+                    index,
+                    kind,
+                    exc_info=None if known else failure,
+                )
+        failures.clear()
 
     def read_confirmed(self, read_round: int, index: int) -> None:
         self.reads.confirmed(read_round, index)

@@ -146,7 +146,7 @@ class Proposals:
         """An entry is committed: applies it, answers this node's own writes in it, and settles older doubts."""
         for origin, sequence, commands in decode_entry(payload) if payload else ():
             results = [self._apply(command) for command in commands]
-            if origin == self._origin:
+            if origin == self._origin and type(sequence) is int:
                 group = self._sent.pop(sequence, None)
                 if group is None:
                     continue

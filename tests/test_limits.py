@@ -1,0 +1,417 @@
+"""What may enter the state machine, by which way it comes, and that `apply` answers whatever it is given."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgpack
+import pytest
+
+from kvnode import backup
+from kvnode.beside import packed_contents
+from kvnode.commands import (
+    DELETE,
+    DELETE_PREFIX,
+    EXPIRE,
+    FIELDS,
+    GRANT,
+    PUT,
+    RENEW,
+    REPLACE,
+    REVOKE,
+    SESSION,
+    TOKEN_CREATE,
+    TOKEN_REVOKE,
+    TXN,
+)
+from kvnode.limits import COUNTER_MAX, COUNTER_RESTORED_MAX
+from kvnode.results import Deleted, Granted, Invalid, LeaseMissing, Refused, Replaced, Reused, Revoked, Turned, Written
+from kvnode.store import FAILURES_KEPT, KeyValueStore
+from kvnode.transactions import GET
+from tests.hostile import loaders
+
+MUCH = 2**64 - 1
+ITEM = ["a", b"1", "", 1, 1, 1]
+LEASED = [*ITEM, 1]
+TOKEN = ["id", "name", "full", b"d" * 32, 1]
+KEYS = [1, b"k" * 32, b"f" * 8, None, 0]
+
+# Each is a header without its format, then what follows; the counts are right, so that only the named fault is there.
+SOUND: dict[str, list[Any]] = {
+    "an item": [[10, 1, 0, 0, 0], [ITEM]],
+    "an item with a lease": [[10, 1, 0, 1, 1], [[1, 60, 0, False]], [LEASED]],
+    "the highest counters": [[COUNTER_RESTORED_MAX, 1, 0, 0, COUNTER_RESTORED_MAX], [["a", b"", "", 1, 9, 9]]],
+    "a token": [[10, 1, 0, 0, 0, {"tokens": [TOKEN]}], [ITEM]],
+}
+CRAFTED: dict[str, list[Any]] = {
+    "a version that cannot be counted on": [[10, 1, 0, 0, 0], [["a", b"1", "", 1, 1, MUCH]]],
+    "more versions than revisions": [[10, 1, 0, 0, 0], [["a", b"1", "", 3, 5, 4]]],
+    "a version of nothing": [[10, 1, 0, 0, 0], [["a", b"1", "", 1, 1, 0]]],
+    "a version that is a flag": [[10, 1, 0, 0, 0], [["a", b"1", "", 1, 1, True]]],
+    "a version with a fraction": [[10, 1, 0, 0, 0], [["a", b"1", "", 1, 1, 1.0]]],
+    "a revision that cannot be counted on": [[MUCH, 1, 0, 0, 0], [ITEM]],
+    "a revision that JSON cannot hold": [[2**53 + 1, 1, 0, 0, 0], [ITEM]],
+    "a revision that leaves no room": [[COUNTER_MAX + 1, 1, 0, 0, 0], [ITEM]],
+    "a last lease id that cannot be counted on": [[10, 1, 0, 0, MUCH], [ITEM]],
+    "a creation after the change": [[10, 1, 0, 0, 0], [["a", b"1", "", 5, 4, 1]]],
+    "a change after the last revision": [[10, 1, 0, 0, 0], [["a", b"1", "", 1, 11, 1]]],
+    "a creation at no revision": [[10, 1, 0, 0, 0], [["a", b"1", "", 0, 1, 1]]],
+    "a content type that says leased": [[10, 1, 0, 0, 0], [["a", b"1", "x" * 32_773, 1, 1, 1]]],
+    "a content type over its bound": [[10, 1, 0, 0, 0], [["a", b"1", "x" * 257, 1, 1, 1]]],
+    "a key over its bound": [[10, 1, 0, 0, 0], [["a" * 1_025, b"1", "", 1, 1, 1]]],
+    "a key over its bound in bytes": [[10, 1, 0, 0, 0], [["é" * 513, b"1", "", 1, 1, 1]]],
+    "an empty key": [[10, 1, 0, 0, 0], [["", b"1", "", 1, 1, 1]]],
+    "a value over its bound": [[10, 1, 0, 0, 0], [["a", b"1" * 1_048_577, "", 1, 1, 1]]],
+    "a key twice": [[10, 2, 0, 0, 0], [ITEM, ITEM]],
+    "a key twice, counted once": [[10, 1, 0, 1, 1], [[1, 60, 0, False]], [LEASED, ITEM]],
+    "keys out of order": [[10, 2, 0, 0, 0], [["b", b"", "", 1, 1, 1], ITEM]],
+    "a lease that is not there": [[10, 1, 0, 0, 1], [LEASED]],
+    "a lease of 0": [[10, 1, 0, 0, 0], [[*ITEM, 0]]],
+    "a lease over its bound": [[10, 1, 0, 1, MUCH], [[MUCH, 60, 0, False]], [[*ITEM, MUCH]]],
+    "a lease above the last": [[10, 0, 0, 1, 1], [[2, 60, 0, False]]],
+    "a lease twice": [[10, 0, 0, 2, 2], [[1, 60, 0, False], [1, 60, 0, False]]],
+    "a ttl that is a flag": [[10, 0, 0, 1, 1], [[1, True, 0, False]]],
+    "a ttl with a fraction": [[10, 0, 0, 1, 1], [[1, 1.5, 0, False]]],
+    "a ttl over its bound": [[10, 0, 0, 1, 1], [[1, 2**32 - 1, 0, False]]],
+    "renewals that cannot be counted on": [[10, 0, 0, 1, 1], [[1, 60, MUCH, False]]],
+    "renewals below 0": [[10, 0, 0, 1, 1], [[1, 60, -1, False]]],
+    "an outcome without a fingerprint": [[10, 0, 1, 0, 0], [["key", msgpack.packb([1, 1, 1])]]],
+    "an outcome with a number over its bound": [[10, 0, 1, 0, 0], [["key", b"f" * 16 + msgpack.packb([1, MUCH, 1])]]],
+    "an outcome of another form": [[10, 0, 1, 0, 0], [["key", b"f" * 16 + b"\x93\x01\xcc\x01\x01"]]],
+    "an outcome under no key": [[10, 0, 1, 0, 0], [["", b"f" * 16 + msgpack.packb([1, 1, 1])]]],
+    "an outcome under a long key": [[10, 0, 1, 0, 0], [["k" * 65, b"f" * 16 + msgpack.packb([1, 1, 1])]]],
+    "more outcomes than there may be": [[10, 0, 131_073, 0, 0]],
+    "more leases than there may be": [[10, 0, 0, 1_048_577, 1_048_577]],
+    "a role that there is not": [[10, 1, 0, 0, 0, {"tokens": [["id", "name", "root", b"d" * 32, 1]]}], [ITEM]],
+    "a token's time over its bound": [[10, 1, 0, 0, 0, {"tokens": [["id", "n", "full", b"d" * 32, 2**62]]}], [ITEM]],
+    "more tokens than there may be": [
+        [10, 1, 0, 0, 0, {"tokens": [[f"{number}", *TOKEN[1:]] for number in range(1_025)]}],
+        [ITEM],
+    ],
+    "a session key over its bound": [[10, 1, 0, 0, 0, {"session": [1, b"k" * 65, b"f" * 8, None, 0]}], [ITEM]],
+    "a session key's number over its bound": [[10, 1, 0, 0, 0, {"session": [MUCH, *KEYS[1:]]}], [ITEM]],
+    "a grace time over its bound": [[10, 1, 0, 0, 0, {"session": [2, b"k", b"f", [b"k", b"f"], 2**31]}], [ITEM]],
+    "a grace time of nothing": [[10, 1, 0, 0, 0, {"session": [2, b"k", b"f", None, 60]}], [ITEM]],
+    "a session key that is no pair": [[10, 1, 0, 0, 0, {"session": [2, b"k", b"f", [b"k"], 60]}], [ITEM]],
+    "something of a later version": [[10, 1, 0, 0, 0, {"later": 1}], [ITEM]],
+    "an array longer than any that is written": [
+        [10, 5_000, 0, 0, 0],
+        [[f"{number:05}", *ITEM[1:]] for number in range(5_000)],
+    ],
+}  # fmt: skip
+ONLY_IN_A_SNAPSHOT: dict[str, list[Any]] = {
+    "a revision above what a backup may bring": [[COUNTER_RESTORED_MAX + 1, 1, 0, 0, 0], [ITEM]],
+    "a lease id above what a backup may bring": [[10, 1, 0, 0, COUNTER_RESTORED_MAX + 1], [ITEM]],
+    "the highest of all": [[COUNTER_MAX, 1, 0, 0, COUNTER_MAX], [ITEM]],
+    "a session key": [[10, 1, 0, 0, 0, {"session": KEYS}], [ITEM]],
+    "a feature level": [[10, 1, 0, 0, 0, {"level": 1}], [ITEM]],
+}
+
+
+def chunks_of(crafted: list[Any]) -> list[bytes]:
+    header, *rest = crafted
+    return [msgpack.packb([4 if len(header) == 6 else 3, *header], use_bin_type=True), *map(msgpack.packb, rest)]
+
+
+def as_backup(crafted: list[Any]) -> KeyValueStore:
+    data = loaders.file_of(chunks_of(crafted), crafted[0][0], crafted[0][1])
+    return KeyValueStore.load(backup.chunks_of(data)[1])
+
+
+def as_backup_file(crafted: list[Any], path: Path) -> KeyValueStore:
+    path.write_bytes(loaders.file_of(chunks_of(crafted), crafted[0][0], crafted[0][1]))
+    return backup.load(path)[1]
+
+
+def as_command(crafted: list[Any]) -> KeyValueStore:
+    store = KeyValueStore()
+    store.apply([PUT, "before", b"1", "", None])
+    before = list(store.view().chunks())
+    result = store.apply([REPLACE, packed_contents(chunks_of(crafted))])
+    assert not store.failures
+    if isinstance(result, Invalid):
+        assert list(store.view().chunks()) == before
+        raise ValueError(result.reason)
+    assert isinstance(result, Replaced)
+    return store
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_what_is_within_its_limits_comes_in_by_every_way(name: str, tmp_path: Path) -> None:
+    crafted = SOUND[name]
+    for store in (
+        KeyValueStore.load(chunks_of(crafted)),
+        as_backup(crafted),
+        as_backup_file(crafted, tmp_path / "file"),
+        as_command(crafted),
+    ):
+        revision = store.revision
+        assert isinstance(store.apply([PUT, "a", b"2", "", None]), Written)
+        assert isinstance(store.apply([PUT, "b", b"2", "", None, None, 0, 60]), Written)
+        assert store.revision == revision + 2
+        assert list(KeyValueStore.load(store.view().chunks()).view().chunks()) == list(store.view().chunks())
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_what_breaks_a_limit_comes_in_by_no_way(name: str, tmp_path: Path) -> None:
+    crafted = CRAFTED[name]
+    with pytest.raises(ValueError, match="snapshot"):
+        KeyValueStore.load(chunks_of(crafted))
+    with pytest.raises(backup.Damaged):
+        as_backup(crafted)
+    with pytest.raises(backup.Damaged):
+        as_backup_file(crafted, tmp_path / "file")
+    if "session" not in name and "grace" not in name:
+        with pytest.raises(ValueError, match="cannot be read"):
+            as_command(crafted)
+
+
+@pytest.mark.parametrize("name", ONLY_IN_A_SNAPSHOT)
+def test_a_file_from_outside_brings_less_than_a_nodes_own(name: str, tmp_path: Path) -> None:
+    crafted = ONLY_IN_A_SNAPSHOT[name]
+    assert list(KeyValueStore.load(chunks_of(crafted)).view().chunks()) == chunks_of(crafted)
+    with pytest.raises(backup.Damaged):
+        as_backup(crafted)
+    with pytest.raises(backup.Damaged):
+        as_backup_file(crafted, tmp_path / "file")
+
+
+def test_counters_stop_at_their_last_number_and_what_is_there_stays_loadable() -> None:
+    store = KeyValueStore.load(
+        chunks_of([[COUNTER_MAX - 1, 0, 0, 1, COUNTER_MAX, {"session": [COUNTER_MAX, *KEYS[1:]]}],
+                   [[COUNTER_MAX, 60, COUNTER_MAX, False]]])
+    )  # fmt: skip
+    assert isinstance(store.apply([GRANT, 60]), Invalid)
+    assert isinstance(store.apply([PUT, "a", b"", "", None, "key", 0, 60]), Invalid)
+    assert isinstance(store.apply([TXN, [], [[PUT, "a", b"", "", 0, 60]], [], "key"]), Invalid)
+    assert store.apply([SESSION, COUNTER_MAX, b"", b"f", 0]) == Turned(COUNTER_MAX, False)
+    assert store.apply([RENEW, COUNTER_MAX]) == Granted(COUNTER_MAX, 60)
+    assert store.apply([PUT, "a", b"", "", None, "key"]) == Written(COUNTER_MAX, 1)
+    for command in loaders.commands():
+        store.apply(command)
+    assert not store.failures
+    assert store.revision == COUNTER_MAX
+    assert list(KeyValueStore.load(store.view().chunks()).view().chunks()) == list(store.view().chunks())
+
+
+def test_a_small_command_cannot_fill_the_memory() -> None:
+    """Lists of nothing, deep lists and long ones, which take a hundred times what they are packed in."""
+    many = 8 * 1_048_576
+    for contents in (
+        b"\xdd" + many.to_bytes(4, "big") + b"\xc0" * many,
+        b"\xdd" + many.to_bytes(4, "big") + b"\x80" * many,
+        b"\xdd\x00\x00\x40\x00" + (b"\xdc\x40\x00" + b"\x90" * 16_384) * 200,
+        b"\x91" * 600 + b"\xc4\x00",
+        b"\xdd\xff\xff\xff\xff",
+        b"\x91\xc6\xff\xff\xff\xff",
+    ):
+        packed = zlib.compress(contents)
+        store = KeyValueStore()
+        assert isinstance(store.apply([REPLACE, packed]), Invalid)
+        assert not store.failures
+
+
+def test_an_outcome_that_no_request_had_is_no_answer_to_it() -> None:
+    """The fingerprint is right, the result is of another kind of command: a file can say so, and no node does."""
+    for name, request in loaders.KEYED:
+        for result in ([1, 1, 1], [2, 1, 1], [3, 1, 1], [4, True, 1, []], [4, True, 1, [[1, 1, 1]] * 4], [5, 1, 1],
+                       [6, 1, 1, 1, 1], [7, 1, 1]):  # fmt: skip
+            record = loaders.fingerprint(request) + msgpack.packb(result)
+            store = KeyValueStore.load(chunks_of([[10, 0, 1, 0, 0], [[name, record]]]))
+            answer = store.apply(loaders.under(name, request))
+            assert not store.failures
+            fits = {PUT: (Written, Refused, LeaseMissing), DELETE: (Deleted, Refused), TXN: (LeaseMissing,)}
+            fits |= {GRANT: (Granted,), RENEW: (Granted, LeaseMissing), REVOKE: (Revoked, LeaseMissing)}
+            assert isinstance(answer, (Reused, *fits.get(request[0], (Deleted,)))), (request, result, answer)
+
+
+HOSTILE: list[Any] = [
+    *(None, True, False, 0, 1, -1, 2**31, 2**53, 2**63, MUCH, 2**70, -(2**70), 0.0, 1.5, float("nan"), float("inf")),
+    *("", "a", "\ud800", "a" * 1_025, "é" * 512, "\x00", b"", b"x", b"\xff" * 65, b"d" * 32, [], [[]], [1], ["a", 1]),
+    *([[1, 1]], [[True, 1]], [["a", 2, ">", 0]], [["a", 1, "=", b""]], [[PUT, "a", b"", "", 0, 0]], [[GET, "a"]]),
+    *(TOKEN, {}, {"a": 1}, {1: 1}, msgpack.ExtType(5, b""), (), (1,), object()),
+]  # fmt: skip
+
+
+def some_store() -> KeyValueStore:
+    return KeyValueStore.load(loaders.sound()[0].view().chunks())
+
+
+@pytest.mark.parametrize("kind", [*FIELDS, 0, 99, True, None, "1", [], 1.0])
+def test_apply_answers_every_command_of_hostile_values(kind: Any) -> None:
+    """One and two fields replaced in a sound command of each kind, and commands of nothing but hostile values."""
+    sound: dict[Any, list[Any]] = {
+        PUT: [PUT, "a", b"1", "", None, "key", 0, 60],
+        DELETE: [DELETE, "b", None, "key"],
+        DELETE_PREFIX: [DELETE_PREFIX, "p", "key"],
+        TXN: [TXN, [["a", 2, ">", 0]], [[PUT, "n", b"", "", 0, 60]], [[DELETE, "a"]], "key"],
+        GRANT: [GRANT, 60, "key"],
+        RENEW: [RENEW, 1, "key"],
+        REVOKE: [REVOKE, 2, "key"],
+        EXPIRE: [EXPIRE, [[1, 0], [2, 0]], "key"],
+        SESSION: [SESSION, 2, b"k", b"f", 1],
+        TOKEN_CREATE: [TOKEN_CREATE, TOKEN],
+        TOKEN_REVOKE: [TOKEN_REVOKE, "token-1"],
+        REPLACE: [REPLACE, packed_contents(list(loaders.sound()[3].view().chunks()))],
+    }
+    rng = random.Random(f"{kind}")
+    command = sound[kind] if type(kind) is int and kind in sound else [kind, *sound[PUT][1:]]
+    store = some_store()
+
+    def answered(command: list[Any]) -> None:
+        before, failures = store.mark, len(store.failures)
+        result = store.apply(command)
+        assert len(store.failures) == failures, f"{command!r}: {store.failures[-1]!r}"
+        assert not isinstance(result, Invalid) or store.mark == before
+
+    for place, value in itertools.product(range(1, len(command)), HOSTILE):
+        answered([*command[:place], value, *command[place + 1 :]])
+        answered([*command[:place], *command[place + 1 :], value])
+    for first, second in itertools.combinations(range(1, len(command)), 2):
+        for value, other in itertools.product(rng.sample(HOSTILE, 12), repeat=2):
+            changed = [*command]
+            changed[first], changed[second] = value, other
+            answered(changed)
+    for _ in range(1_000):
+        answered([kind, *rng.choices(HOSTILE, k=rng.randrange(8))])
+    for value in HOSTILE:
+        store.apply(value)
+    assert not store.failures
+    assert list(KeyValueStore.load(store.view().chunks()).view().chunks()) == list(store.view().chunks())
+
+
+def test_apply_answers_every_transaction_of_hostile_values() -> None:
+    store = some_store()
+    compare, operations = (
+        ["a", 2, ">", 0],
+        [[PUT, "n", b"", "", 0, 60], [DELETE, "a"], [DELETE_PREFIX, "p"], [GET, "b"]],
+    )
+    for value in HOSTILE:
+        for place in range(4):
+            store.apply([TXN, [[*compare[:place], value, *compare[place + 1 :]]], [], []])
+        for operation in operations:
+            for place in range(len(operation)):
+                changed = [*operation[:place], value, *operation[place + 1 :]]
+                store.apply([TXN, [], [changed, *operations], [changed], "key"])
+                store.apply([TXN, [compare], [changed], [changed]])
+    assert not store.failures
+    assert list(KeyValueStore.load(store.view().chunks()).view().chunks()) == list(store.view().chunks())
+
+
+def test_crafted_files_are_refused_or_as_good_as_any() -> None:
+    """The short run of `python -m tests.hostile.loaders`; OPERATIONS.md names the long one."""
+    seen = loaders.run(1_500, 1)
+    assert sum(count for what, count in seen.items() if what.endswith("accepted")) > 300, seen
+    assert sum(count for what, count in seen.items() if what.endswith("refused")) > 500, seen
+
+
+# --- a fault in this program ------------------------------------------------------------------------
+
+
+class Bug(Exception):
+    """Raised where nothing raises."""
+
+
+EACH_KIND: list[list[Any]] = [
+    [PUT, "a", b"9", "", None],
+    [PUT, "b", b"9", "", None],
+    [PUT, "new", b"9", "t", None, "request", 0, 60],
+    [PUT, "d", b"9", "", None, None, 3, 0],
+    [DELETE, "b", None, "request"],
+    [DELETE_PREFIX, "p"],
+    [TXN, [], [[PUT, "x", b"", "", 0, 60], [PUT, "a", b"", "", 1, 0], [DELETE, "b"], [DELETE_PREFIX, "p"]], [], "once"],
+    [GRANT, 60, "request"],
+    [RENEW, 1, "request"],
+    [REVOKE, 1, "request"],
+    [EXPIRE, [[3, 0], [1, 1], [2, 0]]],
+    [TOKEN_CREATE, TOKEN],
+    [TOKEN_REVOKE, "token-1"],
+    [SESSION, 2, b"k", b"f", 0],
+    [REPLACE, packed_contents(list(loaders.sound()[3].view().chunks()))],
+]  # fmt: skip
+
+
+# Only plain containers change in these, one after the other, with what was made before: there is nothing to raise.
+STORING = {"added", "_append", "replace", "_take_back", "_settle", "take_back"}
+
+
+@contextmanager
+def failing_at(call: int) -> Iterator[None]:
+    """Raises in place of the `call`-th function of kvnode that is called inside."""
+    left = itertools.count(call, -1)
+
+    def trace(frame: FrameType, event: str, _: Any) -> None:
+        if event != "call" or "/kvnode/" not in frame.f_code.co_filename or frame.f_code.co_name == "apply":
+            return
+        caller: FrameType | None = frame
+        while caller is not None:
+            if caller.f_code.co_name in STORING:
+                return
+            caller = caller.f_back
+        if next(left) == 0:
+            sys.setprofile(None)
+            raise Bug
+
+    sys.setprofile(trace)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.mark.parametrize("command", EACH_KIND, ids=lambda command: f"{command[0]}-{command[1]}"[:20])
+def test_a_command_that_fails_half_way_changes_nothing(command: list[Any]) -> None:
+    """Each call inside `apply` fails in turn: the same answer every time, and the store as it was, to the byte."""
+    store, untouched = some_store(), some_store()
+    before = list(store.view().chunks())
+    store.changes = []
+    for call in range(2_000):
+        with failing_at(call):
+            result = store.apply(command)
+        if not store.failures:
+            break
+        assert isinstance(result, Invalid)
+        assert isinstance(store.failures.pop(), Bug)
+        assert list(store.view().chunks()) == before, f"call {call}"
+        assert (store.revision, store.changes) == (untouched.revision, [])
+        assert list(store.walk("", None)) == list(untouched.walk("", None))
+        assert store.leases.ids(0, 99) == untouched.leases.ids(0, 99)
+        assert [store.leases.keys(lease) for lease in range(9)] == [untouched.leases.keys(lease) for lease in range(9)]
+    assert call >= 3
+    assert result == untouched.apply(command)
+    assert list(store.view().chunks()) == list(untouched.view().chunks())
+
+
+def test_failures_are_kept_for_their_reader_and_no_more_than_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise Bug("inside")
+
+    store = KeyValueStore()
+    monkeypatch.setattr("kvnode.store.packed", fail)
+    answers = {store.apply([PUT, "a", b"", "", None]) for _ in range(3 * FAILURES_KEPT)}
+    assert len(answers) == 1
+    assert isinstance(answers.pop(), Invalid)
+    assert len(store.failures) == FAILURES_KEPT
+    monkeypatch.undo()
+    assert store.apply([PUT, "a", b"", "", None]) == Written(1, 1)
+
+
+def test_a_node_without_memory_does_not_answer_otherwise_than_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    store = KeyValueStore()
+    monkeypatch.setattr("kvnode.store.packed", fail)
+    with pytest.raises(MemoryError):
+        store.apply([PUT, "a", b"", "", None])
+    assert (store.revision, len(store)) == (0, 0)
