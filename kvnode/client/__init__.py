@@ -1,6 +1,7 @@
 """The Python client: `Client` for asyncio, `SyncClient` for everything else. docs/CLIENT.md shows them at work."""
 
-from kvnode.client.access import Access
+from kvnode import errors
+from kvnode.client.access import Access, Unreachable, Untrusted
 from kvnode.client.client import Client
 from kvnode.client.leases import Lease, Leases
 from kvnode.client.lock import Lock, LockLost
@@ -26,8 +27,11 @@ __all__ = [
     "SyncClient",
     "SyncLock",
     "Txn",
+    "Unreachable",
+    "Untrusted",
     "delete",
     "delete_prefix",
+    "errors",
     "get",
     "put",
     "when",

@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from kvnode.errors import BadRequest
+from kvnode.errors import BadRequest, Unavailable
 from kvnode.tls import trusting
 
 
@@ -38,15 +38,26 @@ class Access:
 OPEN = Access()
 
 
-def no_connection(url: str, e: Exception) -> str:
-    """Why nobody can be spoken to there, and what to do: one sentence."""
+class Unreachable(Unavailable):
+    """No connection was made, so nothing was sent: the host refuses it, has no address, or did not answer in time."""
+
+    code = "unreachable"
+
+
+class Untrusted(Unreachable):
+    """There is a host, and TLS with it fails: its certificate, or what speaks there. Time does not mend that."""
+
+
+def no_connection(url: str, e: Exception) -> Unreachable:
+    """Why there is no connection, and what to do: one sentence."""
     if isinstance(e, aiohttp.ClientConnectorCertificateError):
         why = getattr(e.certificate_error, "verify_message", "") or "it cannot be verified"
-        return f"The certificate that {url} shows is not to be trusted ({why}); is --cacert the one that signed it?"
+        sentence = f"The certificate that {url} shows is not to be trusted ({why}); is --cacert the one that signed it?"
+        return Untrusted(sentence)
     if isinstance(e, aiohttp.ClientSSLError):
         why = (getattr(e.os_error, "reason", None) or "it breaks off").replace("_", " ").lower()
-        return f"What answers at {url} does not speak TLS as this client does ({why}); is it http://?"
-    return f"Nothing answers at {url}; is the node running?"
+        return Untrusted(f"What answers at {url} does not speak TLS as this client does ({why}); is it http://?")
+    return Unreachable(f"Nothing answers at {url}; is the node running?")
 
 
 def _trusting(ca: Path) -> ssl.SSLContext:

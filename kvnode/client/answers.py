@@ -83,6 +83,8 @@ def refusal(url: str, answer: Answer, is_read: bool) -> errors.KvnodeError:
         return errors.PreconditionFailed(message, etag_revision(answer.headers))
     if code == errors.Compacted.code:
         return errors.Compacted(message, body.get("oldest_revision"))
+    if not is_read and answer.status == 503 and "outcome" not in body and "Kvnode-Node" not in answer.headers:
+        return _foreign_refusal(url, answer.status, is_read)  # another program's JSON: it promises nothing
     if answer.status == 503 and code not in _BY_CODE and body.get("outcome") != "unknown":
         return errors.Unavailable(message, code)
     if code in _BY_CODE or (body.get("outcome") == "unknown" and not is_read):
@@ -99,15 +101,19 @@ def error_of(code: str, message: str, is_unknown: bool) -> errors.KvnodeError:
 
 
 def _foreign_refusal(url: str, status: int, is_read: bool) -> errors.KvnodeError:
-    """What a balancer in front says for itself: its 503 means that no node took the request."""
-    if status == 503:
-        return errors.Unavailable(f"{url} has no node to hand the request to.")
+    """What a balancer in front says for itself.
+
+    Its 503 need not mean that no node has the request: Envoy says 503 where a node's connection broke before the
+    answer, and a balancer that tries again says it when no node is left. The proxies' files of this project answer in
+    a node's words where it is certain.
+    """
     if status in (401, 403):
         return errors.Definite(f"{url} does not allow this.", code="not_allowed")
-    if status in (502, 504):
+    if status in (502, 503, 504):
         if is_read:
-            return errors.Unavailable(f"{url} lost the node that was to answer (status {status}).")
+            return errors.Unavailable(f"{url} has no node that answers (status {status}).")
         return errors.OutcomeUnknown(
-            f"{url} lost the node that had the request: it may or may not have been carried out."
+            f"{url} says that no node answers (status {status}), and not whether one has the request: "
+            "it may or may not have been carried out."
         )
     return errors.KvnodeError(f"{url} answered {status}, and not as a kvnode node does; does the URL point at one?")

@@ -5,6 +5,9 @@ tried again after anything else as well, and so may a write that carries an idem
 carries it out once, however often it arrives. Anything else whose connection broke, or whose answer did not come,
 raises `OutcomeUnknown` at once; a write with a key does so when its fate was not learned in time.
 
+What is certain stays certain. Every request says how long this client waits for it (`Kvnode-Timeout`), so the node
+answers before it is cut off. No try is begun that has no time for an answer: the last definite answer stands.
+
 Any node takes any call, and one that follows hands it to the leader. Answers say who leads and who answered, so once
 a URL is known to be the leader's, writes and linearizable reads go there first, and save that hop.
 """
@@ -15,14 +18,15 @@ import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, cast
+from random import uniform
+from typing import Any, Final
 from uuid import uuid4
 
 import aiohttp
 from yarl import URL
 
 from kvnode import errors
-from kvnode.client.access import OPEN, Access, no_connection
+from kvnode.client.access import OPEN, Access, Unreachable, Untrusted, no_connection
 from kvnode.client.answers import Answer, refusal
 
 CONNECT_S: Final = 2.0
@@ -32,7 +36,13 @@ ATTEMPT_S: Final = 6.0  # for one keyed write at one node: a node answers within
 RESEND_S: Final = 10.0
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 IDEMPOTENCY_KEY_CHARS_MAX: Final = 64
-PAUSE_S: Final = 0.1  # between two rounds over all nodes: short against an election, long against a busy loop
+# Between two rounds over all nodes: the first short against an election, the last short against a person's patience.
+PAUSE_S: Final = 0.1
+PAUSE_S_MAX: Final = 0.5
+# A later try with less time than this is not begun: its answer could not be back, and what was definite would be in
+# doubt. A node needs 80 ms of it (docs/OPERATIONS.md, Limits).
+TRY_S_MIN: Final = 0.15
+TIMEOUT: Final = "Kvnode-Timeout"
 JSON: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
 
 
@@ -49,10 +59,11 @@ class Calls:
         self._streams: aiohttp.ClientSession | None = None
         self._node_of: dict[str, str] = {}  # URL -> who answered there last; behind a balancer, one of many
         self._leader: str | None = None
+        self._own_time: set[str] = set()  # URLs that take their own time, whatever Kvnode-Timeout says (0.1.0)
 
     def open(self) -> None:
         """With the loop running."""
-        session = self._access.session()
+        session = self._access.session(trace_configs=[_tracing()])
         # aiohttp sends a PUT or DELETE a second time by itself when the connection breaks before the answer. A
         # conditional write that was applied would then be told that it failed. There is no public switch.
         session._retry_connection = False
@@ -97,21 +108,33 @@ class Calls:
         deadline = clock() + patience_s
         headers = headers or {}
         doubt: errors.OutcomeUnknown | None = None
+        # The last definite answer. It says what became of the call for as long as no later try got out without one.
+        refused: errors.KvnodeError | None = None
+        needs_s = 0.0  # what a try takes to be answered, as far as this call has learned
+        pauses = _pauses_s()
+        tried = False
         while True:
-            refused_everywhere, last = True, cast("errors.KvnodeError | None", None)
+            unreachable: Unreachable | None = None
+            refused_now: errors.KvnodeError | None = None
+            untrusted_everywhere = True
             forgotten: errors.Compacted | None = None
             for url in self.urls if in_order else self._leader_first():
                 began = clock()
-                if began >= deadline:
+                if tried and deadline - began < needs_s:
                     break
+                tried, needs_s = True, max(needs_s, TRY_S_MIN)
                 try:
                     answer = await self._send(url, method, path, headers, data, deadline - began, attempt_s)
                     return answer if doubt is None else replace(answer, doubt=doubt)
-                except _Unreachable as e:
-                    last = last or e
+                except Unreachable as e:
+                    unreachable = unreachable or e
+                    untrusted_everywhere = untrusted_everywhere and isinstance(e, Untrusted)
                 except errors.Unavailable as e:
-                    refused_everywhere, last = False, e
+                    refused_now, untrusted_everywhere = e, False
+                    if method != "GET" and url in self._own_time:
+                        needs_s = max(needs_s, clock() - began + TRY_S_MIN)
                 except errors.OutcomeUnknown as e:
+                    untrusted_everywhere = False
                     if IDEMPOTENCY_KEY not in headers:
                         raise
                     if doubt is None:
@@ -130,12 +153,13 @@ class Calls:
                 self._leader = None  # whom the others know may be another by now
             if forgotten is not None:
                 raise forgotten
-            # Where nothing listens at all, waiting is no help: whoever called should see that at once.
-            if last is not None and refused_everywhere and doubt is None:
-                raise last
-            if clock() + PAUSE_S >= deadline:
-                raise doubt or last or errors.Unavailable(f"No node answered within {patience_s:g} s.")
-            await asyncio.sleep(PAUSE_S)
+            refused = refused_now or unreachable or refused
+            if unreachable is not None and untrusted_everywhere and doubt is None:
+                raise unreachable
+            left_s = deadline - clock() - needs_s
+            if left_s <= 0:
+                raise doubt or refused or errors.Unavailable(f"No node answered within {patience_s:g} s.")
+            await asyncio.sleep(min(next(pauses), left_s))
 
     async def look(self, url: str, path: str, timeout_s: float) -> Answer | None:
         """One GET to exactly this node, whatever it answers; None where it did not in time."""
@@ -173,19 +197,21 @@ class Calls:
         elif IDEMPOTENCY_KEY in headers:
             timeout_s = min(timeout_s, attempt_s or ATTEMPT_S)
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_S, timeout_s / 2))
+        connected: list[bool] = []  # nothing is sent before there is a connection, so nothing is in doubt before that
         try:
             async with self.session.request(
                 method,
                 URL(url + path, encoded=True),  # as it stands: yarl would fold `a/../b` and `%2F`
-                headers=headers,
+                headers={**headers, TIMEOUT: f"{timeout_s:.3f}"},
                 data=data,
                 timeout=timeout,
                 allow_redirects=False,
+                trace_request_ctx=connected,
             ) as response:
                 answer = Answer(response.status, response.headers, await response.read())
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as e:
-            raise _Unreachable(no_connection(url, e)) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as e:
+            if not connected:
+                raise no_connection(url, e) from None
             if is_read:
                 raise errors.Unavailable(f"{url} did not answer: {_reason(e)}.") from None
             raise errors.OutcomeUnknown(
@@ -196,7 +222,31 @@ class Calls:
         self._leader = answer.headers.get("Kvnode-Leader")
         if answer.status < 300:
             return answer
-        raise refusal(url, answer, is_read)
+        error = refusal(url, answer, is_read)
+        if answer.status == 503:
+            (self._own_time.discard if TIMEOUT in answer.headers else self._own_time.add)(url)
+        raise error
+
+
+def _tracing() -> aiohttp.TraceConfig:
+    """Notes in a request's context that it has a connection, which aiohttp's exceptions do not tell apart."""
+
+    async def connected(session: object, context: Any, params: object) -> None:
+        if context.trace_request_ctx is not None:
+            context.trace_request_ctx.append(True)
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_connection_create_end.append(connected)
+    tracing.on_connection_reuseconn.append(connected)
+    return tracing
+
+
+def _pauses_s() -> Iterator[float]:
+    """Between rounds over all nodes: longer each time, and never the same for two clients that failed together."""
+    pause_s = PAUSE_S
+    while True:
+        yield pause_s * uniform(0.75, 1.25)
+        pause_s = min(PAUSE_S_MAX, 2 * pause_s)
 
 
 def _checked(url: str) -> str:
@@ -207,10 +257,6 @@ def _checked(url: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise errors.BadRequest(f"{url!r} is no URL of a node; write such as http://127.0.0.1:8001.")
     return url.rstrip("/")
-
-
-class _Unreachable(errors.Unavailable):
-    """No connection: nothing was sent."""
 
 
 # Refusals that the state machine gives, and gives again to a repetition: they settle what became of a keyed write.

@@ -12,7 +12,7 @@ from kvnode import errors
 from kvnode.client import shapes
 from kvnode.client.access import OPEN, Access
 from kvnode.client.answers import Answer, cluster_of, error_of, etag_revision, parsed, shaped
-from kvnode.client.calls import JSON, PAUSE_S, RESEND_S, SETTLED, Calls, json_bytes, once
+from kvnode.client.calls import JSON, PAUSE_S, RESEND_S, SETTLED, TRY_S_MIN, Calls, json_bytes, once
 from kvnode.client.leases import Leases
 from kvnode.client.lock import TTL_S, Lock
 from kvnode.client.records import Batched, Item, Listed, Page, Put, Txn, concluded, listed, written
@@ -188,7 +188,7 @@ class Client:
             before: Sequence[Batched | None] = results or [answer.doubt] * len(now)
             results = [_settled(*each) for each in zip(before, now, strict=True)]
             again = any(isinstance(each, errors.Unavailable | errors.Indefinite) for each in results)
-            if not again or clock() + PAUSE_S >= deadline:
+            if not again or clock() + PAUSE_S + TRY_S_MIN >= deadline:
                 return results
             await asyncio.sleep(PAUSE_S)
 

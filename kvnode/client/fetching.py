@@ -38,7 +38,7 @@ async def fetch(urls: Sequence[str], path: str, access: Access = OPEN) -> AsyncI
             except errors.Unavailable as e:
                 last = e
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as e:
-                last = errors.Unavailable(no_connection(url, e))
+                last = no_connection(url, e)
             except (aiohttp.ClientError, TimeoutError, OSError):
                 when = "before the end" if begun else "before it answered"
                 last = errors.Unavailable(f"{url} broke off {when}: try again, or another node.")

@@ -110,7 +110,7 @@ async def _stream(
                     yield newest, []
                 opened = True
     except aiohttp.ClientSSLError as e:
-        raise errors.Unavailable(no_connection(url, e)) from None
+        raise no_connection(url, e) from None
     except (aiohttp.ClientError, TimeoutError, OSError):
         raise errors.Unavailable(f"{url} does not answer, or the connection to it broke.") from None
 

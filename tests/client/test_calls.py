@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -48,12 +50,148 @@ async def test_a_definite_503_is_tried_again_until_a_leader_is_found() -> None:
     assert len(node.asked) == 3
 
 
+def silent_after(*replies: Reply) -> Script:
+    """Gives these answers, and then none."""
+    left = iter(replies)
+
+    async def script(asked: Asked) -> Reply:
+        reply = next(left, None)
+        return await say_nothing(asked) if reply is None else reply
+
+    return script
+
+
+def after(delay_s: float, reply: Reply) -> Script:
+    async def script(asked: Asked) -> Reply:
+        await asyncio.sleep(delay_s)
+        return reply
+
+    return script
+
+
+def as_told(reply: Reply) -> Script:
+    """As a node without a majority answers: a moment before the time that it is given is over."""
+    honoured = Reply(reply.status, reply.body, {"Kvnode-Timeout": "honoured"})
+
+    async def script(asked: Asked) -> Reply:
+        await asyncio.sleep(min(1.0, float(asked.headers["Kvnode-Timeout"]) - 0.05))
+        return honoured
+
+    return script
+
+
+async def test_every_request_says_how_long_the_client_waits_for_it() -> None:
+    replies = iter([NO_LEADER, NO_LEADER, PUT])
+
+    async def script(asked: Asked) -> Reply:
+        return next(replies)
+
+    async with scripted(script) as node, Client([node.url], 5) as c:
+        await c.put("k", b"v")
+    given = [float(asked.headers["Kvnode-Timeout"]) for asked in node.asked]
+    assert given == sorted(given, reverse=True)
+    assert 3.0 < given[-1] < given[0] <= 5.0
+
+
+@pytest.mark.parametrize("timeout_s", [0.7, 1.5, 2.6])
+async def test_a_cluster_without_a_leader_is_certain_to_the_last(timeout_s: float) -> None:
+    async with scripted(as_told(NO_LEADER)) as node, Client([node.url], timeout_s) as c:
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(errors.NoLeader):
+            await c.put("k", b"v")
+        assert asyncio.get_running_loop().time() - began <= timeout_s
+
+
+async def test_no_try_is_begun_that_an_older_node_could_not_answer_in_time() -> None:
+    # It answers after its own time, whatever it is told: a second try would be cut off.
+    async with scripted(after(0.6, NO_LEADER)) as node, Client([node.url], 1) as c:
+        with pytest.raises(errors.NoLeader):
+            await c.put("k", b"v")
+    assert len(node.asked) == 1
+
+
+async def test_a_refusal_stays_certain_when_the_node_is_gone_afterwards() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        server.close()
+        body = NO_LEADER.body
+        writer.write(b"HTTP/1.1 503 No\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with Client([f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"], 1) as c:
+        with pytest.raises(errors.Unavailable):
+            await c.put("k", b"v")
+
+
+async def test_a_try_that_got_out_after_a_refusal_is_in_doubt() -> None:
+    async with scripted(silent_after(NO_LEADER)) as node, Client([node.url], 1) as c:
+        with pytest.raises(errors.OutcomeUnknown):
+            await c.put("k", b"v")
+    assert len(node.asked) == 2
+
+
+async def test_a_balancers_own_503_settles_no_write() -> None:
+    async with scripted(always(Reply(503, b"<html></html>"))) as balancer, Client([balancer.url], 1) as c:
+        with pytest.raises(errors.OutcomeUnknown):
+            await c.transfer()
+        with pytest.raises(errors.Unavailable):
+            await c.get("k")
+
+
+async def test_refused_connections_are_tried_again_until_somebody_listens() -> None:
+    port = free_ports(1)[0]
+
+    async def node_comes_up() -> None:
+        await asyncio.sleep(0.7)
+        server = await asyncio.start_server(answer, "127.0.0.1", port)
+        servers.append(server)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(PUT.body), PUT.body))
+        writer.close()
+
+    servers: list[asyncio.Server] = []
+    starting = asyncio.create_task(node_comes_up())
+    async with Client([f"http://127.0.0.1:{port}"], 10) as c:
+        assert await c.put("k", b"v") == client.Put(5, 2, False)
+    await starting
+    servers[0].close()
+
+
+@pytest.mark.parametrize("url", ["", "http://kvnode.invalid:8001"])
+async def test_nothing_that_answers_is_unreachable_once_the_time_is_over(url: str) -> None:
+    began = asyncio.get_running_loop().time()
+    async with Client([url or nobody(), nobody()], 0.5) as c:
+        with pytest.raises(client.Unreachable) as caught:
+            await c.put("k", b"v")
+    assert caught.value.outcome == "not_applied"
+    assert 0.2 < asyncio.get_running_loop().time() - began < 5
+
+
+async def test_a_host_that_takes_no_connection_leaves_no_doubt() -> None:
+    # Its backlog is full: the connection is never made, and the time for it runs out.
+    with socket.socket() as full, contextlib.ExitStack() as held:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            waiting = held.enter_context(socket.socket())
+            waiting.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                waiting.connect(full.getsockname())
+        async with Client([f"http://127.0.0.1:{full.getsockname()[1]}"], 0.6) as c:
+            with pytest.raises(client.Unreachable):
+                await c.transfer()
+
+
 UNKNOWN: list[Script] = [
     break_off,
     always(Reply(504, b'{"error":"outcome_unknown","message":"x","outcome":"unknown"}')),
     always(Reply(500, b'{"error":"internal","message":"x","outcome":"unknown"}')),
     always(Reply(503, b'{"error":"shutting_down","message":"x","outcome":"unknown"}')),
     always(Reply(502)),
+    always(Reply(503, b"<html>a balancer's own page</html>")),
 ]
 
 

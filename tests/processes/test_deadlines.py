@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+from tests.cli.command import kvnode
 from tests.cluster import Cluster, wait_until
 
 WRITES: list[tuple[str, str, Any]] = [
@@ -39,6 +40,11 @@ def test_without_a_majority_every_answer_is_definite_and_before_the_sender_gives
         began_at = time.monotonic()
         assert cluster.request(stays, "GET", path, headers={"Kvnode-Timeout": "0.6"}).status == 503
         assert time.monotonic() - began_at < 0.6, path
+    # As a person sees it, with the one node that is left and with those that are gone.
+    everywhere = ",".join(cluster.url(name) for name in cluster.nodes)
+    for url, timeout_s in ((cluster.url(stays), "1.5"), (everywhere, "2")):
+        done = kvnode("put", "k", "v", "--url", url, "--timeout", timeout_s)
+        assert done.code == 5, done.err
 
 
 def test_a_forwarded_write_that_is_in_doubt_says_so_in_time(cluster: Cluster) -> None:
