@@ -89,8 +89,8 @@ def measure(
             clusters[way] = cluster.start()
             cluster.put("a", b"x" * 100)
         requests = {
-            "stale GET": b"GET /v1/kv/a?consistency=stale HTTP/1.1\r\nHost: n1\r\n%b\r\n",
-            "PUT": b"PUT /v1/kv/a HTTP/1.1\r\nHost: n1\r\nContent-Length: 3\r\n%b\r\nabc",
+            "stale GET": b"GET /v1/kv/a?consistency=stale HTTP/1.1\r\nHost: localhost\r\n%b\r\n",
+            "PUT": b"PUT /v1/kv/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n%b\r\nabc",
         }
         for name, pattern in requests.items():
             rates: dict[str, list[float]] = {way: [] for way in ways}

@@ -50,9 +50,9 @@ class Head(NamedTuple):
 def pieces(view: StoreView, cluster_id: str, rest: Callable[[], None] = go_on) -> Iterator[bytes]:
     """The file's bytes, in pieces of about PIECE_BYTES. `rest` is called after each few milliseconds of work."""
     name = cluster_id.encode()
-    # A backup is no place for a key; a cluster made of one has its own. It also finds its own feature level, as its
-    # members may know less than those of this one, or more.
-    view = view._replace(session=NONE, level=0)
+    # A backup is no place for a key; a cluster made of one has its own, which makes an end of all sessions. It also
+    # finds its own feature level, as its members may know less than those of this one, or more.
+    view = view._replace(session=NONE, level=0, ended_sessions=())
     head = _HEAD.pack(_MAGIC, _VERSION, view.revision, len(view.items), len(name)) + name
     buffers, waiting = [head, _CRC.pack(zlib.crc32(head))], 0
     crcs = count = 0

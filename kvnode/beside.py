@@ -1,4 +1,4 @@
-"""Commands on what stands beside single keys: leases, tokens, the session key, the feature level, all contents at once.
+"""Commands on what stands beside single keys: leases, tokens, the session key, sessions, the level, all contents.
 
 Pure.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from kvnode.commands import LEVEL, REPLACE, SESSION, TOKEN_CREATE
+from kvnode.commands import END_SESSION, LEVEL, REPLACE, SESSION, TOKEN_CREATE, TOKEN_REVOKE
 from kvnode.leases import change_lease
 from kvnode.limits import CONTENTS_BYTES_MAX, CONTENTS_CHUNKS_MAX, restored_fault
 from kvnode.results import Invalid, LevelRaised, Replaced, Result
@@ -29,7 +29,13 @@ def change_beside(store: KeyValueStore, kind: int, request: list[Any]) -> Result
     if kind == LEVEL:
         store.level = max(store.level, request[1])
         return LevelRaised(store.revision, store.level)
+    if kind == END_SESSION:
+        if store.level < 1:
+            return Invalid(store.revision, "unknown command")  # as the members say that know no such command
+        return store.ended_sessions.end(request[1], store.revision, store.tokens.may_name)
     if kind >= TOKEN_CREATE:
+        if kind == TOKEN_REVOKE:
+            store.ended_sessions.forget(request[1])
         return store.tokens.change(kind, request[1], store.revision)
     return change_session(store, request) if kind == SESSION else change_lease(store, kind, request[1])
 
@@ -42,7 +48,7 @@ def packed_contents(chunks: list[bytes]) -> bytes:
 def _replace(store: KeyValueStore, packed: bytes) -> Result:
     """All keys and leases give way to those of a backup, in one revision above both.
 
-    Tokens, the session key, the feature level and what is remembered of idempotency keys stay: they belong to the
+    Tokens, sessions, their key, the feature level and what is remembered of idempotency keys stay: they belong to the
     cluster, not to the data, and a write that was carried out before must not be carried out again.
     """
     try:

@@ -16,6 +16,7 @@ from kvnode.limits import (
     KEY_BYTES_MAX,
     MSGPACK_INT_MAX,
     VALUE_BYTES_MAX,
+    end_session_fault,
     idempotency_key_fault,
     lease_fault,
     level_fault,
@@ -45,11 +46,12 @@ TOKEN_CREATE: Final = 10
 TOKEN_REVOKE: Final = 11
 REPLACE: Final = 12  # `beside.py`
 LEVEL: Final = 13  # `beside.py`
+END_SESSION: Final = 14  # `ended_sessions.py`; from feature level 1 on
 # Fields up to the idempotency key, which is left out where there is none: older journals have no such field, and
 # a write without a key does not carry an empty one.
 FIELDS: Final = {
     PUT: 5, DELETE: 3, DELETE_PREFIX: 2, TXN: 4, GRANT: 2, RENEW: 2, REVOKE: 2, EXPIRE: 2, SESSION: 5,
-    TOKEN_CREATE: 2, TOKEN_REVOKE: 2, REPLACE: 2, LEVEL: 2,
+    TOKEN_CREATE: 2, TOKEN_REVOKE: 2, REPLACE: 2, LEVEL: 2, END_SESSION: 2,
 }  # fmt: skip
 PUT_FIELDS: Final = FIELDS[PUT]
 DELETE_FIELDS: Final = FIELDS[DELETE]
@@ -201,6 +203,18 @@ class RevokeToken:
         return bytes(_pack((TOKEN_REVOKE, self.id)))
 
 
+@dataclass(frozen=True, slots=True)
+class EndSession:
+    """The session counts no more, from here in the log (`ended_sessions.py`)."""
+
+    token_id: str
+    session_id: bytes
+    ends_at_s: int  # when it would have been over by itself
+
+    def encode(self) -> bytes:
+        return bytes(_pack((END_SESSION, (self.token_id, self.session_id, self.ends_at_s))))
+
+
 def _with_key(fields: tuple[int | str | Expect, ...], idempotency_key: str | None) -> bytes:
     return bytes(_pack(fields if idempotency_key is None else (*fields, idempotency_key)))
 
@@ -244,7 +258,7 @@ def command_fault(command: Any) -> str | None:
     if expect is not None and (type(expect) is not list or not all(map(_is_expected, expect))):
         return "an expectation is a list of revisions"
     if extra and kind >= TOKEN_CREATE:
-        return "a command on tokens, on all contents or on the feature level takes no idempotency key"
+        return "a command on tokens, sessions, all contents or the feature level takes no idempotency key"
     if extra and (fault := idempotency_key_fault(extra[0])) is not None:
         return fault
     if kind <= DELETE:
@@ -273,6 +287,8 @@ def _argument_fault(kind: int, argument: Any) -> str | None:
         return token_id_fault(argument)
     if kind == LEVEL:
         return level_fault(argument)
+    if kind == END_SESSION:
+        return end_session_fault(argument)
     return replace_fault(argument) if kind == REPLACE else None
 
 

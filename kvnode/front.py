@@ -6,6 +6,7 @@ import errno
 import logging
 import resource
 from typing import Final
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -55,6 +56,7 @@ class Front:
             proxies=security.proxies,
             connections=(_room_for(security.connections_max), security.connections_per_client),
             with_metrics=security.probes is None,
+            names=_names(config),
         )
         self._probes = create_probe_server(group, config.node_id, probe, config.probe_timeout_s, __version__, meters)
         self._runners: list[web.ServerRunner] = []
@@ -126,6 +128,15 @@ def _room_for(most: int) -> int:
         except (OSError, ValueError):  # macOS has a lower bound of its own, and does not say which
             wanted = soft
     return min(most, max(wanted - FILES_KEPT, wanted // 2))
+
+
+def _names(config: Config) -> tuple[str, ...] | None:
+    """Under which names an open node is asked beside loopback's own; None where it takes any name.
+
+    On loopback alone: off it, `--insecure` lets anyone use the node who reaches it, under names that it cannot know.
+    """
+    host = urlsplit(config.advertise_http).hostname
+    return ((host,) if host else ()) if values.is_loopback(config.http[0]) else None
 
 
 def _why_not_bound(address: HostPort, option: str, e: OSError) -> str:

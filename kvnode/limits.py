@@ -63,6 +63,14 @@ TOKEN_NAME_BYTES_MAX: Final = 64
 TOKEN_DIGEST_BYTES: Final = 32  # SHA-256
 SESSION_KEY_BYTES_MAX: Final = 64
 SESSION_GRACE_S_MAX: Final = 31 * 86_400
+SESSION_ID_BYTES: Final = 16
+GENERATION_BYTES: Final = 8  # of a token, in the sessions that it began
+SESSION_ENDS_AT_MAX: Final = COUNTER_MAX  # seconds since 1970
+# Sessions of one token that were ended and would not be over yet. Over it, those that would have ended first end by
+# their time (`ended_sessions.py`). People sign out a few times a day. With all tokens that there may be it is 640 KB,
+# which fits a snapshot's first chunk with them.
+ENDED_SESSIONS_MAX: Final = 24
+ENDED_SESSION_BYTES: Final = 8 + SESSION_ID_BYTES  # a time and an id
 
 # --- commands --------------------------------------------------------------------------------------
 
@@ -165,6 +173,38 @@ def idempotency_key_fault(text: Any) -> str | None:
 def replace_fault(packed: Any) -> str | None:
     fits = type(packed) is bytes and len(packed) <= REPLACE_BYTES_MAX
     return None if fits else f"a backup in the log is {REPLACE_BYTES_MAX} bytes at most"
+
+
+def end_session_fault(fields: Any) -> str | None:
+    """What is wrong with the end of a session: its token's id ('' without one), its own id, when it would be over."""
+    if type(fields) is not list or len(fields) != 3:
+        return "the end of a session has a token's id, its own id and a time"
+    token_id, session_id, ends_at_s = fields
+    if type(session_id) is not bytes or len(session_id) != SESSION_ID_BYTES:
+        return f"a session's id is {SESSION_ID_BYTES} bytes"
+    if type(ends_at_s) is not int or not 1 <= ends_at_s <= SESSION_ENDS_AT_MAX:
+        return "a session ends at a time in seconds since 1970"
+    return text_fault("token's id", token_id, 0, TOKEN_ID_CHARS_MAX)
+
+
+def ended_sessions_fault(entry: Any) -> str | None:
+    """What is wrong with an entry of `EndedSessions.view` as a list."""
+    fault = "what was ended of a token is a time, and sessions that would end later, in their order"
+    if type(entry) is not list or len(entry) != 2 or type(entry[1]) is not list or len(entry[1]) != 2:
+        return fault
+    token_id, (before, sessions) = entry
+    if type(before) is not int or not 0 <= before <= SESSION_ENDS_AT_MAX or type(sessions) is not list:
+        return fault
+    if len(sessions) > ENDED_SESSIONS_MAX or not (before or sessions):
+        return fault
+    last = before.to_bytes(ENDED_SESSION_BYTES - SESSION_ID_BYTES, "big") + b"\xff" * SESSION_ID_BYTES
+    for each in sessions:
+        if type(each) is not bytes or len(each) != ENDED_SESSION_BYTES or each <= last:
+            return fault
+        last = each
+    if int.from_bytes(last[:-SESSION_ID_BYTES], "big") > SESSION_ENDS_AT_MAX:
+        return fault
+    return text_fault("token's id", token_id, 0, TOKEN_ID_CHARS_MAX)
 
 
 def level_fault(level: Any) -> str | None:

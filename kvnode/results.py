@@ -159,6 +159,13 @@ class TokensFull:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionEnded:
+    """The session has ended, by this or before; the revision stays, since no key has changed."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class LevelRaised:
     """The cluster's feature level now; the revision stays, since no key has changed."""
 
@@ -176,7 +183,7 @@ class Replaced:
 
 Result = (
     Written | Deleted | Refused | Invalid | Reused | Concluded | Granted | Revoked | LeaseMissing | LeasesFull
-    | ReadsTooLarge | TokenChanged | TokenMissing | TokensFull | Turned | Replaced | LevelRaised
+    | ReadsTooLarge | TokenChanged | TokenMissing | TokensFull | Turned | Replaced | LevelRaised | SessionEnded
 )  # fmt: skip
 
 # The results that a retry can be given again (`outcomes.py`), by their number in a snapshot.

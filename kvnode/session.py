@@ -4,30 +4,35 @@ One key for the whole cluster. Where no node was given one, the first leader pro
 is applied wins. Where the nodes were given one, it stays out of the log: only its fingerprint is replicated, so that
 a node with another key knows that it has another.
 
-    token   = payload "." signature                         both base64url without padding
-    payload = version u8 | ends at, seconds since 1970 u64 | subject
+    cookie  = payload "." signature                         both base64url without padding
+    payload = version u8 | ends at, seconds since 1970 u64 | number of the key u64 | id | generation | token's id
     signature = HMAC-SHA256 under `signing_key` over "kvnode session" 0 payload
+
+What is signed says who may and until when; whether the reason still holds is looked up at each use of it
+(`http/credentials.py`). Version 1, of 0.1.0, named no token and is not accepted any more.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from kvnode.commands import SESSION
 from kvnode.errors import StartupError
-from kvnode.limits import COUNTER_MAX, SESSION_GRACE_S_MAX, session_keys_fault
+from kvnode.limits import COUNTER_MAX, GENERATION_BYTES, SESSION_GRACE_S_MAX, SESSION_ID_BYTES, session_keys_fault
 from kvnode.results import Turned
 
 KEY_BYTES: Final = 32
 GIVEN_BYTES_MIN: Final = 16
 FINGERPRINT_BYTES: Final = 8
-TOKEN_CHARS_MAX: Final = 512
-SUBJECT_CHARS_MAX: Final = 64
-_VERSION: Final = b"\x01"
+COOKIE_CHARS_MAX: Final = 512
+_VERSION: Final = b"\x02"
+_NUMBERS: Final = struct.Struct("!cQQ")
+_PAYLOAD_BYTES_MIN: Final = _NUMBERS.size + SESSION_ID_BYTES + GENERATION_BYTES
 
 
 class SessionKeys(NamedTuple):
@@ -132,28 +137,56 @@ def signing_key(secret: bytes, key: bytes) -> bytes:
 # --- what is signed ---------------------------------------------------------------------------------
 
 
-def sign(key: bytes, subject: str, ends_at_s: int) -> str:
-    """A token that every node of the cluster accepts until then. `subject`: up to 64 characters of ASCII."""
-    payload = _VERSION + ends_at_s.to_bytes(8, "big") + subject.encode("ascii")
+class Session(NamedTuple):
+    """What a cookie says: it has the right of one token, and ends with it at the latest.
+
+    `token_id` names the token (`tokens.ANONYMOUS`: the session began on a node that asked for none), and `generation`
+    is what that token alone has under the key that signed (`Token.generation`): another token under the same id, as a
+    node's first one after it was changed, ends the session. `key_number` is that key's (`SessionKeys.number`): a key
+    that is taken up again, years later, accepts nothing that it signed before.
+    """
+
+    id: bytes  # SESSION_ID_BYTES random bytes: what it is ended by
+    token_id: str
+    generation: bytes
+    key_number: int
+    ends_at_s: int  # since 1970
+
+
+def sign(key: bytes, session: Session) -> str:
+    """The cookie: every node of the cluster accepts it for as long as the session goes on."""
+    numbers = _NUMBERS.pack(_VERSION, session.ends_at_s, session.key_number)
+    payload = numbers + session.id + session.generation + session.token_id.encode()
     return f"{_text(payload)}.{_text(_signature(key, payload))}"
 
 
-def subject_of(token: str, keys: Iterable[bytes], now_s: float) -> str | None:
-    """Whose token it is; None where no key of this cluster signed it, or its time is over. Never raises."""
-    if len(token) > TOKEN_CHARS_MAX or not token.isascii():
+def session_of(cookie: str, keys: Sequence[bytes], number: int, now_s: float) -> tuple[Session, bytes] | None:
+    """The session and the key that signed it; None where no key of this cluster did, or its time is over. Never raises.
+
+    `keys` are those of `usable`, and `number` is that of the first.
+    """
+    if len(cookie) > COOKIE_CHARS_MAX or not cookie.isascii():
         return None
     try:
-        payload, signature = (urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in token.split("."))
+        payload, signature = (urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in cookie.split("."))
     except ValueError:
         return None
-    if f"{_text(payload)}.{_text(signature)}" != token:
+    if f"{_text(payload)}.{_text(signature)}" != cookie:
         return None  # base64 has several spellings of the same bytes; what is signed has one
-    genuine = False
-    for key in keys:
-        genuine |= hmac.compare_digest(signature, _signature(key, payload))
-    if not genuine or payload[:1] != _VERSION or int.from_bytes(payload[1:9], "big") <= now_s:
+    found = None
+    for index, key in enumerate(keys):
+        if hmac.compare_digest(signature, _signature(key, payload)):
+            found = (key, number - index)
+    if found is None or payload[:1] != _VERSION or len(payload) < _PAYLOAD_BYTES_MIN:
         return None
-    return payload[9:].decode("ascii", "replace")
+    key, key_number = found
+    _, ends_at_s, signed_with = _NUMBERS.unpack_from(payload)
+    if signed_with != key_number or ends_at_s <= now_s:
+        return None
+    at = _NUMBERS.size
+    session_id, generation = payload[at : at + SESSION_ID_BYTES], payload[at + SESSION_ID_BYTES : _PAYLOAD_BYTES_MIN]
+    token_id = payload[_PAYLOAD_BYTES_MIN:].decode("utf-8", "replace")
+    return Session(session_id, token_id, generation, key_number, ends_at_s), key
 
 
 def _signature(key: bytes, payload: bytes) -> bytes:

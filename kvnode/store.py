@@ -25,6 +25,7 @@ from sortedcontainers import SortedList
 from kvnode.beside import change_beside
 from kvnode.changes import CHANGE_DELETE, CHANGE_PUT, CHANGE_REPLACED, Change
 from kvnode.commands import DELETE, DELETE_PREFIX, FIELDS, PUT, PUT_FIELDS, TXN, command_fault, expectation_holds
+from kvnode.ended_sessions import EndedSessions
 from kvnode.items import LEASED, LEASED_AT, LEASED_BIT, MARKS, Item, in_order, lease_of, packed, prefix_end, unpacked
 from kvnode.leases import Leases
 from kvnode.limits import COUNTER_MAX
@@ -61,6 +62,7 @@ class KeyValueStore:
         "_keys",
         "_outcomes",
         "changes",
+        "ended_sessions",
         "failures",
         "leases",
         "level",
@@ -78,6 +80,7 @@ class KeyValueStore:
         self.leases = Leases()  # for reading, elsewhere
         self.session = NONE  # for reading, elsewhere
         self.tokens = Tokens()  # likewise
+        self.ended_sessions = EndedSessions()
         self.level = 0  # the feature level that the cluster has reached (`commands.FEATURE_LEVEL`)
         self._items: Table[str, bytes] = Table()
         self._keys: SortedList[str] = SortedList()
@@ -117,9 +120,10 @@ class KeyValueStore:
 
     @property
     def mark(self) -> int:
-        """A number that nodes with the same state agree about: revision, keys, leases, tokens, feature level."""
+        """A number that nodes with the same state agree about: revision, keys, leases and what is beside them."""
         leases = (self.leases.last_id << 16) + (len(self.leases) << 40)
-        return (self.revision << 32) + len(self._items) + leases + (len(self.tokens) << 52) + (self.level << 60)
+        beside = (len(self.tokens) << 52) + (len(self.ended_sessions) << 56) + (self.level << 60)
+        return (self.revision << 32) + len(self._items) + leases + beside
 
     def view(self) -> StoreView:
         """The store as it stands now, immutable. O(1): later changes copy what they touch, a little at a time."""
@@ -131,6 +135,7 @@ class KeyValueStore:
             self.tokens.view(),
             self.session,
             self.level,
+            self.ended_sessions.view(),
         )
 
     # --- changing --------------------------------------------------------------------------------
@@ -402,6 +407,7 @@ class KeyValueStore:
         try:
             store.restore(contents.revision, contents.items, contents.outcomes, contents.leases, contents.tokens)
             store.session, store.level = contents.session, contents.level
+            store.ended_sessions = contents.ended_sessions
         except struct.error:  # the limits let nothing through that does not fit
             raise ValueError("an item of the snapshot has a number out of bounds") from None
         if len(store) != contents.item_count:

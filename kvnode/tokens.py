@@ -6,12 +6,16 @@ is 256 random bits and no password: nobody finds it by guessing, and a slow hash
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from kvnode.commands import TOKEN_CREATE
-from kvnode.limits import TOKENS_MAX, token_fault
+from kvnode.limits import GENERATION_BYTES, TOKENS_MAX, token_fault
 from kvnode.results import Invalid, Result, TokenChanged, TokenMissing, TokensFull
+
+FIRST: Final = "first"  # the id of the token that a node was started with, which is in no log
+ANONYMOUS: Final = ""  # what stands for it where a node asks for no token
 
 
 class Token(NamedTuple):
@@ -22,6 +26,14 @@ class Token(NamedTuple):
     role: str
     digest: bytes
     created_ms: int
+
+    def generation(self, key: bytes) -> bytes:
+        """What no other token has, also not one with the same id: what its sessions are bound to.
+
+        Keyed, so that a cookie is no help in guessing a first token that somebody made up.
+        """
+        fields = b"%b%d %b %b" % (self.digest, self.created_ms, self.role.encode(), self.id.encode())
+        return hashlib.blake2b(fields, digest_size=GENERATION_BYTES, key=key, person=b"kvnode token").digest()
 
 
 class Tokens:
@@ -37,6 +49,10 @@ class Tokens:
 
     def get(self, token_id: str) -> Token | None:
         return self._tokens.get(token_id)
+
+    def may_name(self, token_id: str) -> bool:
+        """Whether sessions may be of a token with this id: one that is here, or one that no log has."""
+        return token_id in self._tokens or token_id in (FIRST, ANONYMOUS)
 
     def view(self) -> tuple[Token, ...]:
         """All of them now, TOKENS_MAX at most; immutable."""

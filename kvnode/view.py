@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
+from kvnode.ended_sessions import Ended, EndedSessions
 from kvnode.items import Item, go_on, in_order, read_items, unpacked
 from kvnode.leases import Leases, LeasesView
 from kvnode.limits import ARRAY_MAX, CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX, counter_fault, level_fault
@@ -31,7 +32,7 @@ CHUNK_BYTES: Final = 65_536
 CHUNK_BYTES_MAX: Final = CHUNK_BYTES + VALUE_BYTES_MAX + KEY_BYTES_MAX + CONTENT_TYPE_BYTES_MAX + 64
 
 
-_SMALL: Final = {"tokens", "session", "level"}  # names in the header's map
+_SMALL: Final = {"tokens", "session", "level", "ended_sessions"}  # names in the header's map
 
 
 class StoreView(NamedTuple):
@@ -44,6 +45,7 @@ class StoreView(NamedTuple):
     tokens: tuple[Token, ...] = ()
     session: SessionKeys = NONE
     level: int = 0
+    ended_sessions: tuple[tuple[str, Ended], ...] = ()
 
     def keys(self, rest: Callable[[], None] = go_on) -> Iterator[str]:
         """All keys in byte order. `rest` is called after each few milliseconds of sorting."""
@@ -70,6 +72,8 @@ class StoreView(NamedTuple):
             small["session"] = self.session.packed
         if self.level:
             small["level"] = self.level
+        if self.ended_sessions:
+            small["ended_sessions"] = self.ended_sessions
         if small:
             yield pack((SNAPSHOT_FORMAT, self.revision, *counts, leases.last_id, small))
         else:
@@ -102,6 +106,7 @@ class Contents(NamedTuple):
     tokens: Tokens
     session: SessionKeys
     level: int
+    ended_sessions: EndedSessions
     items: Iterator[tuple[str, Item]]
 
 
@@ -135,7 +140,8 @@ def read_contents(chunks: Iterable[bytes]) -> Contents:
     level = small.get("level", 0)
     if "level" in small and (fault := level_fault(level)) is not None:
         raise ValueError(f"the snapshot breaks a limit: {fault}")
-    return Contents(revision, item_count, outcomes, leases, tokens, session, level, read_items(source, revision))
+    ended, items = EndedSessions.load(small.get("ended_sessions", [])), read_items(source, revision)
+    return Contents(revision, item_count, outcomes, leases, tokens, session, level, ended, items)
 
 
 def _unpack(chunk: bytes) -> list[Any]:

@@ -71,7 +71,9 @@ ARROWS: dict[str, set[str]] = {
     },
     "kvnode.session": {"kvnode.commands", "kvnode.errors", "kvnode.limits", "kvnode.results"},
     "kvnode.tokens": {"kvnode.commands", "kvnode.limits", "kvnode.results"},
+    "kvnode.ended_sessions": {"kvnode.limits", "kvnode.results", "kvnode.session"},
     "kvnode.view": {
+        "kvnode.ended_sessions",
         "kvnode.session",
         "kvnode.tokens",
         "kvnode.commands",
@@ -82,6 +84,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.table",
     },
     "kvnode.store": {
+        "kvnode.ended_sessions",
         "kvnode.beside",
         "kvnode.session",
         "kvnode.changes",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from email.utils import formatdate
 from typing import Any, Final, cast
 
@@ -48,7 +48,8 @@ from kvnode.http.answer import JSON_TYPE, Answer, json_bytes
 from kvnode.http.audit import audited
 from kvnode.http.connection import IDLE_S, Connection
 from kvnode.http.connection_limits import ConnectionLimits
-from kvnode.http.door import Door, is_probe
+from kvnode.http.credentials import Credentials, check_still_admitted
+from kvnode.http.door import READING, Door, is_probe
 from kvnode.http.group import Group
 from kvnode.http.paths import split_target
 from kvnode.http.probes import LeaderProbe
@@ -118,15 +119,17 @@ def create_server(
     proxies: Proxies | None = None,
     connections: tuple[int, int] = (CONNECTIONS_MAX, 0),
     with_metrics: bool = True,
+    names: Collection[str] | None = None,
 ) -> Server:
     """The server for one node, for `loop.create_server`. To be called with the loop running.
 
-    `token` '' lets everybody in; `rate_limit` in requests per second and client, 0 for none; `connections` at most, in
-    all and for each client.
+    `token` '' lets everybody in; then `names` are what `Host` may say beside loopback names, None: anything.
+    `rate_limit` in requests per second and client, 0 for none; `connections` at most, in all and for each client.
     `leader_probe` None leaves `/admin/healthz/leader` out. On the way down: `pre_shutdown()`, `shutdown(timeout)`.
     """
     meters = HttpMeters() if meters is None else meters
-    door = Door(group, token, rate_limit, proxies)
+    credentials = Credentials(group, token)
+    door = Door(credentials, rate_limit, proxies, names)
     tables: tuple[dict[str, Methods], ...] = (
         probes.routes(group, leader_probe, probe_timeout_s, meters),
         metrics.routes(group, meters, version) if with_metrics else {},
@@ -142,15 +145,14 @@ def create_server(
                 **backup.routes(group),
                 **restore.routes(group),
                 **members.routes(group),
-                **sessions.routes(group),
+                **sessions.routes(group, credentials),
                 **tokens.routes(group),
             },
             door,
         ),
     )
     table = RouteTable(*tables, openapi.routes(tables, STATUS_OF, version))
-    asks = door if token or rate_limit else None
-    app = App(table, Stamp(group, node_id), meters, log_requests, asks, spans, door.client)
+    app = App(table, Stamp(group, node_id), meters, log_requests, door, spans, door.client)
     return Server(app, meters, connections, proxies)
 
 
@@ -232,6 +234,16 @@ class App:
         except Exception as error:
             return self.failed(request, error)
 
+    async def awaited(self, request: web.BaseRequest, outcome: Awaitable[Answer]) -> Answer:
+        """What came of a request that took its time; never raises. What it read is for those who may read it now."""
+        try:
+            answer = await outcome
+            if type(answer) is Answer and request.method in READING:  # one that goes on looks itself
+                check_still_admitted(request)
+        except Exception as error:
+            return self.failed(request, error)
+        return answer
+
     def failed(self, request: web.BaseRequest, error: Exception) -> Answer:
         """What is answered when a handler raised."""
         method = request.method
@@ -262,10 +274,7 @@ class App:
         traced = Traced(request, self._spans) if self.follows(request) else None
         answer = self.begin(request)
         if not isinstance(answer, Answer):
-            try:
-                answer = await answer
-            except Exception as error:
-                answer = self.failed(request, error)
+            answer = await self.awaited(request, answer)
         if traced is not None:
             traced.end(answer, self._client)
         return self.sealed(answer)

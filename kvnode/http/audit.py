@@ -13,10 +13,21 @@ from aiohttp import web
 
 from kvnode.errors import KvnodeError
 from kvnode.http.answer import Answer
+from kvnode.http.credentials import shown
 from kvnode.http.door import FULL_ONLY, READING, Door
 from kvnode.http.route import Endpoint, Methods, as_endpoint
 
 log = logging.getLogger("kvnode.audit")
+
+
+class Noted(Answer):
+    """An answer whose audit line says what was made or ended, by its name: `what` begins with a verb."""
+
+    __slots__ = ("what",)
+
+    def __init__(self, answer: Answer, what: str) -> None:
+        super().__init__(answer.status, answer.headers, answer.body)
+        self.what = what
 
 
 def audited(table: Mapping[str, Methods], door: Door) -> dict[str, Methods]:
@@ -34,10 +45,15 @@ def audited(table: Mapping[str, Methods], door: Door) -> dict[str, Methods]:
 
 def _noting(endpoint: Endpoint, method: str, path: str, door: Door) -> Endpoint:
     async def noting(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        token, client = door.who(request)
-        who = f"{'anonymous' if token is None else f'token {token.id} ({token.name})'} at {client}"
+        admission, client = door.who(request)
+        who = f"{admission or 'anonymous'} at {client}"
         target = path.partition("{")[0] + rest[:200] + (f"?{query[:200]}" if query else "")
-        fields = {"event": "audit", "token": token and token.id, "client": client, "method": method, "target": target}
+        fields: dict[str, object] = {"event": "audit", "token": None, "client": client}
+        fields |= {"method": method, "target": target}
+        if admission is not None:
+            fields["token"] = admission.token.id
+            if admission.session is not None:
+                fields["session"] = shown(admission.session)
         said = (who, method, target)
         try:
             if query:
@@ -48,7 +64,12 @@ def _noting(endpoint: Endpoint, method: str, path: str, door: Door) -> Endpoint:
             extra = {"fields": fields | {"error": error.code}}
             log.info("%s: %s %s: %s (%s).", *said, error.code, error.outcome, extra=extra)
             raise
-        log.info("%s: %s %s: %d.", *said, answer.status, extra={"fields": fields | {"status": answer.status}})
+        what = ""
+        fields["status"] = answer.status
+        if isinstance(answer, Noted):
+            what = f": {answer.what}"
+            fields["what"] = answer.what
+        log.info("%s: %s %s: %d%s.", *said, answer.status, what, extra={"fields": fields})
         return answer
 
     return Endpoint(noting, *endpoint.parameters, checks=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from math import ceil
 from typing import Final
 
 from aiohttp import HttpVersion11, web
@@ -16,6 +17,7 @@ from kvnode import backup
 from kvnode.errors import Overloaded
 from kvnode.http.answer import PRIVATE, Answer
 from kvnode.http.consistency import consistency
+from kvnode.http.credentials import REVIEW_S, Admission, admission_of
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
 from kvnode.http.route import Endpoint, Methods
@@ -88,15 +90,25 @@ class BackupStream(Answer):
 
     async def _send(self, request: web.BaseRequest, made: Iterator[bytes], framed: bool) -> None:
         loop = asyncio.get_running_loop()
+        admission = admission_of(request)
         while (piece := await loop.run_in_executor(None, next, made, b"")) != b"":
             transport = request.transport
             if transport is None or transport.is_closing():
                 raise ConnectionResetError("the client has gone")
+            if admission is not None and not admission.holds():
+                raise ConnectionResetError("what the backup was asked for with has ended")
             transport.writelines((b"%x\r\n" % len(piece), piece, b"\r\n") if framed else (piece,))
-            try:
-                async with asyncio.timeout(STALLED_S):
-                    await request.writer.drain()
-            except TimeoutError:
-                raise ConnectionResetError("the client does not read its backup") from None
+            await self._taken(request, admission)
         if framed and request.transport is not None:
             request.transport.write(b"0\r\n\r\n")
+
+    async def _taken(self, request: web.BaseRequest, admission: Admission | None) -> None:
+        """Returns once the client has read most of what it was sent. ConnectionResetError if that is not to be."""
+        for _ in range(ceil(STALLED_S / REVIEW_S)):
+            try:
+                async with asyncio.timeout(REVIEW_S):
+                    return await request.writer.drain()
+            except TimeoutError:
+                if admission is not None and not admission.holds():
+                    raise ConnectionResetError("what the backup was asked for with has ended") from None
+        raise ConnectionResetError("the client does not read its backup")

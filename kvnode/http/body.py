@@ -10,6 +10,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from kvnode.deadline import remaining_s
 from kvnode.errors import BadRequest, TooLarge, UnsupportedMediaType
+from kvnode.http.credentials import check_still_admitted
 
 BODY_DEADLINE_S: Final = 30.0
 
@@ -69,6 +70,7 @@ async def _collect(request: web.BaseRequest, bytes_max: int) -> bytes:
         raise BadRequest("The body is not framed as HTTP says; check Content-Length or the chunks.") from None
     except ConnectionError:
         raise BadRequest("The client went away before its body was complete.") from None
+    check_still_admitted(request)  # by now, so long after its head
     return b"".join(pieces)
 
 

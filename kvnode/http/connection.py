@@ -17,9 +17,9 @@ from aiohttp import web
 from aiohttp.web_protocol import _ErrInfo
 
 from kvnode.http.answer import WRITE_BUFFER_BYTES_MAX, WRITE_DEADLINE_S, Answer
+from kvnode.http.credentials import Admission
 from kvnode.http.later import Later
 from kvnode.http.request import Request
-from kvnode.tokens import Token
 
 # For the head of a connection's first request, and of any other from the first piece that came alone: silence, or one
 # byte a minute, would hold a place for ever.
@@ -54,6 +54,7 @@ class App(Protocol):
 
     def begin(self, request: web.BaseRequest) -> Answer | Awaitable[Answer]: ...
     def failed(self, request: web.BaseRequest, error: Exception) -> Answer: ...
+    async def awaited(self, request: web.BaseRequest, outcome: Awaitable[Answer]) -> Answer: ...
     def sealed(self, answer: Answer) -> Answer: ...
     def malformed(self, error: BaseException | None) -> Answer: ...
     def follows(self, request: web.BaseRequest) -> bool: ...
@@ -74,6 +75,7 @@ class Connection(web.RequestHandler):
         "_welcome",
         "believed",
         "credential",
+        "host",
         "listener",
     )
 
@@ -90,7 +92,10 @@ class Connection(web.RequestHandler):
         self._came_at = 0.0
         self._named = ""
         self.believed: bool | None = None  # whether it is a balancer's that may say who its client is (door.Door)
-        self.credential: tuple[str, Token] | None = None  # the last valid one that came (door.Door)
+        # What the last request was let in with, and the header that showed it (credentials.Credentials).
+        self.credential: tuple[str | None, Admission] | None = None
+        # The last Host that passed (door.Door), None for a request without one; at first what no header can say.
+        self.host: str | None = "\n"
 
     @property
     def address(self) -> str:
@@ -248,10 +253,7 @@ class Connection(web.RequestHandler):
         if isinstance(outcome, Answer):
             answer = outcome
         else:
-            try:
-                answer = await outcome
-            except Exception as error:
-                answer = self._app.failed(request, error)
+            answer = await self._app.awaited(request, outcome)
         self._app.sealed(answer)
         await answer.prepare(request)
         await answer.write_eof()

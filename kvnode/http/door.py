@@ -1,39 +1,56 @@
-"""Who may come in: bearer tokens with a role (RFC 6750), and how often. None of it runs where none of it is asked for.
+"""Who may come in, and with what: a token's role, what a browser says of the page that asks, and how often.
 
-There is no cache that a revocation would have to reach: a token is looked up by its id in the replicated state itself.
-Its secret is hashed, and compared in constant time, once for each connection, or as often as that sends another one.
+None of it runs where none of it is asked for. `credentials.py` says who asks; here is what they may.
+
+A page of another origin can make a browser send requests, with the browser's cookies, and to a node on the browser's
+own machine. It cannot read the answers, for no answer has a CORS header, and it cannot send a PUT, a DELETE or JSON,
+for these are preceded by a question (a preflight) that no node answers. What is left is refused here:
+
+- A write under a cookie, or on a node that asks for no tokens, that comes from a page of another origin: the browser
+  says so in `Sec-Fetch-Site` or `Origin`. Whoever sends neither is no browser of today.
+- A write under a cookie that is not what a page of the node's own would send: JSON.
+- On an open node that listens on loopback, a `Host` that is no loopback name: the name of a stranger who lets it
+  point here, so that the browser takes the node for a part of that stranger's site (DNS rebinding).
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from hmac import compare_digest
+import re
+from collections.abc import Collection
 from math import ceil
 from time import monotonic
 from typing import Final, cast
 
 from aiohttp import hdrs, web
+from multidict import istr
 
-from kvnode.errors import Forbidden, TooManyRequests, Unauthorized
+from kvnode import values
+from kvnode.errors import Forbidden, TooManyRequests, Unauthorized, UnsupportedMediaType
 from kvnode.http.connection import Connection
-from kvnode.http.group import Group
-from kvnode.http.sessions import PATH as SESSION_PATH
-from kvnode.http.sessions import session_subject
+from kvnode.http.credentials import Admission, Credentials
 from kvnode.proxies import Proxies
-from kvnode.tokens import Token
 
-PREFIX: Final = "kvnode_"
-SESSION: Final = "session"  # the id that stands for an admin session: one is begun with the role full alone
-FIRST: Final = "first"  # the id of the token that the node was started with
+SESSION_PATH: Final = "/admin/api/v1/session"
+RESTORE_PATH: Final = "/admin/api/v1/restore"
+KEYS_PATH: Final = "/v1/kv/"
 PROBES: Final = frozenset(("/admin/healthz", "/admin/healthz/leader", "/healthz", "/livez", "/readyz"))
 READING: Final = frozenset(("GET", "HEAD"))
+WITHOUT_EFFECT: Final = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))  # RFC 9110, 9.2.1; no handler takes the last two
 # What reads, and is not for those who may only read: a backup holds everything at once, tokens concern administrators.
 FULL_ONLY: Final = ("/admin/api/v1/backup", "/admin/api/v1/tokens")
+# Whoever has a token may begin a session that may do as much, and end it.
+OWN_SESSION: Final = frozenset(("POST", "DELETE"))
+SEC_FETCH_SITE: Final = istr("Sec-Fetch-Site")
+OWN_SITE: Final = frozenset(("same-origin", "none"))  # none: the user typed the address, or used a bookmark
 CLIENTS_MAX: Final = 65_536  # whose rate is kept; the one that was seen first is forgotten first
 BURST_S: Final = 2.0  # a client that was quiet may send so many seconds' worth at once
 LOG_AGAIN_S: Final = 60.0
 LOGGED_MAX: Final = 1_024
+
+_AUTHORITY: Final = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z._-]{1,255}?)\.?(?::([0-9]{1,5}))?", re.ASCII)
+_ORIGIN: Final = re.compile(r"(https?)://([^/?#@\s]{1,300})")
+_PORTS: Final = {"http": "80", "https": "443"}
 
 log = logging.getLogger("kvnode.audit")
 
@@ -43,76 +60,114 @@ def is_probe(path: str) -> bool:
     return not path.startswith("/v1/") and (path in PROBES or path.startswith(("/livez/", "/readyz/")))
 
 
+def may_read_only(method: str, path: str) -> bool:
+    """What a token with the role read_only may: read, and begin and end a session that may read."""
+    if method in READING:
+        return not path.startswith(FULL_ONLY)
+    return path == SESSION_PATH and method in OWN_SESSION
+
+
 class Door:
-    """`first` '': no tokens are asked for. `rate_per_s` 0: no limit."""
+    """`rate_per_s` 0: no limit. `names`: what `Host` may say on an open node beside loopback names; None: anything."""
 
-    __slots__ = ("_first", "_group", "_logged", "_proxies", "_rates")
+    __slots__ = ("_credentials", "_logged", "_names", "_proxies", "_rates")
 
-    def __init__(self, group: Group, first: str, rate_per_s: int, proxies: Proxies | None) -> None:
-        self._group = group
-        self._first = _first(first) if first else None
+    def __init__(
+        self, credentials: Credentials, rate_per_s: int, proxies: Proxies | None, names: Collection[str] | None = None
+    ) -> None:
+        self._credentials = credentials
         self._proxies = proxies
+        self._names = None if names is None else frozenset(name.lower() for name in names)
         self._rates = Rates(rate_per_s) if rate_per_s else None
         self._logged: dict[tuple[str, str], float] = {}
 
     def renew(self, first: str) -> None:
-        """Another token that the node was started with: the former one is not valid from here on."""
-        assert self._first is not None
-        self._first = _first(first)
+        """Another token that the node was started with: the former one ends here, and what was let in with it."""
+        assert self._credentials.first is not None
+        self._credentials.change_first(first)
 
     def admit(self, request: web.BaseRequest, method: str, path: str) -> None:
-        """Raises Unauthorized, Forbidden or TooManyRequests."""
-        if is_probe(path):
+        """Raises Unauthorized, Forbidden, UnsupportedMediaType or TooManyRequests."""
+        if is_probe(path):  # whatever its Host: balancers send none, or their own
+            cast(Connection, request.protocol).credential = None
             return
         if self._rates is not None:
             wait_s = self._rates.wait_s(self.client(request), monotonic())
             if wait_s > 0:
                 raise TooManyRequests("This address sends more requests than it may; wait a moment.", ceil(wait_s))
-        if self._first is None:
+        if self._credentials.first is None:
+            self._admit_anybody(request, method, path)
             return
-        token = self.token(request)
-        if token is None:
+        admission = self._credentials.admission(request)
+        if admission is None:
             self._note(request, method, path, "no valid token")
             if hdrs.AUTHORIZATION in request.headers:
                 raise Unauthorized("The token is not valid, or not any more; ask an administrator for another one.")
             raise Unauthorized("This node asks for a token; send it as 'Authorization: Bearer TOKEN'.")
-        if token.role != "full" and (method not in READING or path.startswith(FULL_ONLY)):
-            self._note(request, method, path, f"token {token.id} ({token.name}) may only read")
+        token = admission.token
+        if token.role != "full" and not may_read_only(method, path):
+            self._note(request, method, path, f"{admission} may only read")
             raise Forbidden(f"The token {token.id} may only read, and this takes one with the role full.")
-        if token.id == SESSION and path == SESSION_PATH and method == "POST":
+        if admission.session is not None and method not in WITHOUT_EFFECT:
+            self._admit_page(request, method, path)
+
+    def _admit_anybody(self, request: web.BaseRequest, method: str, path: str) -> None:
+        """On a node that asks for no tokens."""
+        if self._names is not None:
+            host, connection = request.headers.get(hdrs.HOST), cast(Connection, request.protocol)
+            if host != connection.host or not request.raw_path.startswith("/"):
+                self._check_host(request, method, path)
+                connection.host = host
+        if method not in WITHOUT_EFFECT:
+            headers = request.headers
+            if hdrs.ORIGIN in headers or SEC_FETCH_SITE in headers:
+                self._check_origin(request, method, path)
+
+    def _admit_page(self, request: web.BaseRequest, method: str, path: str) -> None:
+        """What writes under a cookie."""
+        if path == SESSION_PATH and method == "POST":
             raise Forbidden("A session does not begin another one, or it would never end; send a token.")
+        self._check_origin(request, method, path, referer=True)
+        # A value is of any type. It comes by PUT, which no page of another origin can send.
+        if request.body_exists and not (method == "PUT" and path.startswith(KEYS_PATH)):
+            kind = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip().lower()
+            taken = ("application/octet-stream",) if path == RESTORE_PATH else ("application/json",)
+            if kind not in taken:
+                raise UnsupportedMediaType(f"Under a session's cookie a body has the Content-Type {taken[0]}; set it.")
 
-    def token(self, request: web.BaseRequest) -> Token | None:
-        """The token that the request carries, if it is valid now; or what an admin session stands for."""
-        header = request.headers.get(hdrs.AUTHORIZATION)
-        if header is None:
-            subject = session_subject(self._group, request) if hdrs.COOKIE in request.headers else None
-            return None if subject is None else Token(SESSION, subject, "full", b"", 0)
-        connection = cast(Connection, request.protocol)
-        known = connection.credential
-        if known is not None and known[0] == header:
-            # Verified on this connection before; what is asked again is whether the token is still the same one.
-            token = known[1]
-            if token is self._first or self._group.store.tokens.get(token.id) is token:
-                return token
-        found = self._verified(header)
-        if found is not None:
-            connection.credential = (header, found)
-        return found
+    def _check_host(self, request: web.BaseRequest, method: str, path: str) -> None:
+        """All that say under which name the node was asked: every Host, and a target in absolute form."""
+        said = request.headers.getall(hdrs.HOST, [])
+        if (authority := _authority(request.raw_path)) is not None:
+            said.append(authority)
+        if len(said) > 2 or not all(self._is_own(each) for each in said):
+            self._note(request, method, path, "its Host is no loopback name")
+            raise Forbidden(
+                "This node asks for no token and listens on loopback, so it answers to loopback names alone: ask for "
+                "localhost, 127.0.0.1 or [::1], or give the node --token-file."
+            )
 
-    def _verified(self, header: str) -> Token | None:
-        scheme, _, credential = header.partition(" ")
-        if scheme.lower() != "bearer":
-            return None
-        credential = credential.strip()
-        first = self._first
-        if first is not None and compare_digest(_digest(credential), first.digest):
-            return first
-        token_id, _, secret = credential.removeprefix(PREFIX).partition("_")
-        token = self._group.store.tokens.get(token_id)
-        if token is not None and compare_digest(_digest(secret), token.digest):
-            return token
-        return None
+    def _is_own(self, authority: str) -> bool:
+        match = _AUTHORITY.fullmatch(authority)
+        if match is None:
+            return False
+        name = match[1].lower()
+        assert self._names is not None
+        return name in self._names or values.is_loopback(name.strip("[]"))
+
+    def _check_origin(self, request: web.BaseRequest, method: str, path: str, referer: bool = False) -> None:
+        """Forbidden for a request that a page of another origin has made. `referer`: also look where it was."""
+        headers = request.headers
+        sites, origins = headers.getall(SEC_FETCH_SITE, ()), headers.getall(hdrs.ORIGIN, ())
+        foreign = any(site not in OWN_SITE for site in sites)
+        if referer and not sites and not origins:
+            origins = [_origin_of(each) for each in headers.getall(hdrs.REFERER, ())]
+        if foreign or not all(_is_same(origin, request) for origin in origins):
+            self._note(request, method, path, "a page of another origin sent it")
+            raise Forbidden(
+                "A page of another origin sent this, and such may change nothing here: a node takes writes of a "
+                "browser from its own pages alone, or from a program that sends a token and no cookie."
+            )
 
     def client(self, request: web.BaseRequest) -> str:
         """The client's address, behind the balancers that are believed."""
@@ -128,9 +183,9 @@ class Door:
                 return proxies.client_of(forwarded, address)
         return address
 
-    def who(self, request: web.BaseRequest) -> tuple[Token | None, str]:
-        """(token, address) of whoever asks; no token where none is asked for."""
-        return self.token(request) if self._first is not None else None, self.client(request)
+    def who(self, request: web.BaseRequest) -> tuple[Admission | None, str]:
+        """(admission, address) of whoever asks; no admission where none is asked for."""
+        return None if self._credentials.first is None else self._credentials.admission(request), self.client(request)
 
     def _note(self, request: web.BaseRequest, method: str, path: str, why: str) -> None:
         """Says who was turned away, once a minute for each client and reason: floods must not fill the disk."""
@@ -170,9 +225,34 @@ class Rates:
         return 0.0
 
 
-def _first(secret: str) -> Token:
-    return Token(FIRST, "the node's own --token-file", "full", _digest(secret), 0)
+def _authority(target: str) -> str | None:
+    """The authority of a target in absolute form, None for one in another form (RFC 9112, 3.2)."""
+    scheme, separator, rest = target.partition("://")
+    if target.startswith("/") or not separator or not scheme.isalpha():
+        return None
+    return re.split(r"[/?#]", rest, maxsplit=1)[0]
 
 
-def _digest(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+def _origin_of(url: str) -> str:
+    """Of a Referer: all up to its path."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}"
+
+
+def _is_same(origin: str, request: web.BaseRequest) -> bool:
+    """Whether an Origin (RFC 6454, 7.3) is the one under which the node was asked. `null` is none.
+
+    Behind a balancer that takes TLS off, the page is from https and the node was asked by http: then the names decide.
+    """
+    match = _ORIGIN.fullmatch(origin)
+    host = _authority(request.raw_path) or (request.headers.get(hdrs.HOST) or "")
+    if match is None or (request.secure and match[1] != "https"):
+        return False
+    default = _PORTS[match[1]]
+    asked, page = _name_and_port(host, default), _name_and_port(match[2], default)
+    return asked is not None and asked == page
+
+
+def _name_and_port(authority: str, default: str) -> tuple[str, str] | None:
+    match = _AUTHORITY.fullmatch(authority)
+    return None if match is None else (match[1].lower(), match[2] or default)

@@ -24,7 +24,8 @@ SENTENCES = {
     "slow": "The client did not read as fast as the keys change: go on from this revision.",
     "shutting_down": "This node is shutting down: go on from this revision on another one.",
     "no_leader": "This node has not heard from a leader for a while: go on from this revision on another one.",
-    "revoked": "The token of this watch was revoked; with another one, go on from this revision.",
+    "revoked": "What this watch was let in with has ended (its token was revoked, or its session is over): go on "
+    "from this revision with another one.",
     "compacted": "This node does not know any more what happened from the revision asked for up to the oldest: try "
     "another node, or list the keys and watch from the revision after the listing's.",
 }

@@ -14,6 +14,7 @@ from kvnode.errors import BadRequest, KeyNotFound
 from kvnode.http.answer import JSON_TYPE, VALUE, Answer, json_string
 from kvnode.http.body import read_body, whole_body
 from kvnode.http.consistency import consistency, stale
+from kvnode.http.credentials import REVIEW_S, check_still_admitted
 from kvnode.http.etags import check_read, write_expectation
 from kvnode.http.group import Group
 from kvnode.http.later import Later
@@ -78,6 +79,8 @@ class Keys:
             return self._get_in_time(request, key, 0.0)
 
         def read(index: int | None) -> Answer | Awaitable[Answer]:
+            if monotonic() - began_at > REVIEW_S:
+                check_still_admitted(request)
             if self._group.holds(index):
                 return self._found(request, key, b"")
             return self._get_in_time(request, key, monotonic() - began_at)

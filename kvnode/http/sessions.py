@@ -1,26 +1,35 @@
-"""Admin sessions, signed by the cluster's key, so that each node accepts what another one signed; and that key."""
+"""Sessions, signed by the cluster's key, so that each node accepts what another one signed; and that key.
+
+A session has the right of the token that began it, and ends with it: the cookie says whose it is, and the node looks
+that up at each request (`credentials.py`). No list is kept of sessions that go on; one that is ended before its time is
+noted in the replicated state until it would have been over.
+"""
 
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from typing import Any, Final
 
 from aiohttp import web
 
-from kvnode.errors import BadRequest, Starting, Unauthorized
+from kvnode.commands import EndSession
+from kvnode.errors import BadRequest, Forbidden, Starting, Unauthorized, Unavailable
 from kvnode.http.answer import Answer, json_answer
+from kvnode.http.audit import Noted
 from kvnode.http.body import read_body
+from kvnode.http.credentials import Admission, Credentials, cookie_name, shown
+from kvnode.http.door import SESSION_PATH as PATH
 from kvnode.http.group import Group
 from kvnode.http.route import Methods
-from kvnode.limits import SESSION_GRACE_S_MAX
+from kvnode.limits import SESSION_GRACE_S_MAX, SESSION_ID_BYTES
 from kvnode.raft.status import RaftStatus
-from kvnode.session import SessionKeys, sign, subject_of
+from kvnode.results import SessionEnded
+from kvnode.session import Session, SessionKeys, sign
 
-PATH: Final = "/admin/api/v1/session"
 KEY_PATH: Final = "/admin/api/v1/session-key"
-COOKIE: Final = "kvnode_session"
-SUBJECT: Final = "admin"
+SUBJECT: Final = "admin"  # of a session that began on a node which asks for no token
 # A working day: long enough not to be in the way, short enough that a lost cookie is soon worth nothing.
 SESSION_S: Final = 8 * 3_600
 # By default a rotation ends no session early.
@@ -31,25 +40,44 @@ REQUEST_BYTES_MAX: Final = 4_096
 _COOKIE: Final = "Set-Cookie: {}={}; Path=/; Max-Age={}; HttpOnly; SameSite=Strict{}\r\n"
 
 
-def routes(group: Group) -> dict[str, Methods]:
+def routes(group: Group, credentials: Credentials) -> dict[str, Methods]:
     def begin(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        """Whoever may ask for it gets one; who may is for those to decide who stand before this."""
+        """A session with the right of the token that the request carries."""
         keys = group.session.keys
         if not keys:
             raise Starting(f"{group.session.error}.")
-        ends_at = int(time.time()) + SESSION_S
-        cookie = _COOKIE.format(COOKIE, sign(keys[0], SUBJECT, ends_at), SESSION_S, _secure(request))
-        return json_answer(200, {"subject": SUBJECT, "ends_at": ends_at}, cookie.encode())
+        token = credentials.whom(request)
+        if token is None:
+            raise Forbidden("A session begins with a token; send it as 'Authorization: Bearer TOKEN'.")
+        ends_at_s = int(time.time()) + SESSION_S
+        number, generation = group.session.known.number, token.generation(keys[0])
+        session = Session(secrets.token_bytes(SESSION_ID_BYTES), token.id, generation, number, ends_at_s)
+        cookie = _cookie(request, sign(keys[0], session), SESSION_S)
+        document = _whose(Admission(credentials, token, session)) | {"ends_at": ends_at_s}
+        return Noted(json_answer(200, document, cookie), f"began session {shown(session)}")
 
     def whose(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        subject = session_subject(group, request)
-        if subject is None:
+        admission = credentials.session(request)
+        if admission is None:
             raise Unauthorized("There is no session, or it is over: begin one with POST.")
-        return json_answer(200, {"subject": subject})
+        return json_answer(200, _whose(admission))
 
-    def end(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        """Takes the cookie back. What was signed stays good until its time is over, or the key is rotated."""
-        return json_answer(200, {"ended": True}, _COOKIE.format(COOKIE, "", 0, _secure(request)).encode())
+    async def end(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        """Ends the cookie's session on every node, and takes the cookie back."""
+        answer = json_answer(200, {"ended": True}, _cookie(request, "", 0))
+        admission = credentials.session(request)
+        if admission is None or admission.session is None:
+            return answer  # it is over already, or there is none
+        if group.store.level < 1:
+            raise Unavailable(
+                "Some member of this cluster is of a version that cannot note the end of a session: update it, or end "
+                "all sessions with 'kvnode session-key rotate --grace 0'."
+            )
+        session = admission.session
+        result = await group.propose(EndSession(session.token_id, session.id, session.ends_at_s).encode())
+        if not isinstance(result, SessionEnded):
+            raise Unavailable("The session could not be ended; send the request again.")
+        return Noted(answer, f"ended session {shown(session)}")
 
     def key(request: web.BaseRequest, rest: str, query: str) -> Answer:
         return json_answer(200, _shown(group.session.known, group.status()))
@@ -65,18 +93,16 @@ def routes(group: Group) -> dict[str, Methods]:
     }
 
 
-def _secure(request: web.BaseRequest) -> str:
+def _cookie(request: web.BaseRequest, text: str, max_age_s: int) -> bytes:
     """What came by TLS goes by TLS alone."""
-    return "; Secure" if request.secure else ""
+    return _COOKIE.format(cookie_name(request), text, max_age_s, "; Secure" if request.secure else "").encode()
 
 
-def session_subject(group: Group, request: web.BaseRequest) -> str | None:
-    """Whose session the request's cookie is, None where it has none that this cluster signed and that is not over."""
-    for pair in request.headers.get("Cookie", "").split(";"):
-        name, _, token = pair.strip().partition("=")
-        if name == COOKIE:
-            return subject_of(token, group.session.keys, time.time())
-    return None
+def _whose(admission: Admission) -> dict[str, Any]:
+    token = admission.token
+    if not token.id:
+        return {"subject": SUBJECT}
+    return {"subject": token.name, "token": token.id, "role": token.role}
 
 
 def _shown(known: SessionKeys, status: RaftStatus) -> dict[str, Any]:

@@ -11,10 +11,9 @@ from typing import Final, cast
 
 from kvnode.http.answer import PRIVATE, Answer
 from kvnode.http.connection import Connection
-from kvnode.http.door import FIRST
+from kvnode.http.credentials import REVIEW_S, Admission, admission_of
 from kvnode.http.events import end_of, text_of
 from kvnode.http.group import Group
-from kvnode.tokens import Token
 from kvnode.watch.watcher import Watcher
 
 # Proxies close what is silent: HAProxy here after 15 s, others often after 60 s. A client that hears nothing for much
@@ -49,19 +48,37 @@ class Streams:
         self._open = 0
         self._timer: asyncio.TimerHandle | None = None
         self._led_at = 0.0
+        self._admitted: dict[Watcher, Admission] = {}
+        self._review_at = 0.0
+
+    def admit(self, watcher: Watcher, admission: Admission | None) -> None:
+        """The watch ends when what it was let in with ends. Until `dismiss`."""
+        if admission is not None:
+            self._admitted[watcher] = admission
+            self._tick()
+
+    def dismiss(self, watcher: Watcher) -> None:
+        if self._admitted.pop(watcher, None) is not None:
+            self._rest()
 
     def add(self, stream: EventStream) -> None:
         self._wheel[stream.slot(self._slot)][stream] = None
         self._open += 1
+        self._tick()
+
+    def remove(self, stream: EventStream) -> None:
+        del self._wheel[stream.slot(self._slot)][stream]
+        self._open -= 1
+        self._rest()
+
+    def _tick(self) -> None:
         if self._timer is None:
             loop = asyncio.get_running_loop()
             self._led_at = loop.time()
             self._timer = loop.call_later(self._beat_s, self._beat, loop)
 
-    def remove(self, stream: EventStream) -> None:
-        del self._wheel[stream.slot(self._slot)][stream]
-        self._open -= 1
-        if not self._open and self._timer is not None:
+    def _rest(self) -> None:
+        if not self._open and not self._admitted and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
@@ -73,12 +90,14 @@ class Streams:
         hub.sweep()
         if self.group.status().leader_id is not None:
             self._led_at = now
+        if now >= self._review_at:
+            self._review_at = now + REVIEW_S
+            for watcher in [each for each, admission in self._admitted.items() if not admission.holds()]:
+                hub.end(watcher, "revoked")
         leaderless = now - self._led_at > LEADERLESS_S
         for stream in list(self._wheel[self._slot]):
             if leaderless:
                 hub.end(stream.watcher, "no_leader")
-            elif stream.revoked:
-                hub.end(stream.watcher, "revoked")
             else:
                 stream.beat(now)
 
@@ -87,13 +106,13 @@ class EventStream(Answer):
     """The changes that a watcher is told of, as they happen."""
 
     __slots__ = (
+        "_admission",
         "_blocked_at",
         "_buffered_bytes",
         "_over",
         "_sent",
         "_slot",
         "_streams",
-        "_token",
         "_transport",
         "watcher",
     )
@@ -103,7 +122,7 @@ class EventStream(Answer):
         self._streams = streams
         self._slot: int | None = None
         self._transport: asyncio.Transport | None = None
-        self._token: Token | None = None
+        self._admission: Admission | None = None
         self._over: asyncio.Future[None] | None = None
         self._sent = 0  # the last id that the client was given
         self._blocked_at = 0.0
@@ -126,11 +145,12 @@ class EventStream(Answer):
             raise ConnectionResetError("the client has gone")
         connection = cast(Connection, request.protocol)
         self._transport = transport
-        self._token = None if connection.credential is None else connection.credential[1]
+        self._admission = admission_of(request)
         self._over = asyncio.get_running_loop().create_future()
         self._sent = watcher.next_revision - 1
         connection.listener = self
         self._streams.add(self)
+        self._streams.admit(watcher, self._admission)
         try:
             transport.write(_HEAD % (self.stamp, PRIVATE, self._sent, self._sent + 1, self._sent))
             self.flush()
@@ -139,6 +159,7 @@ class EventStream(Answer):
         finally:
             self._transport = connection.listener = None
             self._streams.remove(self)
+            self._streams.dismiss(watcher)
             self._unblocked()
             watcher.close()
 
@@ -147,18 +168,14 @@ class EventStream(Answer):
         transport, watcher = self._transport, self.watcher
         if transport is None or self._over is None or self._over.done():
             return
+        if self._admission is not None and not self._admission.holds():
+            self._streams.group.watches.end(watcher, "revoked")
         if watcher.ending is not None:
             transport.write(end_of(watcher.ending, watcher.revision))
             self._over.set_result(None)
         elif not watcher.blocked and (pieces := watcher.take(BATCH_BYTES)):
             self._sent = pieces[-1].revision
             transport.write(b"".join([piece.text or text_of(piece) for piece in pieces]))
-
-    @property
-    def revoked(self) -> bool:
-        """The token that it was asked for with counts no more: what it tells is nobody's business now."""
-        token = self._token
-        return token is not None and token.id != FIRST and self._streams.group.store.tokens.get(token.id) != token
 
     def beat(self, now: float) -> None:
         """The heartbeat: a comment, with the id up to which there was nothing else to tell, if that is news.

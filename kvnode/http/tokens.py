@@ -16,6 +16,7 @@ from aiohttp import web
 from kvnode.commands import CreateToken, RevokeToken
 from kvnode.errors import BadRequest, TokenNotFound, TooManyTokens
 from kvnode.http.answer import Answer, json_answer
+from kvnode.http.audit import Noted
 from kvnode.http.body import read_body
 from kvnode.http.group import Group
 from kvnode.http.paths import decode
@@ -44,15 +45,18 @@ def routes(group: Group) -> dict[str, Methods]:
             raise TooManyTokens("The cluster holds as many tokens as it may; revoke those that nobody uses.")
         if not isinstance(result, TokenChanged):
             raise BadRequest("The token could not be made; send the request again.")
-        return json_answer(200, {**_shown(token), "token": f"kvnode_{token.id}_{secret}"})
+        answer = json_answer(200, {**_shown(token), "token": f"kvnode_{token.id}_{secret}"})
+        return Noted(answer, f"made token {token.id} ({token.name}, {token.role})")
 
     async def revoke(request: web.BaseRequest, rest: str, query: str) -> Answer:
         token_id = decode(rest, "token")
         if text_fault("token's id", token_id, 1, TOKEN_ID_CHARS_MAX) is not None:
             raise BadRequest("This is not the id of a token; kvnode token list shows them.")
+        token = group.store.tokens.get(token_id)
         result = await group.propose(RevokeToken(token_id).encode())
         if isinstance(result, TokenChanged):
-            return json_answer(200, {"revoked": token_id})
+            named = "" if token is None else f" ({token.name}, {token.role})"
+            return Noted(json_answer(200, {"revoked": token_id}), f"revoked token {token_id}{named}")
         if isinstance(result, TokenMissing):
             raise TokenNotFound("There is no token with this id, or not any more.")
         raise BadRequest("This is not the id of a token; kvnode token list shows them.")

@@ -14,6 +14,7 @@ from kvnode.deadline import remaining_s
 from kvnode.errors import BadRequest, Compacted, Starting
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.connection import Connection
+from kvnode.http.credentials import admission_of
 from kvnode.http.events import SENTENCES, fields
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
@@ -83,6 +84,7 @@ class Watches:
         connection = cast(Connection, request.protocol)
         connection.listener = poll
         wait_s = remaining_s(wait_s)
+        self._streams.admit(watcher, admission_of(request))
         try:
             pieces = watcher.take(PAGE_BYTES)
             try:
@@ -99,6 +101,7 @@ class Watches:
             return _page(pieces, watcher.revision)
         finally:
             connection.listener = None
+            self._streams.dismiss(watcher)
             watcher.close()
 
 

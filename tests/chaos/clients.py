@@ -50,7 +50,7 @@ class Connection:
         reader, writer = await self._open()
         try:
             async with asyncio.timeout(timeout_s):
-                head = f"{method} {path} HTTP/1.1\r\nHost: kvnode\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
+                head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
                 writer.write(head.encode() + body)
                 await writer.drain()
                 reply = await _read_reply(reader)

@@ -101,7 +101,7 @@ def unsent_bytes(client: socket.socket) -> int:
 def put_in_two_packets(address: tuple[str, int], body: bytes) -> int:
     """The status of a PUT whose body leaves only once the headers have arrived alone."""
     with socket.create_connection(address, timeout=10) as client:
-        client.sendall(b"PUT /v1/kv/a HTTP/1.1\r\nHost: kvnode\r\nContent-Length: %d\r\n\r\n" % len(body))
+        client.sendall(b"PUT /v1/kv/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
         wait_until(lambda: unsent_bytes(client) == 0, 5, "the headers with HAProxy")
         client.sendall(body)
         return int(client.recv(1000).split()[1])

@@ -55,7 +55,7 @@ async def behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 async def head_of(balancer: Balancer, query: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
     reader, writer = await asyncio.open_connection(*balancer.address)
-    writer.write(f"GET /v1/watch?{query} HTTP/1.1\r\nHost: n\r\n\r\n".encode())
+    writer.write(f"GET /v1/watch?{query} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     async with asyncio.timeout(5):
         return reader, writer, await reader.readuntil(b"\r\n\r\n")
 

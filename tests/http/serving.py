@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -98,7 +98,12 @@ class Served:
 
 @asynccontextmanager
 async def serve(
-    group: SingleGroup, *, leader_probe: bool = True, heartbeat_s: float = 10.0, token: str = ""
+    group: SingleGroup,
+    *,
+    leader_probe: bool = True,
+    heartbeat_s: float = 10.0,
+    token: str = "",
+    names: Collection[str] | None = None,
 ) -> AsyncIterator[Served]:
     server = create_server(
         group,
@@ -108,6 +113,7 @@ async def serve(
         version="1.2.3",
         heartbeat_s=heartbeat_s,
         token=token,
+        names=names,
     )
     listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     try:

@@ -8,6 +8,7 @@ from kvnode.client import LockLost
 from kvnode.errors import Fatal, KvnodeError, StartupError
 from kvnode.http import admin, kv, metrics, probes, sessions, watch
 from kvnode.http.app import STATUS_OF
+from kvnode.http.credentials import Credentials
 from kvnode.http.route import RouteTable
 from kvnode.meters import HttpMeters
 from tests.http.serving import Served
@@ -65,7 +66,7 @@ def test_the_sweep_leaves_no_route_out() -> None:
         kv.routes(group),
         watch.routes(group),
         admin.routes(group, "n1", "1"),
-        sessions.routes(group),
+        sessions.routes(group, Credentials(group, "")),
     )
     for pattern in table.methods:
         swept = pattern.partition("{")[0]

@@ -75,7 +75,7 @@ def test_a_client_that_goes_away_and_a_missing_leader(make_cluster: Callable[...
         cluster.put(f"m/{number}", bytes(100_000))
     for _ in range(3):  # more than may be under way at once: each that was left makes room
         with socket.create_connection(cluster.nodes["n1"].http) as client:
-            client.sendall(f"GET {PATH} HTTP/1.1\r\nHost: n1\r\n\r\n".encode())
+            client.sendall(f"GET {PATH} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             assert client.recv(100).startswith(b"HTTP/1.1 200 OK")
         wait_until(lambda: cluster.request("n1", "GET", PATH).status == 200, 10.0, "there is room for another backup")
     for name in ("n2", "n3"):
@@ -94,7 +94,7 @@ def test_no_more_backups_at_once_than_a_node_can_bear(cluster: Cluster) -> None:
     clients = [socket.create_connection(cluster.nodes["n1"].http) for _ in range(2)]
     try:
         for client in clients:
-            client.sendall(f"GET {PATH} HTTP/1.1\r\nHost: n1\r\n\r\n".encode())
+            client.sendall(f"GET {PATH} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             assert client.recv(100).startswith(b"HTTP/1.1 200 OK")  # and reads no further
         answer = cluster.request("n1", "GET", PATH)
         assert (answer.status, answer.json()["error"], answer.headers["Retry-After"]) == (503, "overloaded", "1")

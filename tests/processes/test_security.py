@@ -126,7 +126,8 @@ def test_roles_and_their_end_hold_on_every_node(cluster: Cluster, authority: Aut
 
     # step: a token begins a session, whose cookie every node takes for it
     begun = as_(cluster, writer, follower, "POST", "/admin/api/v1/session")
-    assert begun.headers["Set-Cookie"].endswith("; HttpOnly; SameSite=Strict; Secure")
+    assert begun.headers["Set-Cookie"].startswith("__Host-kvnode_session=")
+    assert begun.headers["Set-Cookie"].endswith("; Path=/; Max-Age=28800; HttpOnly; SameSite=Strict; Secure")
     cookie = begun.headers["Set-Cookie"].partition(";")[0]
     for name in cluster.nodes:
         assert _with(cluster, name, "PUT", "/v1/kv/secured", Cookie=cookie).status == 200
@@ -134,7 +135,13 @@ def test_roles_and_their_end_hold_on_every_node(cluster: Cluster, authority: Aut
         assert both.status == 401, "a header counts before a cookie"
         assert _with(cluster, name, "PUT", "/v1/kv/secured", Cookie=cookie[:-3] + "xxx").status == 401
         assert _with(cluster, name, "POST", "/admin/api/v1/session", Cookie=cookie).status == 403
-    assert as_(cluster, reader, follower, "POST", "/admin/api/v1/session").status == 403
+    # step: a session of a token that may only read may only read
+    begun = as_(cluster, reader, follower, "POST", "/admin/api/v1/session")
+    cookie = begun.headers["Set-Cookie"].partition(";")[0]
+    for name in cluster.nodes:
+        assert _with(cluster, name, "GET", "/v1/kv/secured", Cookie=cookie).status == 200
+        assert _with(cluster, name, "PUT", "/v1/kv/secured", Cookie=cookie).status == 403
+        assert _with(cluster, name, "GET", TOKENS, Cookie=cookie).status == 403
 
     # step: what is kept is a hash, in the list, the journals and the logs alike
     listed = kvnode(cluster, authority, "token", "list").stdout.splitlines()

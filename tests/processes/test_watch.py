@@ -158,7 +158,9 @@ async def test_nine_thousand_real_streams_on_one_node(cluster: Cluster) -> None:
             batch = await asyncio.gather(*(asyncio.open_connection(host, port) for _ in range(250)))
             streams += batch
             for offset, (_, writer) in enumerate(batch):
-                writer.write(b"GET /v1/watch?key=k%d&from_revision=1 HTTP/1.1\r\nHost: n\r\n\r\n" % (first + offset))
+                writer.write(
+                    b"GET /v1/watch?key=k%d&from_revision=1 HTTP/1.1\r\nHost: localhost\r\n\r\n" % (first + offset)
+                )
             await asyncio.gather(*(reader.readuntil(b"\n\n") for reader, _ in batch))  # the head and a first comment
         opened_s = time.monotonic() - began
         async with Client([cluster.url("n1")], 10) as client:

@@ -107,18 +107,18 @@ ADMINISTRATION: Final[dict[str, Operation]] = {
     ),
     "POST /admin/api/v1/session": Operation(
         "begin_session",
-        "Begins a session on all nodes of the cluster: a signed cookie.",
+        "Begins a session with the right of the token, on all nodes of the cluster: a signed cookie.",
         json("SessionBegun", "It has begun.", "Set-Cookie"),
-        ("bad_request", "internal", "starting"),
+        ("bad_request", "forbidden", "internal", "starting"),
     ),
     "GET /admin/api/v1/session": Operation(
         "session", "Whose session the cookie is.", json("Session", "It is good."), ("internal", "unauthorized")
     ),
     "DELETE /admin/api/v1/session": Operation(
         "end_session",
-        "Takes the cookie back; what was signed stays good until its time is over.",
+        "Ends the cookie's session on all nodes, and takes the cookie back.",
         json("SessionEnded", "It is gone.", "Set-Cookie"),
-        ("internal",),
+        ADMIN,
     ),
     "GET /admin/api/v1/session-key": Operation(
         "session_key", "The fingerprint of the key that signs sessions.", json("SessionKey", "The key."), ("internal",)

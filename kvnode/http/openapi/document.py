@@ -9,6 +9,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from kvnode.http.answer import JSON_TYPE, Answer, json_bytes
+from kvnode.http.credentials import COOKIE
 from kvnode.http.door import is_probe
 from kvnode.http.openapi.operation import JSON, Operation, Reply
 from kvnode.http.openapi.operations import OPERATIONS
@@ -16,7 +17,6 @@ from kvnode.http.openapi.parameters import PARAMETERS
 from kvnode.http.openapi.schemas import SCHEMAS
 from kvnode.http.openapi.shapes import Schema, ref
 from kvnode.http.route import Methods
-from kvnode.http.sessions import COOKIE
 
 PATH: Final = "/openapi.json"
 # What every request but a probe may meet before anything else: an unknown query parameter, and where the node was
@@ -70,6 +70,8 @@ def document(tables: Iterable[Mapping[str, Methods]], status_of: Mapping[str, in
             "summary": "A replicated key-value node.",
             "description": "Any node takes any request. 503 always means that it was not applied. "
             "A query parameter that is not described here is 400, but for probes, which ignore it. "
+            "A node that asks for no token takes writes from no page of another origin, and on loopback it takes "
+            "loopback names in Host alone: 403. "
             "An X-Request-Id is taken over into the answer and the logs.",
         },
         "paths": paths,
@@ -82,7 +84,13 @@ def document(tables: Iterable[Mapping[str, Methods]], status_of: Mapping[str, in
             "responses": shared,
             "securitySchemes": {
                 "token": {"type": "http", "scheme": "bearer"},
-                "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
+                "session": {
+                    "type": "apiKey",
+                    "in": "cookie",
+                    "name": COOKIE,
+                    "description": "Under TLS __Host-kvnode_session. A write under it has a body of JSON, if any, and "
+                    "comes from a page of the node's own origin.",
+                },
             },
         },
     }

@@ -36,6 +36,7 @@ _REVISIONS: Final = {"create_revision": _REVISION, "mod_revision": _REVISION, "v
 _FLAG: Final[Schema] = {"type": "boolean"}
 
 _ROLE: Final = {"enum": list(ROLES)}
+_OF_TOKEN: Final = {"token": text("Its id."), "role": _ROLE}  # where the node asks for tokens
 _TOKEN: Final = {"id": text(), "name": text(), "role": _ROLE, "created_ms": whole()}
 
 _LEASED: Final = {"id": _LEASE, "ttl": _TTL, "remaining": whole(0, about="Seconds, as far as this node knows.")}
@@ -220,8 +221,8 @@ SCHEMAS: Final[dict[str, Schema]] = {
         }
     ),
     "Restored": closed({"revision": whole(), "items": whole(), "backup_revision": whole()}),
-    "SessionBegun": closed({"subject": text(), "ends_at": whole(about="Seconds since 1970.")}),
-    "Session": closed({"subject": text()}),
+    "SessionBegun": closed({"subject": text(), "ends_at": whole(about="Seconds since 1970.")}, _OF_TOKEN),
+    "Session": closed({"subject": text("The name of its token; admin where the node asks for none.")}, _OF_TOKEN),
     "SessionEnded": closed({"ended": {"const": True}}),
     "SessionKey": closed(
         {
