@@ -76,6 +76,11 @@ class Link(asyncio.Protocol):
     def frames(self, bodies: list[bytes]) -> None:
         raise NotImplementedError
 
+    def _raise_if_more(self, bodies: list[bytes]) -> None:
+        """In the handshake each side waits for the other's frame: what is there behind one is not the other's."""
+        if len(bodies) > 1 or self.reader.unfinished:
+            raise handshake.Refused("more was sent than the handshake has")
+
     def refuse(self, refused: handshake.Refused) -> None:
         raise NotImplementedError
 
@@ -98,19 +103,19 @@ class Dialled(Link):
         self.transport.write(self._dialer.hello())
 
     def frames(self, bodies: list[bytes]) -> None:
-        for position, body in enumerate(bodies):
-            if not self.challenged:
-                self.transport.write(self._dialer.challenged(body))
-                self.challenged = True
-            else:
-                peer = self._dialer.welcomed(body)
-                if position + 1 < len(bodies) or self.reader.unfinished:
-                    raise handshake.Refused(_NOT_ITS_OWN)
-                self.peer = peer
-                self._sealer = wire.Sealer(self.peer.frame_key) if self.peer.frame_key else None
-                self.network.dialled_up(self.peer, self)
-                if not self.established.done():
-                    self.established.set_result(None)
+        if not self.challenged:
+            answer = self._dialer.challenged(bodies[0])
+            self._raise_if_more(bodies)
+            self.challenged = True
+            self.transport.write(answer)
+        else:
+            peer = self._dialer.welcomed(bodies[0])
+            self._raise_if_more(bodies)
+            self.peer = peer
+            self._sealer = wire.Sealer(peer.frame_key) if peer.frame_key else None
+            self.network.dialled_up(peer, self)
+            if not self.established.done():
+                self.established.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         if self.peer is not None and not self.ended:  # also of what is no frame, and would not be one for a long time
@@ -186,25 +191,24 @@ class Accepted(Link):
         super().data_received(data)
 
     def frames(self, bodies: list[bytes]) -> None:
-        for position, body in enumerate(bodies):
-            if self.peer is not None:
-                self.network.frames(self.peer.node_id, self, bodies[position:])
-                return
-            if not self._greeted:
-                if self.network.me.peers_0_1 and handshake_0_1.speaks(body):
-                    self._acceptor = handshake_0_1.Acceptor(self.network.me, self.network.circle)
-                self.transport.write(self._acceptor.greeted(body))
-                self._greeted = True
-            else:
-                peer = self._vouched(self._acceptor.proved(body))
-                self.network.check_single(peer)
-                if position + 1 < len(bodies) or self.reader.unfinished:
-                    raise handshake.Refused("it sends before it is let in")
-                self.reader = wire.SealedReader(peer.frame_key) if peer.frame_key else wire.FrameReader()
-                self.peer = peer
-                self._known()
-                self.transport.write(self._acceptor.welcome())
-                self.network.accepted_up(self.peer, self)
+        if self.peer is not None:
+            self.network.frames(self.peer.node_id, self, bodies)
+        elif not self._greeted:
+            self._greeted = True
+            if self.network.me.peers_0_1 and handshake_0_1.speaks(bodies[0]):
+                self._acceptor = handshake_0_1.Acceptor(self.network.me, self.network.circle)
+            challenge = self._acceptor.greeted(bodies[0])
+            self._raise_if_more(bodies)
+            self.transport.write(challenge)
+        else:
+            peer = self._vouched(self._acceptor.proved(bodies[0]))
+            self.network.check_single(peer)
+            self._raise_if_more(bodies)
+            self.reader = wire.SealedReader(peer.frame_key) if peer.frame_key else wire.FrameReader()
+            self.peer = peer
+            self._known()
+            self.transport.write(self._acceptor.welcome())
+            self.network.accepted_up(self.peer, self)
 
     def _vouched(self, peer: Peer) -> Peer:
         """The peer, whose certificate must be its own."""
