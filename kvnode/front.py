@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import resource
-from typing import Final
+from typing import Final, cast
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -13,6 +14,7 @@ from aiohttp import web
 from kvnode import __version__, errors, values
 from kvnode.config import Config
 from kvnode.http.app import PROBERS_MAX, LeaderProbe, Server, create_probe_server, create_server
+from kvnode.http.connection import Connection
 from kvnode.http.connection_limits import REFUSED_MAX
 from kvnode.http.spans import Spans
 from kvnode.meters import HttpMeters
@@ -25,7 +27,10 @@ from kvnode.values import HostPort
 
 log = logging.getLogger(__name__)
 
-IN_FLIGHT_S: Final = 2.5  # for requests that have begun, once nothing new is let in; aiohttp may take it twice
+IN_FLIGHT_S: Final = 2.5  # for requests that have begun, once nothing new is let in
+LAST_ANSWERS_S: Final = 0.5  # for answers that the end of the group brings about to be written, and read
+CANCEL_S: Final = 0.25  # for handlers that hang even then; aiohttp may take it twice
+LOOK_S: Final = 0.02
 # File descriptors that are no places of clients: 128 for the journal, snapshots and peers, and all that is bounded
 # elsewhere: TLS handshakes under way, connections over the limit, the port for probes, peers that have proved nothing.
 FILES_KEPT: Final = 128 + NEWCOMERS_MAX + REFUSED_MAX + PROBERS_MAX + REFUSED_MAX + 128
@@ -95,15 +100,43 @@ class Front:
         self._receptions.append(Reception(sockets, server, certificate, proxies, _turned_away))
 
     async def _runner(self, server: Server) -> web.ServerRunner:
-        runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=IN_FLIGHT_S)
+        runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=CANCEL_S)
         await runner.setup()
         self._runners.append(runner)
         return runner
 
-    async def cleanup(self) -> None:
-        """Lets nothing new in, gives what is in flight its time, and closes."""
+    async def quiet(self, timeout_s: float) -> None:
+        """Returns when the clients' port has no connection, and after `timeout_s` at the latest."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while self._server.connections:
+            if loop.time() > deadline:
+                return
+            await asyncio.sleep(LOOK_S)
+
+    async def finish(self) -> None:
+        """Lets nothing new in, and gives what is in flight its time. The group must be draining."""
         for reception in self._receptions:
             await reception.stop()
+        await self._part(IN_FLIGHT_S)
+
+    async def _part(self, timeout_s: float) -> None:
+        """Closes each connection behind its last answer. Returns when none is left, or after `timeout_s`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while True:
+            connections = [*self._server.connections, *self._probes.connections]
+            if not connections or loop.time() > deadline:
+                return
+            for connection in connections:
+                cast(Connection, connection).part()
+            await asyncio.sleep(LOOK_S)
+
+    async def cleanup(self) -> None:
+        """Closes what is left. Afterwards the group answers nothing more: what it left unanswered has ended by now."""
+        for reception in self._receptions:
+            await reception.stop()
+        await self._part(LAST_ANSWERS_S)
         for runner in self._runners:
             await runner.cleanup()
         if self._spans is not None:

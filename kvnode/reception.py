@@ -27,6 +27,7 @@ NEWCOMERS_MAX: Final = 512  # connections whose handshake is under way; one more
 PREFACE_S: Final = 3.0  # for the line of a balancer
 PAUSE_S: Final = 0.2  # after an accept that failed: no file descriptor is left, mostly
 BACKLOG: Final = 1_024
+STOP_S: Final = 0.5  # for handshakes that are under way when nothing new is taken any more
 BURST: Final = 32  # connections taken in one turn of the loop
 
 
@@ -117,13 +118,22 @@ class Reception:
         self._accepting = [asyncio.create_task(self._accept(each), name="accept") for each in sockets]
 
     async def stop(self) -> None:
-        """Takes no more; what was handed over goes on."""
-        tasks = [*self._accepting, *self._newcomers]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Takes no more; what was handed over goes on.
+
+        Connections that the kernel had taken already are taken in, and those whose handshake is under way have STOP_S
+        for it: their clients were told that there is a server, and a closed socket would reset them.
+        """
+        await _cancelled(self._accepting)
         for each in self._sockets:
+            with contextlib.suppress(OSError):
+                for _ in range(self._newcomers_max):
+                    connection, address = each.accept()
+                    connection.setblocking(False)
+                    self._take(connection, address[0])
             each.close()
+        if self._newcomers:
+            await asyncio.wait(list(self._newcomers), timeout=STOP_S)
+        await _cancelled(list(self._newcomers))
 
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -194,6 +204,12 @@ class Reception:
                 return await proxies.preface(connection)
         except TimeoutError:
             raise Refused(f"it is a trusted proxy and sent no PROXY header within {PREFACE_S:g} s") from None
+
+
+async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _why(error: Exception) -> str:

@@ -77,12 +77,13 @@ async def serve(config: Config, hung_up: Sequence[int] = ()) -> int:
                 await _first(group.fatal, signals.wait(1))
                 _leave_within(STOP_S, 1, f"Not stopped within {STOP_S:g} s: leaving as it stands.")
                 if signals.count:
-                    await _drain(group, signals)
+                    await _drain(group, http, signals)
         finally:
             lag.cancel()
             group.begin_drain()
+            await http.finish()
+            await group.stop()  # which answers what is still waiting for it
             await http.cleanup()
-            await group.stop()
     if group.fatal.done() and not group.fatal.cancelled():
         log.error("Node %s stops: %s", config.node_id, group.fatal.result().message)
         return 1
@@ -152,13 +153,15 @@ def _announce(config: Config, members: int) -> None:
 # --- stop -------------------------------------------------------------------------------------------
 
 
-async def _drain(group: RaftGroup, signals: _Signals) -> None:
+async def _drain(group: RaftGroup, http: Front, signals: _Signals) -> None:
     """Probes fail, leadership moves, balancers notice. A second signal skips what is left of it."""
     status, alone = group.status(), len(group.members()) <= 1
     handing_over = is_leader(status) and not alone
     log.info("Stopping: probes fail from now on%s.", ", leadership is handed over" if handing_over else "")
     group.begin_drain()
     if alone:
+        # No balancer has another node to turn to. Clients hear with their next answer that their connection ends.
+        await _first(asyncio.ensure_future(http.quiet(LINGER_S)), signals.wait(2))
         return
     if handing_over:
         transfer = asyncio.ensure_future(_hand_over(group))

@@ -152,7 +152,7 @@ def create_server(
         ),
     )
     table = RouteTable(*tables, openapi.routes(tables, STATUS_OF, version))
-    app = App(table, Stamp(group, node_id), meters, log_requests, door, spans, door.client)
+    app = App(group, table, Stamp(group, node_id), meters, log_requests, door, spans, door.client)
     return Server(app, meters, connections, proxies)
 
 
@@ -168,7 +168,7 @@ def create_probe_server(
     table = RouteTable(
         probes.routes(group, leader_probe, probe_timeout_s, meters), metrics.routes(group, meters, version)
     )
-    return Server(App(table, Stamp(group, node_id), meters, False, None, None), HttpMeters(), (PROBERS_MAX, 0))
+    return Server(App(group, table, Stamp(group, node_id), meters, False, None, None), HttpMeters(), (PROBERS_MAX, 0))
 
 
 class Stamp:
@@ -200,10 +200,11 @@ class Stamp:
 class App:
     """Finds the handler, runs it, and answers whatever happens."""
 
-    __slots__ = ("_client", "_codes", "_door", "_spans", "_stamp", "_table", "_traces")
+    __slots__ = ("_client", "_codes", "_door", "_group", "_spans", "_stamp", "_table", "_traces")
 
     def __init__(
         self,
+        group: Group,
         table: RouteTable,
         stamp: Stamp,
         meters: HttpMeters,
@@ -216,6 +217,7 @@ class App:
         self._spans, self._client = spans, client
         self._traces = log_requests or spans is not None
         self._codes = meters.codes
+        self._group = group
         self._table = table
         self._stamp = stamp
 
@@ -255,10 +257,19 @@ class App:
             answer.headers += timeout.HONOURED
         return answer
 
-    def sealed(self, answer: Answer) -> Answer:
-        """Counted, and with the lines that every answer carries: ready to be written."""
+    def sealed(self, answer: Answer, queued: bool = False) -> Answer:
+        """Counted, and with the lines that every answer carries: ready to be written.
+
+        `queued`: whole requests wait behind this one on its connection. While the node drains, every answer says that
+        the connection ends, and the last one that is owed ends it.
+        """
         self._codes[answer.status] += 1
         answer.stamp = self._stamp.lines()
+        if self._group.draining and not answer.close:
+            if queued:
+                answer.headers += b"Connection: close\r\n"
+            else:
+                answer.close = True
         return answer
 
     def renew_token(self, token: str) -> None:
@@ -277,7 +288,7 @@ class App:
             answer = await self.awaited(request, answer)
         if traced is not None:
             traced.end(answer, self._client)
-        return self.sealed(answer)
+        return self.sealed(answer, cast(Connection, request.protocol).has_queued(request))
 
     def malformed(self, error: BaseException | None) -> Answer:
         """For bytes that are not a request; the connection ends with it, since nobody knows where the next begins."""

@@ -9,7 +9,10 @@ waiter, and whatever comes while the short way is not done yet is queued for it,
 
 from __future__ import annotations
 
+import array
 import asyncio
+import fcntl
+import termios
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol, cast
 
@@ -24,6 +27,9 @@ from kvnode.http.request import Request
 # For the head of a connection's first request, and of any other from the first piece that came alone: silence, or one
 # byte a minute, would hold a place for ever.
 HEAD_S: Final = 30.0
+# While the node stops: for a new connection's first request, which follows it by one way through the network.
+FIRST_S: Final = 0.25
+PARTING_S: Final = 0.25  # for a client to close an idle connection after this node has; it takes a round trip
 # Between two requests: what nginx gives its clients. Balancers keep idle connections to servers for less (nginx 60 s,
 # HAProxy as long as its client stays), so that a request seldom meets a connection that is just closing.
 IDLE_S: Final = 75.0
@@ -55,7 +61,7 @@ class App(Protocol):
     def begin(self, request: web.BaseRequest) -> Answer | Awaitable[Answer]: ...
     def failed(self, request: web.BaseRequest, error: Exception) -> Answer: ...
     async def awaited(self, request: web.BaseRequest, outcome: Awaitable[Answer]) -> Answer: ...
-    def sealed(self, answer: Answer) -> Answer: ...
+    def sealed(self, answer: Answer, queued: bool = False) -> Answer: ...
     def malformed(self, error: BaseException | None) -> Answer: ...
     def follows(self, request: web.BaseRequest) -> bool: ...
 
@@ -71,6 +77,7 @@ class Connection(web.RequestHandler):
         "_late",
         "_limits",
         "_named",
+        "_parting",
         "_pending",
         "_welcome",
         "believed",
@@ -91,6 +98,7 @@ class Connection(web.RequestHandler):
         self._carrier: asyncio.Transport | None = None  # the transport, for as long as it exists
         self._came_at = 0.0
         self._named = ""
+        self._parting = False
         self.believed: bool | None = None  # whether it is a balancer's that may say who its client is (door.Door)
         # What the last request was let in with, and the header that showed it (credentials.Credentials).
         self.credential: tuple[str | None, Admission] | None = None
@@ -132,6 +140,31 @@ class Connection(web.RequestHandler):
     def arriving(self) -> bool:
         """A later request than the first has begun to arrive."""
         return self._late is not None and self._request_count > 0
+
+    def has_queued(self, request: web.BaseRequest) -> bool:
+        """Whether whole requests wait behind `request`, which is being answered."""
+        return bool(self._messages) and self._welcome and request.keep_alive
+
+    def part(self) -> None:
+        """Ends the connection if it is idle and nothing has come for it, so that a client loses no request by it.
+
+        The kernel is asked what the loop has not read yet. A client that writes at this very moment reads an orderly
+        end, and sends its request again elsewhere: a reset could mean anything.
+        """
+        transport = self.transport
+        if transport is None or self._parting or self.idle_since is None or self.arriving:
+            return
+        if self._request_count == 0 and self._loop.time() - self._came_at < FIRST_S:
+            return
+        if _unread(transport):
+            return
+        self._parting = True
+        self.close()  # what comes from here on is not taken
+        if transport.can_write_eof():
+            transport.write_eof()
+            self._loop.call_later(PARTING_S, self.force_close)
+        else:
+            self.force_close()
 
     def abort(self) -> None:
         """Ends the connection at once, whatever was not written yet."""
@@ -234,7 +267,7 @@ class Connection(web.RequestHandler):
         if transport is None:
             self._over(False)
             return
-        self._app.sealed(answer)
+        self._app.sealed(answer, bool(self._messages) and request.keep_alive)
         answer.settle(request)
         transport.write(answer.encoded(request))
         if transport.get_write_buffer_size() > WRITE_BUFFER_BYTES_MAX:
@@ -254,7 +287,7 @@ class Connection(web.RequestHandler):
             answer = outcome
         else:
             answer = await self._app.awaited(request, outcome)
-        self._app.sealed(answer)
+        self._app.sealed(answer, self.has_queued(request))
         await answer.prepare(request)
         await answer.write_eof()
         return answer.keep_alive
@@ -323,3 +356,13 @@ class Connection(web.RequestHandler):
             # Broken TLS ends in an ssl.SSLError, and whoever waits for the rest of a body would take it for a fault.
             exc = ConnectionResetError(str(exc))
         super().connection_lost(exc)
+
+
+def _unread(transport: asyncio.Transport) -> bool:
+    """Whether bytes have arrived that the loop has not read yet."""
+    count = array.array("i", [0])
+    try:
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, count)
+    except OSError:
+        return False  # the connection is gone
+    return count[0] > 0

@@ -29,6 +29,10 @@ class Group(Protocol):
     """Errors are `kvnode.errors`, each saying whether it is definite."""
 
     @property
+    def draining(self) -> bool:
+        """Whether this node wants no new work: it is being drained, or it stops."""
+
+    @property
     def store(self) -> KeyValueStore:
         """The local replica. HTTP reads it and never changes it."""
 

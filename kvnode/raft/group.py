@@ -66,7 +66,7 @@ class RaftGroup:
         self._disk: Directory | None = None
         self._segments: Segments | None = None
         self._cluster_id = b""
-        self._draining = False
+        self.draining = False  # Read-only outside this class.
         self._stopping = False
         self._transfer: Transfer | None = None
         self._expiry: Expiry | None = None
@@ -157,7 +157,7 @@ class RaftGroup:
 
     def begin_drain(self) -> None:
         """From now on this node wants no new work: probes fail, watches end, it does not campaign, it still serves."""
-        self._draining = True
+        self.draining = True
         self.watches.close("shutting_down")
         if self._engine is not None:
             self._engine.replica.election.barred = True
@@ -283,9 +283,9 @@ class RaftGroup:
     def status(self) -> RaftStatus:
         """This node's view at this moment."""
         if self._engine is None:
-            return unseen_status(self._settings, self._cluster_id, self._draining, self.watchdog.error)
+            return unseen_status(self._settings, self._cluster_id, self.draining, self.watchdog.error)
         fatal = self.fatal.result().message if self.fatal.done() else None
-        seen = seen_status(self._engine, self._cluster_id, not self._stopping, self._draining, fatal, self.session)
+        seen = seen_status(self._engine, self._cluster_id, not self._stopping, self.draining, fatal, self.session)
         return replace(seen, loop_error=self.watchdog.error) if self.watchdog.error is not None else seen
 
     def leader_refusal(self) -> str | None:
@@ -294,7 +294,7 @@ class RaftGroup:
         if (
             engine is not None
             and engine.replica.serving
-            and not (self._stopping or self._draining or engine.writes.transferring)
+            and not (self._stopping or self.draining or engine.writes.transferring)
         ):
             return None  # what `leader_refusal` says of such a status, without all the rest of it
         return leader_refusal(self.status())

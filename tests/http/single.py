@@ -88,6 +88,10 @@ class SingleGroup:
     def becomes(self, **changes: Any) -> None:
         self.present = replace(self.present, **changes)
 
+    @property
+    def draining(self) -> bool:
+        return self.present.draining
+
     def status(self) -> RaftStatus:
         return self.present
 
