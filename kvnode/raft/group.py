@@ -73,7 +73,7 @@ class RaftGroup:
         self._reconfiguration: Reconfiguration | None = None
         self.store = KeyValueStore()
         self.watchdog = Watchdog()
-        self.session = SessionKey(self.store, settings.session_keys, settings.secret, settings.peers_0_1)
+        self.session = SessionKey(self.store, settings.session_keys, settings.secret)
         self._loop = asyncio.get_running_loop()
         self.watches = Hub(self.store, self._loop.call_soon)
         self.fatal: asyncio.Future[Fatal] = self._loop.create_future()

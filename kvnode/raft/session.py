@@ -64,20 +64,16 @@ class SessionKey:
     """`given`: the keys that this node was configured with, the newest first. `look` is called every LOOK_S.
 
     `secret` is the cluster's, which what signs is derived with (`session.signing_key`); empty, on loopback alone, the
-    session key itself signs. `peers_0_1`: members of kvnode 0.1 may be about, which sign with the session key itself,
-    until the cluster has reached feature level 1; what was signed before ends then.
+    session key itself signs.
 
     `keys`: the one that signs, then the one that is still accepted; empty while this node may sign nothing, and then
     `error` says why. `warning`: a sentence for the operator where the node goes on all the same.
     """
 
-    def __init__(
-        self, store: KeyValueStore, given: tuple[bytes, ...], secret: bytes = b"", peers_0_1: bool = False
-    ) -> None:
+    def __init__(self, store: KeyValueStore, given: tuple[bytes, ...], secret: bytes = b"") -> None:
         self._store = store
         self._given = given
         self._secret = secret
-        self._peers_0_1 = peers_0_1 and bool(secret)  # and the level is 0, as far as this node has applied
         self._node: Node | None = None
         self._clock: Callable[[], float] = float
         self._disk: Disk | None = None
@@ -95,7 +91,6 @@ class SessionKey:
     def run(self, node: Node, clock: Callable[[], float], disk: Disk) -> None:
         """Looks from now on, until `stop`."""
         self._node, self._clock, self._disk = node, clock, disk
-        self._peers_0_1 = self._peers_0_1 and not self._store.level
         self._adopt(_written(disk), keep=False)
         self._look_again(asyncio.get_running_loop())
 
@@ -111,10 +106,6 @@ class SessionKey:
         node, replicated = self._node, self._store.session
         assert node is not None
         self._current = self._current or node.is_current()
-        if self._peers_0_1 and self._store.level:
-            self._peers_0_1 = False
-            self.keys = self._signing(self.known)
-            log.info("No member is of kvnode 0.1 any more: admin sessions that began before now end.")
         if replicated != self.known and (self._current or replicated.number > self.known.number):
             self._adopt(replicated, keep=True)
         term = node.serving_term()
@@ -184,9 +175,7 @@ class SessionKey:
 
     def _signing(self, known: SessionKeys) -> tuple[bytes, ...]:
         keys = session.usable(known, self._given)
-        if not self._secret or self._peers_0_1:
-            return keys
-        return tuple(session.signing_key(self._secret, key) for key in keys)
+        return keys if not self._secret else tuple(session.signing_key(self._secret, key) for key in keys)
 
     def _write(self) -> None:
         """In a worker, one at a time. Where there is no room, nothing is lost but the memory of it."""

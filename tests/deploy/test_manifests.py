@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +20,7 @@ import yaml
 from kvnode import config
 from kvnode.http import checks
 from kvnode.options import OPTIONS
-from kvnode.tls import MutualCertificate
+from kvnode.tls import MutualCertificate, names
 from tests.balancer import HAPROXY, needs_haproxy
 from tests.cluster import Cluster
 from tests.deploy.proxy import DEPLOY
@@ -83,8 +85,46 @@ def test_what_kubernetes_does_before_it_stops_a_node_makes_it_drain(
     assert cluster.probe("n1", "/readyz/draining") == 503
 
 
+@pytest.fixture
+def peers_secret(tmp_path: Path) -> Path:
+    """The files of the Secret `kvnode-peers`, as its script makes them."""
+    command = ["sh", str(KUBERNETES / "certificates.sh"), "3"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=True)
+    return tmp_path / "certificates" / "peers"
+
+
+def test_the_pods_know_each_other_by_their_certificates(peers_secret: Path, tmp_path: Path) -> None:
+    def certificate(pod: str) -> MutualCertificate:
+        files = (peers_secret / name for name in (f"{pod}.pem", f"{pod}.key", "ca.pem"))
+        return MutualCertificate("raft", *files)
+
+    def greet(dialler: str, acceptor: str, asked: str) -> dict[str, Any]:
+        to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = certificate(dialler).dialling.wrap_bio(to_client, to_server, server_hostname=asked)
+        server = certificate(acceptor).context.wrap_bio(to_server, to_client, server_side=True)
+        for _ in range(3):
+            for side in (client, server):
+                with suppress(ssl.SSLWantReadError):
+                    side.do_handshake()
+        return server.getpeercert() or {}
+
+    assert names(greet("kvnode-0", "kvnode-1", "kvnode-1"), "kvnode-0")
+    assert not names(greet("kvnode-0", "kvnode-1", "kvnode-1"), "kvnode-2")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        greet("kvnode-0", "kvnode-2", "kvnode-1")
+    assert not (peers_secret / "ca.key").exists(), "what signs goes into no pod"
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "certificates").rglob("*"))
+
+    # step: what is there stays, and more pods get what they lack
+    before = {path.name: path.read_bytes() for path in peers_secret.iterdir()}
+    command = ["sh", str(KUBERNETES / "certificates.sh"), "5"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=True)
+    assert {name: (peers_secret / name).read_bytes() for name in before} == before
+    assert names(greet("kvnode-4", "kvnode-0", "kvnode-0"), "kvnode-4")
+
+
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_each_pod_gets_options_that_a_node_takes(number: int, tmp_path: Path) -> None:
+def test_each_pod_gets_options_that_a_node_takes(number: int, tmp_path: Path, peers_secret: Path) -> None:
     spec = one("StatefulSet", "kvnode")["spec"]["template"]["spec"]
     pod = f"kvnode-{number}"
     environment: dict[str, str] = {}
@@ -94,11 +134,21 @@ def test_each_pod_gets_options_that_a_node_takes(number: int, tmp_path: Path) ->
     assert set(environment) <= {option.variable for option in OPTIONS}
     secret = tmp_path / "secret"
     secret.write_text("0123456789abcdef0123456789abcdef")
+    own = {}
+    for mount in spec["containers"][0]["volumeMounts"]:
+        if mount["name"] == "peers":
+            inside = mount.get("subPath") or mount["subPathExpr"].replace("$(KVNODE_NODE_ID)", pod)
+            own[mount["mountPath"]] = str(peers_secret / inside)
+    assert sorted(Path(path).name for path in own.values()) == ["ca.pem", f"{pod}.key", f"{pod}.pem"]
+    environment = {name: own.get(value, value) for name, value in environment.items()}
     files = {name: path for name, path in environment.items() if name.endswith("_FILE")}
     mounts = [mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]]
     assert {str(Path(path).parent) for path in files.values()} <= set(mounts)
     node = config.load({}, environment | dict.fromkeys(files, str(secret)))
-    assert (bool(node.security.token), node.security.insecure, node.warnings[:1]) == (True, False, node.warnings)
+    assert (bool(node.security.token), node.security.insecure) == (True, False)
+    assert [warning.partition(":")[0] for warning in node.warnings] == ["HTTP off loopback without TLS"]
+    assert node.security.raft_tls is not None
+    assert MutualCertificate("raft", *node.security.raft_tls).context.get_ca_certs()
     assert (node.node_id, len(node.peers)) == (pod, 3)
     assert node.peers[pod] == (f"{pod}.kvnode-peers", 7001)
     assert node.advertise_http == f"http://{pod}.kvnode-peers:8001"

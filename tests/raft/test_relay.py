@@ -243,7 +243,9 @@ async def test_one_fault_ends_the_connection_with_a_line_and_nothing_of_it_is_ta
         taken = accepting.received.bodies
         assert connection.back.closed, "the connection goes on"
         assert taken == bodies[: len(taken)], "what was not sent was taken"
-        assert len(taken) <= at + (fault is repeat), "what was altered was taken"
+        # The first of two that are the same is the genuine one; so may a frame be to whose end a byte was put, or whose
+        # last byte was taken away and came back as the first of the next frame.
+        assert len(taken) <= at + (fault in (repeat, insert, shorten)), "what was altered was taken"
         assert len(accepting.lines) == 1, accepting.lines
         assert accepting.lines[0].startswith("Refused a peer connection from n1 at 192.0.2.1: ")
         assert "on the way" in accepting.lines[0]

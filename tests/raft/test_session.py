@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from kvnode import session
-from kvnode.commands import LEVEL
 from kvnode.entries import decode_entry
 from kvnode.errors import Conflict
 from kvnode.raft.disk import Directory
@@ -215,23 +214,15 @@ async def test_what_was_adopted_is_there_after_a_restart_until_the_log_says_othe
         again.disk.close()
 
 
-async def test_what_signs_takes_the_clusters_secret_and_members_of_0_1_are_waited_for(log: Log, tmp_path: Path) -> None:
+async def test_what_signs_takes_the_clusters_secret(log: Log, tmp_path: Path) -> None:
     secret = b"the cluster's secret"
-    now, rolling = Member(log, tmp_path / "now"), Member(log, tmp_path / "rolling")
-    now.key = SessionKey(now.store, (), secret)
-    rolling.key = SessionKey(rolling.store, (), secret, peers_0_1=True)
-    for node in (now, rolling):
-        node.begin()
-    now.term = 1
-    now.key.look()
-    for node in (now, rolling):
-        node.catches_up()
-    made = now.store.session.key
+    node = Member(log, tmp_path / "node")
+    node.key = SessionKey(node.store, (), secret)
+    node.begin()
+    node.term = 1
+    node.key.look()
+    node.catches_up()
+    made = node.store.session.key
     assert len(made) == session.KEY_BYTES
-    assert now.key.keys == (session.signing_key(secret, made),)
-    assert rolling.key.keys == (made,), "what a member of 0.1 accepts"
-    log.commands.append([LEVEL, 1])
-    for node in (now, rolling):
-        node.catches_up()
-        assert node.key.keys == (session.signing_key(secret, made),)
-        assert (node.key.error, node.key.known.fingerprint) == (None, session.fingerprint_of(made))
+    assert node.key.keys == (session.signing_key(secret, made),)
+    assert (node.key.error, node.key.known.fingerprint) == (None, session.fingerprint_of(made))
