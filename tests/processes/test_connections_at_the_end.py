@@ -58,7 +58,7 @@ class Client:
 
 
 def put(key: str) -> bytes:
-    return b"PUT /v1/kv/%b HTTP/1.1\r\nHost: n\r\nContent-Length: 1\r\n\r\nv" % key.encode()
+    return b"PUT /v1/kv/%b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nv" % key.encode()
 
 
 def says_close(head: bytes) -> bool:
@@ -157,7 +157,7 @@ def test_a_drained_node_says_with_every_answer_that_the_connection_ends(cluster:
     for target in ("/v1/kv/a", "/v1/kv/missing", "/v1/kv", "/livez", "/readyz", "/metrics", "/nowhere", "/v1/kv/a?x=1"):
         for method in ("GET", "HEAD"):
             client = Client(cluster.nodes[name].http)
-            client.send(f"{method} {target} HTTP/1.1\r\nHost: n\r\n\r\n".encode())
+            client.send(f"{method} {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             head = b""
             while b"\r\n\r\n" not in head and (data := client._socket.recv(65_536)):
                 head += data
