@@ -31,7 +31,7 @@ MARGIN_S_MAX: Final = 0.5
 # seconds whatever it is told, and there is no use in asking it when less is left.
 HONOURED: Final = b"Kvnode-Timeout: honoured\r\n"
 
-SECONDS: Final = r"([1-9][0-9]{0,4}(\.[0-9]{1,9})?|0\.[0-9]{0,8}[1-9])"
+SECONDS: Final = r"([1-9][0-9]{0,4}(\.[0-9]{1,9})?|0\.0{0,8}[1-9][0-9]{0,8})"
 _SECONDS: Final = re.compile(SECONDS, re.ASCII)
 
 

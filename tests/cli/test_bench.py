@@ -230,7 +230,7 @@ async def test_who_may_not_write_is_told_so_before_there_is_any_load() -> None:
 
 
 def test_a_leader_that_nobody_can_be_asked_for_is_told_why() -> None:
-    done = kvnode_here("bench", "probe", "--url", f"http://127.0.0.1:{free_ports(1)[0]}")
+    done = kvnode_here("bench", "probe", "--timeout", "1", "--url", f"http://127.0.0.1:{free_ports(1)[0]}")
     assert (done.code, is_one_sentence(done.err)) == (5, True)
     assert "Nothing answers" in done.err
 

@@ -88,6 +88,8 @@ async def test_a_probe_does_not_look_at_it(node: Served) -> None:
 
 async def test_what_is_done_in_time_is_answered_as_ever(node: Served) -> None:
     assert (await node.ask("PUT", "/v1/kv/k", {"Kvnode-Timeout": "2.5"}, b"v")).status == 200
+    for text in ("1", "0.5", "0.500", "10.0", "7.5", "99999.999"):
+        assert (await node.ask("GET", "/v1/kv/k", {"Kvnode-Timeout": text})).status == 200, text
     read = await node.ask("GET", "/v1/kv/k", {"Kvnode-Timeout": "99999.999"})
     assert (read.status, read.body) == (200, b"v")
     assert "kvnode-timeout" not in read.headers
