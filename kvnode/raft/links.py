@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from typing import Any, Final, Protocol, cast
 
 from kvnode.raft import handshake, handshake_0_1, wire
@@ -53,6 +54,10 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.network.closed(self.transport)
+        if isinstance(exc, ssl.SSLError) and self.peer is not None and not self.ended:
+            why = (exc.reason or str(exc)).replace("_", " ").lower()
+            sentence = f"TLS with peer {self.peer.node_id} ended: what came was altered on the way ({why})."
+            self.network.log_once(self.peer.node_id, sentence)
 
     def data_received(self, data: bytes) -> None:
         if self.ended:

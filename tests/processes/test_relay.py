@@ -17,13 +17,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 import pytest
 
 from kvnode.commands import CreateToken
 from kvnode.entries import encode_group
 from kvnode.raft import wire
-from tests.cluster import Cluster, free_ports
+from tests.certificates import Authority
+from tests.cluster import Cluster, free_ports, wait_until
 
 TRIES = int(os.environ.get("KVNODE_RELAY_SOCKET_TRIES", "27"))
 SECRET = "a secret that this cluster shares"
@@ -48,7 +50,8 @@ class Relayed(Cluster):
 class Relay:
     """Passes on what nodes send each other, frame by frame, and does one thing to it when it is armed."""
 
-    def __init__(self, cluster: Cluster, draw: random.Random) -> None:
+    def __init__(self, cluster: Cluster, draw: random.Random, tls: bool = False) -> None:
+        self._tls = tls  # then it knows of no frames, and alters what it reads at once
         self.ports = dict(zip(cluster.nodes, free_ports(len(cluster.nodes)), strict=True))
         self._targets = {name: node.raft for name, node in cluster.nodes.items()}
         self._draw = draw
@@ -56,12 +59,14 @@ class Relay:
         self._recorded: dict[str, bytes] = {}  # by target: a frame of a connection that has ended
         self.done = threading.Event()  # the fault was done, and the connection has ended since
         self.target = ""
+        self._servers: list[asyncio.Server] = []
+        self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         for name, port in self.ports.items():
             serving = asyncio.start_server(lambda r, w, name=name: self._serve(name, r, w), "127.0.0.1", port)  # type: ignore[misc]
-            asyncio.run_coroutine_threadsafe(serving, self._loop).result(5)
+            self._servers.append(asyncio.run_coroutine_threadsafe(serving, self._loop).result(5))
 
     def arm(self, fault: str) -> None:
         """The next frame has it, or the next after which it is possible."""
@@ -70,17 +75,33 @@ class Relay:
 
     def close(self) -> None:
         async def end() -> None:
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            for server in self._servers:
+                server.close()
+            for writer in self._writers:
+                writer.transport.abort()
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0)  # the transports' own last callbacks
 
         asyncio.run_coroutine_threadsafe(end(), self._loop).result(5)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     async def _serve(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         faulted = [False]
+        self._writers.add(writer)
         with suppress(OSError, asyncio.IncompleteReadError):
             back, forth = await asyncio.open_connection(*self._targets[name])
+            self._writers.add(forth)
             tasks = {
                 asyncio.ensure_future(self._forth(name, reader, forth, faulted)),
                 asyncio.ensure_future(self._back(back, writer)),
@@ -88,7 +109,9 @@ class Relay:
             _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in (*tasks, *pending):
                 task.cancel()
+            self._writers.discard(forth)
             forth.close()
+        self._writers.discard(writer)
         writer.close()
         if faulted[0]:
             self.done.set()
@@ -100,6 +123,9 @@ class Relay:
     async def _forth(
         self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, faulted: list[bool]
     ) -> None:
+        if self._tls:
+            await self._forth_in_tls(name, reader, writer, faulted)
+            return
         writer.write(await reader.readexactly(4))
         before = b""
         for number in range(1 << 60):
@@ -122,6 +148,19 @@ class Relay:
                 if self._draw.random() < 0.1 and not faulted[0]:
                     self._recorded[name] = frame
             writer.write(frame)
+            await writer.drain()
+
+    async def _forth_in_tls(
+        self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, faulted: list[bool]
+    ) -> None:
+        seen = 0
+        while data := await reader.read(65_536):
+            seen += 1
+            if self._armed is not None and seen > 8 and not faulted[0]:  # the handshakes are over
+                fault, self._armed = self._armed, None
+                faulted[0], self.target = True, name
+                data = self._altered(name, fault, data, data)
+            writer.write(data)
             await writer.drain()
 
     def _altered(self, name: str, fault: str, frame: bytes, before: bytes) -> bytes:
@@ -149,10 +188,34 @@ def cluster(tmp_path: Path) -> Iterator[Relayed]:
     seed = int(os.environ.get("KVNODE_RELAY_SEED", secrets.randbits(32)))
     print(f"KVNODE_RELAY_SEED={seed}")
     args = ("--heartbeat", "25ms", "--election-timeout", "200-400ms", "--fsync", "never")
-    with Relayed(tmp_path / "relayed", args=args, env={"KVNODE_CLUSTER_SECRET": SECRET}) as cluster:
-        cluster.relay = Relay(cluster, random.Random(seed))
+    with (
+        Relayed(tmp_path / "relayed", args=args, env={"KVNODE_CLUSTER_SECRET": SECRET}) as cluster,
+        Relay(cluster, random.Random(seed)) as cluster.relay,
+    ):
         yield cluster.start()
-        cluster.relay.close()
+
+
+@pytest.mark.parametrize("fault", ["flip", "drop"])
+def test_what_a_relay_does_to_tls_ends_a_connection_with_a_line_too(tmp_path: Path, fault: str) -> None:
+    authority = Authority(tmp_path)
+    for name in ("n1", "n2", "n3"):
+        authority.sign(name, (name,))
+    files = ("cert", "{node}.pem"), ("key", "{node}-key.pem"), ("ca", authority.ca.name)
+    args = ["--heartbeat", "25ms", "--election-timeout", "200-400ms"]
+    for option, file in files:
+        args += [f"--raft-{option}", str(tmp_path / file)]
+    with (
+        Relayed(tmp_path / "relayed", args=args, env={"KVNODE_CLUSTER_SECRET": SECRET}) as cluster,
+        Relay(cluster, random.Random(7), tls=True) as cluster.relay,
+    ):
+        cluster.start()
+        cluster.relay.arm(fault)
+        assert cluster.relay.done.wait(LATE_S), f"after '{fault}' the connection goes on"
+        target = cluster.relay.target
+        wait_until(lambda: "what came was altered on the way" in cluster.log(target), 5.0, f"{target} says why")
+        cluster.wait_ready()
+        cluster.put("after", b"1", via=target)
+        assert not any("Traceback" in cluster.log(name) for name in cluster.nodes)
 
 
 def test_what_a_relay_does_ends_a_connection_and_nothing_of_it_is_applied(cluster: Relayed) -> None:
