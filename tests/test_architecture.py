@@ -125,9 +125,24 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.deadline",
     },
     # Reads a data directory as a start does, for the command line: the one part of raft/ that needs no node.
-    "kvnode.raft.verify": {"kvnode.raft", "kvnode.errors"},
+    "kvnode.raft.verify": {"kvnode.raft", "kvnode.raft.replay", "kvnode.store", "kvnode.errors"},
+    "kvnode.raft.replay": {
+        "kvnode.raft",
+        "kvnode.commands",
+        "kvnode.entries",
+        "kvnode.results",
+        "kvnode.store",
+        "kvnode.transactions",
+    },
+    "kvnode.raft.salvage": {"kvnode.limits", "kvnode.outcomes", "kvnode.store", "kvnode.view"},
     # What HTTP asks of a group is a Protocol (http/group.py), so it needs no room of raft/ but the frozen status.
-    "kvnode.raft.recover": {"kvnode.raft", "kvnode.store", "kvnode.entries", "kvnode.errors"},
+    "kvnode.raft.recover": {
+        "kvnode.raft",
+        "kvnode.raft.replay",
+        "kvnode.raft.salvage",
+        "kvnode.store",
+        "kvnode.errors",
+    },
     "kvnode.raft.restore": {"kvnode.raft", "kvnode.store", "kvnode.errors"},
     "kvnode.http": {
         "kvnode.beside",

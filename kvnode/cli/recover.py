@@ -15,15 +15,20 @@ from kvnode.errors import StartupError
 @click.command()
 @click.option("--data-dir", required=True, metavar="DIR", help="The directory of a node that is stopped.")
 @click.option("--force-new-cluster", is_flag=True, help="Yes: the majority of the old cluster is lost for good.")
+@click.option("--skip-entry", type=click.IntRange(2), metavar="INDEX",
+              help="Leave out this entry of the log, which cannot be applied: 'kvnode verify' names it.")  # fmt: skip
 @output_option
-def recover(data_dir: str, force_new_cluster: bool, output: str) -> None:
+def recover(data_dir: str, force_new_cluster: bool, skip_entry: int | None, output: str) -> None:
     """Make a cluster of one node of what this node holds, with a new cluster id. The node must be stopped.
 
     For when a majority of the members is lost and will not come back: writes that only those held are lost. The old
     directory is kept beside the new one. Other members that still exist must be started with an empty --data-dir and
     --join afterwards; as they are, they belong to the old cluster and are refused.
+
+    --skip-entry also gets a cluster out of an entry that no node can apply. All writes of that entry are left out. It
+    needs no --force-new-cluster, because it is refused unless the entry is poisoned.
     """
-    if not force_new_cluster:
+    if not force_new_cluster and skip_entry is None:
         print(
             "kvnode: This gives up all that the other members hold and this one does not; while a majority can still "
             "be brought back, bring it back. If it is lost for good, say --force-new-cluster.",
@@ -33,7 +38,7 @@ def recover(data_dir: str, force_new_cluster: bool, output: str) -> None:
     from kvnode.raft.recover import recover as recover_directory  # the Raft core, which no other command needs
 
     try:
-        done = recover_directory(Path(data_dir))
+        done = recover_directory(Path(data_dir), skip_entry)
     except StartupError as e:
         print(f"kvnode: {e.message}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -45,6 +50,10 @@ def recover(data_dir: str, force_new_cluster: bool, output: str) -> None:
         return
     print(f"node        {done.node_id}, the only member of cluster {done.cluster_id.hex()}")
     print(f"state       entry {done.index}, revision {done.revision}, {done.keys} keys")
+    if done.skipped is not None:
+        print(f"left out    {done.skipped} (commands: {done.skipped.commands})")
+    if done.salvaged is not None:
+        print(f"salvaged    {done.salvaged.mended} items begin anew, {done.salvaged.left_out} could not be kept")
     print(f"before      {done.kept}")
     if done.former:
         names = " ".join(done.former)

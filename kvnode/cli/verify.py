@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -12,6 +13,11 @@ from kvnode import backup
 from kvnode.cli.calls import output_option, print_json
 from kvnode.errors import StartupError
 from kvnode.raft.verify import NotADataDirectory, Report, SegmentReport, SnapshotReport, verify
+
+_POISONED: Final = (
+    "this version answers it as invalid and goes on, 0.1.0 ends at it: start the node with this version, or leave the "
+    "entry out with 'kvnode recover --skip-entry'."
+)
 
 
 @click.command("verify")
@@ -22,7 +28,9 @@ def verify_command(file: str | None, data_dir: str | None, output: str) -> None:
     """Read a node's journal and snapshots, or the backup FILE, and say whether they are whole.
 
     Nothing is changed. The node may be running; what it is writing at that moment shows as an unfinished tail.
-    Exit code 0 where all is whole, 1 where something is damaged, 2 where there is no data directory or file.
+    The log is also applied, in memory, as a start does it: an entry that breaks a limit, or that the state machine
+    fails at, is poisoned. Exit code 0 where all is whole, 1 where something is damaged or poisoned, 2 where there is
+    no data directory or file.
     """
     if (file is None) is (data_dir is None):
         raise click.UsageError("Name either a backup FILE or --data-dir DIR")
@@ -63,11 +71,15 @@ def _verify_directory(data_dir: str, output: str) -> None:
         print(f"kvnode: {data_dir} cannot be read ({e.strerror}): run this as the user of the node.", file=sys.stderr)
         raise SystemExit(1) from None
     if output == "json":
-        print_json({"verdict": "damaged" if report.damage else "whole", **asdict(report)})
+        print_json({"verdict": _verdict(report), **asdict(report)})
     else:
         for line in _lines(report):
             print(line)
-    raise SystemExit(1 if report.damage else 0)
+    raise SystemExit(0 if _verdict(report) == "whole" else 1)
+
+
+def _verdict(report: Report) -> str:
+    return "damaged" if report.damage else "poisoned" if report.poisoned else "whole"
 
 
 def _lines(report: Report) -> list[str]:
@@ -81,7 +93,10 @@ def _lines(report: Report) -> list[str]:
     lines += [_line("journal", _segment(segment)) for segment in report.segments]
     lines += [_line("snapshot", _snapshot(snapshot)) for snapshot in report.snapshots]
     lines += [_line("leftover", f"{name}: {size:,} bytes, not needed") for name, size in report.leftovers.items()]
-    return lines + ([f"damaged: {damage}" for damage in report.damage] or ["whole"])
+    bad = [f"damaged: {damage}" for damage in report.damage] + [
+        f"poisoned: {each}; {_POISONED}" for each in report.poisoned
+    ]
+    return lines + (bad or ["whole"])
 
 
 def _line(what: str, text: str) -> str:

@@ -7,24 +7,28 @@ cluster id*: every handshake compares it, so members of the lost cluster that co
 speak to this node, and this node not to them. What they held that this node did not is lost.
 
 The directory as it was is kept beside it. Nothing is changed before the new one is whole: the last step renames.
+
+It is also the way out of data that no node can apply: an entry that is poisoned (`replay.py`) may be left out, and of a
+snapshot that breaks the limits what is sound is kept (`salvage.py`).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from kvnode.entries import decode_entry
 from kvnode.errors import StartupError
 from kvnode.raft import identity
-from kvnode.raft.core import REGULAR
 from kvnode.raft.disk import Directory
 from kvnode.raft.founding import found, sync
 from kvnode.raft.identity import Claim
 from kvnode.raft.journal import Journal
 from kvnode.raft.membership import Configuration, Member, Roster, first_cluster
+from kvnode.raft.replay import Poisoned, replay
+from kvnode.raft.salvage import Salvaged, salvage
 from kvnode.raft.segments import CLUSTER_ID_BYTES, Segments
 from kvnode.raft.snapshot import Snapshots
 from kvnode.store import KeyValueStore
@@ -44,10 +48,15 @@ class Recovered:
     keys: int
     former: tuple[str, ...]
     kept: Path
+    skipped: Poisoned | None = None
+    salvaged: Salvaged | None = None
 
 
-def recover(path: Path) -> Recovered:
-    """Raises StartupError where the directory is in use, damaged, or of no node; then nothing is changed."""
+def recover(path: Path, skip: int | None = None) -> Recovered:
+    """`skip`: an entry to leave out, which must be poisoned.
+
+    Raises StartupError where the directory is in use, damaged, or of no node; then nothing is changed.
+    """
     path = path.resolve()
     new, old = path.with_name(path.name + NEW), path.with_name(path.name + OLD)
     if not (path / identity.FILE).is_file():
@@ -59,7 +68,7 @@ def recover(path: Path) -> Recovered:
             raise StartupError(f"{other} is there already, of an earlier recovery: move it away, then try again.")
     disk = Directory(path)  # and its lock: no node may run on it
     try:
-        recovered = _write(disk, new, old)
+        recovered = _write(disk, new, old, skip)
     finally:
         disk.close()
     os.rename(path, old)
@@ -68,10 +77,10 @@ def recover(path: Path) -> Recovered:
     return recovered
 
 
-def _write(disk: Directory, new: Path, old: Path) -> Recovered:
+def _write(disk: Directory, new: Path, old: Path, skip: int | None) -> Recovered:
     claimed = identity.written(disk)
     snapshots = Snapshots(disk, claimed.cluster_id)
-    store = snapshots.recover()
+    store, salvaged = _load(snapshots)
     journal = Journal(Segments(disk, claimed.cluster_id).recover())
     newest = snapshots.newest
     journal.reconcile(newest.index if newest else 0, newest.term if newest else 0, disk.where(""))
@@ -81,21 +90,48 @@ def _write(disk: Directory, new: Path, old: Path) -> Recovered:
     if newest is not None and newest.configuration.index:
         first = newest.configuration
     former = Roster(claimed.node_id, journal, first).current
-    index, term = _apply(store, journal, newest.index if newest else 1), journal[-1][2]
+    applied = newest.index if newest else 1
+    poisoned = replay(store, journal, applied)
+    skipped = None
+    if skip is not None:
+        skipped = _check_poisoned(skip, poisoned)
+        store, salvaged = _load(snapshots)
+        replay(store, journal, applied, skip)
+    index, term = journal[-1][1], journal[-1][2]
     cluster_id = os.urandom(CLUSTER_ID_BYTES)
     mine = former.members.get(claimed.node_id, Member(claimed.node_id, ("", 0)))
     alone = Configuration(index, {mine.node_id: Member(mine.node_id, mine.address, mine.http_url, since=index)})
     claim = Claim(claimed.node_id, cluster_id, [claimed.node_id], recovered=True)
     found(new, claim, index, term, max(journal.getCurrentTerm(), term) + 1, alone, store)
     others = tuple(sorted(former.members.keys() - {claimed.node_id}))
-    return Recovered(claimed.node_id, cluster_id, index, store.revision, len(store), others, old)
+    made = (claimed.node_id, cluster_id, index, store.revision, len(store), others, old)
+    return Recovered(*made, skipped, salvaged)
 
 
-def _apply(store: KeyValueStore, journal: Journal, applied: int) -> int:
-    """Everything behind `applied`; the last index."""
-    for command, index, _ in journal[applied + 1 - journal[0][1] :]:
-        if command[0] == REGULAR and index > applied:
-            for _, _, commands in decode_entry(command[1:]):
-                for each in commands:
-                    store.apply(each)
-    return journal[-1][1]
+def _load(snapshots: Snapshots) -> tuple[KeyValueStore, Salvaged | None]:
+    """The newest snapshot; what is sound of it where it breaks the limits and its bytes are whole."""
+    try:
+        return snapshots.recover(), None
+    except StartupError as damaged:
+        done: list[Salvaged] = []
+
+        def load(chunks: Iterable[bytes]) -> KeyValueStore:
+            store, salvaged = salvage(chunks)
+            done.append(salvaged)
+            return store
+
+        try:
+            return snapshots.recover(load), done[0]
+        except StartupError:
+            raise damaged from None
+
+
+def _check_poisoned(skip: int, poisoned: list[Poisoned]) -> Poisoned:
+    for each in poisoned:
+        if each.index == skip:
+            return each
+    found = f"poisoned here: {', '.join(str(each.index) for each in poisoned)}" if poisoned else "none here is poisoned"
+    raise StartupError(
+        f"Entry {skip} is not poisoned ({found}): every node can apply it, and to leave it out would lose what was "
+        "written; nothing was changed."
+    )

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
 import msgpack
 
 from kvnode.errors import StartupError
+from kvnode.limits import COUNTER_MAX
 from kvnode.raft.disk import Disk
 from kvnode.raft.membership import Configuration, named, unpacked
 from kvnode.store import KeyValueStore
@@ -81,8 +82,9 @@ class Snapshots:
         self.newest: Snapshot | None = None
         self.written = self.failed = self.installed = 0  # since the process began
 
-    def recover(self) -> KeyValueStore:
-        """Removes leftovers and loads the newest snapshot; an empty store where there is none."""
+    def recover(self, load: Callable[[Iterable[bytes]], KeyValueStore] = KeyValueStore.load) -> KeyValueStore:
+        """Removes leftovers and loads the newest snapshot; an empty store where there is none. `load` makes a store of
+        a snapshot's chunks; all but `kvnode recover` take the usual one."""
         for name in self.disk.names():
             if name.startswith("snapshot-") and name.endswith(PART):
                 self.disk.unlink(name)
@@ -90,7 +92,7 @@ class Snapshots:
         if not names:
             return KeyValueStore()
         try:
-            self.newest, store = self.load(names[-1])
+            self.newest, store = self.load(names[-1], load)
         except Damaged as damage:
             raise StartupError(
                 f"The snapshot {self.disk.where(names[-1])} is damaged before byte {damage.offset} ({damage}): "
@@ -159,16 +161,20 @@ class Snapshots:
         prefix = f"snapshot-{index:020d}-"
         return next((name for name in self._published() if name.startswith(prefix)), None)
 
-    def load(self, name: str) -> tuple[Snapshot, KeyValueStore]:
-        """Reads one file to its end. Raises Damaged unless every byte of it checks out."""
+    def load(
+        self, name: str, load: Callable[[Iterable[bytes]], KeyValueStore] = KeyValueStore.load
+    ) -> tuple[Snapshot, KeyValueStore]:
+        """Reads one file to its end. Raises Damaged unless every byte of it checks out and all is within its limits."""
         reader = _Reader(lambda offset, length: self.disk.read(name, offset, length))
         try:
-            return self._load(name, reader)
+            return self._load(name, reader, load)
         except Damaged as damage:
             damage.offset = reader.offset
             raise
 
-    def _load(self, name: str, reader: _Reader) -> tuple[Snapshot, KeyValueStore]:
+    def _load(
+        self, name: str, reader: _Reader, load: Callable[[Iterable[bytes]], KeyValueStore]
+    ) -> tuple[Snapshot, KeyValueStore]:
         magic, version, cluster_id, index, term, members_bytes = _HEAD.unpack(head := reader.take(_HEAD.size))
         if magic != _MAGIC or not 1 <= version <= _VERSION or members_bytes > _MEMBERS_BYTES_MAX:
             raise Damaged("it does not start like a snapshot of this version")
@@ -183,9 +189,14 @@ class Snapshots:
             raise Damaged("it belongs to another cluster")
         try:
             members = unpacked(packed) if version > _VERSION_WITH_NAMES else named(*msgpack.unpackb(packed))
-            store = KeyValueStore.load(reader.chunks())
+        except (TypeError, ValueError) as error:
+            raise Damaged(f"its list of members cannot be read: {error}") from error
+        try:
+            store = load(reader.chunks())
         except ValueError as error:
             raise Damaged(str(error)) from error
+        if max(index, term) > COUNTER_MAX:
+            raise Damaged(f"its index and its term are at most {COUNTER_MAX}")
         if reader.offset != self.disk.size(name):
             raise Damaged("something follows its end")
         return Snapshot(name, index, term, members, reader.offset, digest if known else None), store

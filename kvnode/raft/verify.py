@@ -18,12 +18,18 @@ from kvnode.raft import identity
 from kvnode.raft.disk import ReadOnly
 from kvnode.raft.journal import Journal
 from kvnode.raft.records import BASE, ENTRY, STATE, SYNCED, TRUNCATE, entry_place, records
+from kvnode.raft.replay import Poisoned, replay
 from kvnode.raft.segments import HEADER_BYTES, JournalDamaged, Recovered, Segments
 from kvnode.raft.snapshot import PART, Damaged, Snapshots
+from kvnode.store import KeyValueStore
 
 LOOKS: Final = 10
 
 _KINDS: Final = {ENTRY: "entries", TRUNCATE: "truncations", BASE: "bases", STATE: "hard_states", SYNCED: "syncs"}
+_LIMITS: Final = (
+    "where another node's data is whole, move the data directory away and let this node catch up from its peers as a "
+    "new node; where none is, 'kvnode recover' keeps what is sound of it"
+)
 _CATCH_UP: Final = (
     "restore it from a copy, or move the data directory away and let the node catch up from its peers as a new node"
 )
@@ -81,7 +87,7 @@ class SnapshotReport:
 
 @dataclass(slots=True)
 class Report:
-    """Everything that was found. Whole where `damage` is empty."""
+    """Everything that was found. Whole where `damage` and `poisoned` are empty."""
 
     data_dir: str
     node_id: str | None = None
@@ -95,6 +101,7 @@ class Report:
     snapshots: list[SnapshotReport] = field(default_factory=list)
     leftovers: dict[str, int] = field(default_factory=dict)  # file -> bytes; a start removes them
     damage: list[Damage] = field(default_factory=list)
+    poisoned: list[Poisoned] = field(default_factory=list)  # looked for where there is no damage
 
 
 def verify(path: Path) -> Report:
@@ -118,6 +125,7 @@ class _Reader:
         self._disk = ReadOnly(path)
         self._report = Report(str(path))
         self._newest: tuple[int, int] | None = None  # (index, term) of the newest snapshot, where it is whole
+        self._store = KeyValueStore()  # what it holds
 
     def read(self) -> Report:
         report = self._report
@@ -183,7 +191,8 @@ class _Reader:
         try:
             snapshot, store = snapshots.load(name)
         except Damaged as damage:
-            self._damaged(name, damage.offset, str(damage), remedy)
+            breaks_a_limit = newest and isinstance(damage.__cause__, ValueError)  # the bytes are whole
+            self._damaged(name, damage.offset, str(damage), _LIMITS if breaks_a_limit else remedy)
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -191,6 +200,7 @@ class _Reader:
         else:
             if newest:
                 self._newest = snapshot.index, snapshot.term
+                self._store = store
             found = SnapshotReport(
                 name, snapshot.size_bytes, snapshot.index, snapshot.term, snapshot.members, store.revision, len(store),
                 snapshot.digest,
@@ -204,8 +214,10 @@ class _Reader:
             self._damaged("journal", None, what, "restore it from a copy, or give the node an empty --data-dir")
             return
         index, term = self._newest or (0, 0)
+        journal = Journal(recovered)
         try:
-            Journal(recovered).reconcile(index, term, str(self._path))
+            journal.reconcile(index, term, str(self._path))
+            self._report.poisoned = replay(self._store, journal, index or 1)
         except StartupError:
             first = recovered.entries[0][1]
             what = (

@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import argparse
 import random
-import struct
 import sys
 import time
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +47,7 @@ from kvnode.results import Invalid
 from kvnode.store import KeyValueStore
 from kvnode.table import Table
 from kvnode.transactions import GET
+from tests.hostile.crafted import file_of
 
 NUMBERS: Final = (
     *(-1, 0, 1, 2, 3, 9, 255, 32_767, 32_768, 65_536, 2**31, 2**32, 2**52, 2**53 - 1, 2**53, 2**53 + 1),
@@ -227,17 +226,6 @@ def mutated(rng: random.Random, parts: Parts) -> None:
         target[key], target[other] = target[other], target[key]
     else:
         target.insert(rng.randrange(len(target) + 1), hostile(rng, 1))
-
-
-def file_of(chunks: list[bytes], revision: int, items: int) -> bytes:
-    """A backup with right checksums."""
-    head = struct.pack("<4sHQQH", b"KVNB", 1, revision & (2**64 - 1), items & (2**64 - 1), 2) + b"c1"
-    out, crcs = [head, struct.pack("<I", zlib.crc32(head))], 0
-    for chunk in chunks:
-        crc = zlib.crc32(chunk)
-        crcs = zlib.crc32(struct.pack("<I", crc), crcs)
-        out += (struct.pack("<II", len(chunk), crc), chunk)
-    return b"".join((*out, struct.pack("<II", 0, crcs), struct.pack("<Q", len(chunks))))
 
 
 def number(value: Any) -> int:
