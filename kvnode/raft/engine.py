@@ -110,7 +110,7 @@ class Engine:
         self.reads = ReadIndex(self.replica, self.network, lambda: self.leader_id, self.schedule, timeout_s)
         self._catchup = Catchup(snapshots, self, self.network.send, self._work, self.clock)
         self.audit = Audit(self.replica, store, self.network.send, snapshots.newest)
-        self._compaction = Compaction(self.replica, snapshots, store, self.audit.history, self._work)
+        self._compaction = Compaction(self.replica, snapshots, store, self.audit.history, self._work, self._kept)
         self._flusher = Flusher(
             journal, segments, settings.fsync, self._landed, fail, lambda blocked: self.storage.waits(blocked, space)
         )
@@ -213,6 +213,10 @@ class Engine:
 
         self._loop.run_in_executor(None, job).add_done_callback(done)
 
+    def _kept(self, first_index: int) -> frozenset[int]:
+        """The snapshots that followers fetch or go on from, who have not got to `first_index` yet."""
+        return self._catchup.kept(first_index, self.replica.guard.acknowledged_index)
+
     # --- the disk ------------------------------------------------------------------------------------
 
     def _landed(self) -> None:
@@ -267,7 +271,7 @@ class Engine:
         self._leader_unsure()
 
     def needs_snapshot(self, node_id: str) -> None:
-        self._catchup.offer(node_id, self.replica.term)
+        self._catchup.offer(node_id, self.replica.term, self.replica.journal[0][1])
 
     # --- what the network tells (transport.Listener) ---------------------------------------------------
 

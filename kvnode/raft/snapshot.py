@@ -80,6 +80,7 @@ class Snapshots:
         self._cluster_id = cluster_id
         self._rest = rest
         self.newest: Snapshot | None = None
+        self._known: dict[int, Snapshot] = {}  # by index: those that a peer may fetch
         self.written = self.failed = self.installed = 0  # since the process began
 
     def recover(self, load: Callable[[Iterable[bytes]], KeyValueStore] = KeyValueStore.load) -> KeyValueStore:
@@ -92,7 +93,8 @@ class Snapshots:
         if not names:
             return KeyValueStore()
         try:
-            self.newest, store = self.load(names[-1], load)
+            newest, store = self.load(names[-1], load)
+            self.published(newest)
         except Damaged as damage:
             raise StartupError(
                 f"The snapshot {self.disk.where(names[-1])} is damaged before byte {damage.offset} ({damage}): "
@@ -150,16 +152,35 @@ class Snapshots:
         return replace(snapshot, name=name), store
 
     def published(self, snapshot: Snapshot) -> None:
-        """`snapshot` is on disk: offered from now on, unless a peer's newer one came meanwhile. KEEP files stay."""
+        """`snapshot` is on disk: offered from now on, unless a peer's newer one came meanwhile."""
+        self._known[snapshot.index] = snapshot
         if self.newest is None or snapshot.index > self.newest.index:
             self.newest = snapshot
-        for name in self._published()[:-KEEP]:
-            self.disk.unlink(name)
 
-    def find(self, index: int) -> str | None:
-        """The published file of the snapshot at `index`, if it is still there."""
-        prefix = f"snapshot-{index:020d}-"
-        return next((name for name in self._published() if name.startswith(prefix)), None)
+    def retire(self, wanted: frozenset[int] = frozenset()) -> Callable[[], None] | None:
+        """From now on only the newest KEEP snapshots are published, and those at `wanted`.
+
+        The job that removes the files of all older ones, for a worker thread; None where there are none.
+        """
+        gone = [index for index in sorted(self._known)[:-KEEP] if index not in wanted]
+        if not gone:
+            return None
+        for index in gone:
+            del self._known[index]
+        kept = {snapshot.name for snapshot in self._known.values()}
+        newest = max(kept)  # a file behind it may be one that a worker has just published
+        return lambda: self.remove(*(name for name in self._published() if name < newest and name not in kept))
+
+    def remove(self, *names: str) -> None:
+        """Files that are not needed any more, and those of them that are there. Runs in a worker thread."""
+        present = set(self.disk.names())
+        for name in names:
+            if name in present:
+                self.disk.unlink(name)
+
+    def published_at(self, index: int) -> Snapshot | None:
+        """The snapshot at `index`, if it is still kept."""
+        return self._known.get(index)
 
     def load(
         self, name: str, load: Callable[[Iterable[bytes]], KeyValueStore] = KeyValueStore.load

@@ -123,14 +123,15 @@ def test_the_digest_survives_a_restart_from_the_log_and_from_a_snapshot(tmp_path
     before = Applier()
     before.write(333)
     members, view = named("n1", "n2", "n3"), before.store.view()
-    snapshots.published(snapshots.write(333, 1, members, view, before.history.value))
+    written = snapshots.write(333, 1, members, view, before.history.value)
+    snapshots.published(written)
     before.write(500)
     flight = before.journal.begin_flight()
     assert flight is not None
     segments.append(flight.buffers, flight.last_index, flight.state, sync=True)
     from_log = Applier(Journal(Segments(disk, CLUSTER_ID).recover()))
     from_log.apply(500)
-    from_snapshot = Applier(Journal(Segments(disk, CLUSTER_ID).recover()), snapshots.load(snapshots.find(333) or ""))
+    from_snapshot = Applier(Journal(Segments(disk, CLUSTER_ID).recover()), snapshots.load(written.name))
     from_snapshot.apply(500)
     for index in (6 * EVERY, 500):
         assert before.history.at(index) == from_log.history.at(index) == from_snapshot.history.at(index) is not None

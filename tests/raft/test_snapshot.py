@@ -12,7 +12,7 @@ import pytest
 
 from kvnode.commands import PUT
 from kvnode.errors import StartupError
-from kvnode.raft.catchup import CHUNK_BYTES, Catchup
+from kvnode.raft.catchup import CHUNK_BYTES, FETCH_SILENT_S_MAX, Catchup
 from kvnode.raft.disk import Directory
 from kvnode.raft.membership import named
 from kvnode.raft.snapshot import KEEP, Damaged, Snapshot, Snapshots
@@ -99,9 +99,15 @@ def test_only_the_newest_few_are_kept(open_snapshots: Callable[..., Snapshots]) 
     snapshots = open_snapshots()
     for index in range(10, 16):
         snapshots.published(snapshots.write(index, 1, named("n1"), filled(3).view()))
+    remove = snapshots.retire(wanted=frozenset({11}))
+    assert remove is not None
+    remove()
     names = [name for name in snapshots.disk.names() if name.startswith("snapshot-")]
-    assert len(names) == KEEP
-    assert snapshots.find(15) in names
+    assert [int(name.split("-")[1]) for name in names] == [11, 14, 15], "those that are wanted, and the newest KEEP"
+    assert KEEP == 2
+    assert snapshots.retire(wanted=frozenset({11})) is None
+    assert snapshots.published_at(11) is not None
+    assert snapshots.published_at(12) is None
 
 
 class Side:
@@ -146,7 +152,7 @@ class Transfer:
 
     def offer(self) -> None:
         self.now[0] += 2.0
-        self.leader.catchup.offer("follower", 2)
+        self.leader.catchup.offer("follower", 2, 1)
 
     def deliver(self, limit: int = 1_000) -> int:
         """Hands over up to `limit` messages, both ways; how many there were."""
@@ -190,13 +196,46 @@ def test_a_transfer_resumes_where_it_was_cut_off(open_snapshots: Callable[..., S
     assert len(transfer.follower.installed) == 1
 
 
-def test_a_newer_snapshot_takes_the_place_of_one_under_way(open_snapshots: Callable[..., Snapshots]) -> None:
+def test_a_fetch_is_finished_however_many_newer_snapshots_there_are(open_snapshots: Callable[..., Snapshots]) -> None:
+    transfer = Transfer(open_snapshots)
+    leader = transfer.leader
+    transfer.offer()
+    for index in range(60, 200, 10):
+        transfer.deliver(2)
+        transfer.store.apply([PUT, f"later/{index}", b"1", "", None])
+        transfer.publish(index)
+        wanted = leader.catchup.kept(index, lambda _: 0)
+        if (remove := leader.snapshots.retire(wanted)) is not None:
+            remove()
+        transfer.offer()
+    transfer.deliver()
+    assert [snapshot.index for snapshot, _ in transfer.follower.installed][:1] == [50]
+
+
+def test_a_follower_that_asks_for_no_more_is_not_waited_for(open_snapshots: Callable[..., Snapshots]) -> None:
+    transfer = Transfer(open_snapshots)
+    leader, held = transfer.leader.catchup, {"follower": 0}
+    transfer.offer()
+    transfer.deliver(4)
+    transfer.now[0] += FETCH_SILENT_S_MAX - 1
+    assert leader.kept(100, held.__getitem__) == {50}
+    held["follower"] = 60  # it has installed it and goes on by the log
+    assert leader.kept(100, held.__getitem__) == {50}
+    transfer.now[0] += FETCH_SILENT_S_MAX - 1
+    assert leader.kept(100, held.__getitem__) == {50}
+    transfer.now[0] += 2
+    assert leader.kept(100, held.__getitem__) == frozenset()
+
+
+def test_a_snapshot_that_the_log_does_not_go_on_from_gives_way(open_snapshots: Callable[..., Snapshots]) -> None:
     transfer = Transfer(open_snapshots)
     transfer.offer()
     transfer.deliver(3)
-    transfer.store.apply([PUT, "later", b"1", "", None])
     transfer.publish(60)
-    transfer.offer()
+    transfer.now[0] += 2.0
+    transfer.to_leader.clear()
+    transfer.to_follower.clear()
+    transfer.leader.catchup.offer("follower", 2, first_index=55)
     transfer.deliver()
     assert [snapshot.index for snapshot, _ in transfer.follower.installed] == [60]
 

@@ -114,8 +114,17 @@ class Node:
         self.history = History(self.journal, self.store)
         if newest is not None:
             self.history.restored(newest.index, newest.digest)
-        self.compaction = Compaction(self.replica, self.snapshots, self.store, self.history, self._work, cluster.bounds)
         self.catchup = Catchup(self.snapshots, self, self.send, self._work, cluster.clock.read)
+        acknowledged = self.replica.guard.acknowledged_index
+        self.compaction = Compaction(
+            self.replica,
+            self.snapshots,
+            self.store,
+            self.history,
+            self._work,
+            lambda first_index: self.catchup.kept(first_index, acknowledged),
+            cluster.bounds,
+        )
         self.flush()
 
     def stop(self) -> None:
@@ -414,7 +423,7 @@ class Node:
             self.cluster.oracle.leads(self, self.running.term)
 
     def needs_snapshot(self, node_id: str) -> None:
-        self.catchup.offer(node_id, self.running.term)
+        self.catchup.offer(node_id, self.running.term, self.first_index)
 
     def members_changed(self) -> None:
         self.meets = True
