@@ -90,4 +90,5 @@ class RaftLevels:
     disk_free_bytes: int
     disk_total_bytes: int
     fsync_s: Histogram
+    outstanding_s: dict[str, float]  # by kind: how long the oldest has been outstanding
     differing: frozenset[str]  # members whose data was found to differ from the majority's

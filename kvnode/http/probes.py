@@ -30,7 +30,7 @@ _REPORT_PARAMETERS: Final = ("verbose", "exclude")
 
 _REFUSALS: Final = {
     reason: TEXT_TYPE + f"Kvnode-Reason: {reason}\r\n".encode()
-    for reason in ("follower", "no-leader", "unverified", "draining", "transferring", "starting")
+    for reason in ("follower", "no-leader", "unverified", "draining", "transferring", "starting", "storage")
 }
 
 

@@ -179,6 +179,12 @@ def _disk(levels: RaftLevels) -> Iterator[Metric]:
         "How long the disk took to make a flight of the journal durable.",
         levels.fsync_s,
     )
+    yield _labelled(
+        "kvnode_outstanding_oldest_seconds",
+        "How long the oldest of what was begun and has not ended has been outstanding; 0 where nothing is.",
+        ("kind",),
+        {(kind,): age_s for kind, age_s in levels.outstanding_s.items()},
+    )
     yield _gauge("kvnode_journal_entries", "Entries of the log that are kept.", levels.journal_entries)
     yield _gauge("kvnode_journal_bytes", "Bytes of the journal's files.", levels.journal_bytes)
     yield _gauge(

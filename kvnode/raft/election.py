@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Final, Protocol
 
 from kvnode.raft.wire import PRE_VOTE, PRE_VOTED, Message
+
+# Of the shortest election timeout: a fit node, whose timer may have been set anew just now, has been elected by then.
+UNFIT_TIMEOUTS: Final = 4
 
 
 class Ballot(Protocol):
@@ -28,6 +31,10 @@ class Ballot(Protocol):
     def is_leader(self) -> bool: ...
     @property
     def is_voter(self) -> bool: ...
+    @property
+    def can_vote(self) -> Callable[[], bool]: ...
+    @property
+    def is_fit(self) -> Callable[[], bool]: ...
     @property
     def peer_ids(self) -> Iterable[str]: ...
     @property
@@ -56,7 +63,7 @@ class ElectionGate:
         self._grants: set[str] = set()
         self._transfer_term = 0
         self._leader_heard_at: float | None = None
-        self.barred = False  # a node on its way out lets others lead
+        self._unfit_since: float | None = None  # since when it would campaign, were it not for others who are fit
 
     def may_campaign(self) -> bool:
         """True once a majority would vote for this node in the next term; asks them where it has not yet."""
@@ -65,9 +72,13 @@ class ElectionGate:
             return False  # a learner, one that was removed, or one that has yet to be told that it is a member
         proposed = core.term + 1
         peers = list(core.peer_ids)
-        if not peers or self._transfer_term == proposed:
+        if not peers:
             return True
-        if self.barred:
+        if not core.can_vote():
+            return False  # its own vote would not become durable, and its higher term would unseat a leader for nothing
+        if self._transfer_term == proposed:
+            return True
+        if self._lets_others_go_first():
             return False
         if self._asked_term == proposed and len(self._grants) >= (len(peers) + 1) // 2:
             self._asked_term = 0
@@ -82,6 +93,16 @@ class ElectionGate:
             for peer in peers:
                 self._send(peer, (PRE_VOTE, proposed, last_index, last_term))
         return False
+
+    def _lets_others_go_first(self) -> bool:
+        """A node that drains, or whose disk is full, leads only where no other comes forward within UNFIT_TIMEOUTS."""
+        if self._core.is_fit():
+            self._unfit_since = None
+            return False
+        now = self._clock()
+        if self._unfit_since is None:
+            self._unfit_since = now
+        return now - self._unfit_since < UNFIT_TIMEOUTS * self._timeout_min_s
 
     def answer(self, node_id: str, proposed: int, last_index: int, last_term: int) -> None:
         """A member asks: would you vote for me in the term `proposed`?"""
@@ -108,6 +129,7 @@ class ElectionGate:
         """A message of the current term's leader arrived: what was asked before is void."""
         self._leader_heard_at = self._clock()
         self._asked_term = 0
+        self._unfit_since = None
 
     def leader_lost(self) -> None:
         """The leader's connections closed. Its process is gone, or will be heard again before anybody votes."""

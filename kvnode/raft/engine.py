@@ -8,6 +8,7 @@ proposal and flush at the end of the loop's iteration, however many of them it b
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import time
@@ -28,6 +29,7 @@ from kvnode.raft.handshake import Identity
 from kvnode.raft.journal import Journal
 from kvnode.raft.membership import Roster
 from kvnode.raft.news import News
+from kvnode.raft.outstanding import Outstanding
 from kvnode.raft.proposals import Proposals
 from kvnode.raft.read_index import ReadIndex
 from kvnode.raft.replica import Replica
@@ -49,6 +51,8 @@ TICK_S: Final = 0.025
 LEADER_GONE_S: Final = (0.05, 0.15)  # a closed connection is news: see `Replica.hasten_election`
 FAILURE_EVERY_S: Final = 1.0  # between two lines about commands that the state machine failed at; a metric counts all
 NO_LEADER_S: Final = (0.1, 0.3)
+# A snapshot of some gigabytes on a slow disk takes minutes; longer than this, no job in a thread is getting anywhere.
+JOB_S_MAX: Final = 600.0
 
 
 class Engine:
@@ -76,6 +80,7 @@ class Engine:
         self._failures_seen: frozenset[str] = frozenset()
         self._failure_told_at = -FAILURE_EVERY_S
         self._step_due = self._stopped = False
+        self.draining = False  # this node is to go: it leads where no other one can, and is given no leadership
         self._timer: asyncio.TimerHandle | None = None
         instance = os.urandom(ORIGIN_BYTES)
         me = Identity(
@@ -90,7 +95,12 @@ class Engine:
         self.network = Network(me, roster, self, settings.certificate)
         self._acquaintance = Acquaintance(roster, self.network, snapshots.disk, fail)
         self.members_changed = self._acquaintance.changed
-        self.storage, space = Storage(), snapshots.disk.space
+        timeout_s = settings.election_timeout_max_s
+        self.outstanding = Outstanding(self.clock)
+        self.storage = Storage(self.outstanding, lambda: self._flusher.outstanding_since, timeout_s)
+        self._jobs: dict[int, float] = {}  # when each job was begun that a worker thread has not ended, oldest first
+        self._job_numbers = itertools.count()
+        self.outstanding.watch("worker", JOB_S_MAX, lambda: next(iter(self._jobs.values()), None))
         self.replica = Replica(
             roster,
             journal,
@@ -99,21 +109,20 @@ class Engine:
             election_timeout_min_s=settings.election_timeout_min_s,
             election_timeout_max_s=settings.election_timeout_max_s,
             heartbeat_s=settings.heartbeat_s,
-            has_room=lambda: self.storage.error is None,
+            is_fit=lambda: not self.draining and self.storage.full is None and not self.storage.hangs,
+            can_vote=lambda: not self.storage.hangs,
         )
         self.proposals = Proposals(instance, store.apply, self.clock)
         self.writes = Writes(self.replica, self.proposals, self.storage, self.network, lambda: self.leader_id)
         self._succession = Succession(self.replica, self.proposals.meters)
         self._feature_level = FeatureLevel(EngineLeader(self), store, self.network, roster)
         self._news = News(self.replica, self.writes, self._guarded)
-        timeout_s = settings.election_timeout_max_s
         self.reads = ReadIndex(self.replica, self.network, lambda: self.leader_id, self.schedule, timeout_s)
         self._catchup = Catchup(snapshots, self, self.network.send, self._work, self.clock)
         self.audit = Audit(self.replica, store, self.network.send, snapshots.newest)
         self._compaction = Compaction(self.replica, snapshots, store, self.audit.history, self._work, self._kept)
-        self._flusher = Flusher(
-            journal, segments, settings.fsync, self._landed, fail, lambda blocked: self.storage.waits(blocked, space)
-        )
+        self.outstanding.watch("snapshot", JOB_S_MAX, lambda: self._compaction.under_way_since)
+        self._flusher = Flusher(journal, segments, settings.fsync, self._landed, fail, self.storage.waits)
         journal.on_dirty = self.schedule
         # What does not reach the guard, by kind; other rooms add theirs.
         self.on: dict[int, Callable[[str, list[Any]], None]] = {
@@ -182,6 +191,7 @@ class Engine:
         self.audit.look()
         self._guarded(self._feature_level.look)
         self.storage.look(self.clock(), self._work, self.snapshots.disk.space)
+        self.outstanding.look()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Whatever goes wrong inside ends the node: a core that raised half-way through is in no known state."""
@@ -202,8 +212,11 @@ class Engine:
 
     def _work(self, job: Callable[[], Any], then: Callable[[Any, Exception | None], None]) -> None:
         """Runs `job` in a worker thread and `then` with its result or exception in the loop."""
+        number = next(self._job_numbers)
+        self._jobs[number] = self.clock()
 
         def done(future: asyncio.Future[Any]) -> None:
+            del self._jobs[number]
             if future.cancelled() or self._stopped:
                 return
             error = future.exception()

@@ -45,6 +45,8 @@ class Flusher:
         self._giving_up = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._waiting_for_space = False
+        self._flight_began_at: float | None = None  # the flight that was handed to the thread and has not landed
+        self._call_began_at: float | None = None  # what the thread asks of the disk now; it alone sets this
         self._queue: SimpleQueue[Flight | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
@@ -53,7 +55,19 @@ class Flusher:
         """Starts the next flight, if there is something to write and none is under way."""
         flight = self._journal.begin_flight()
         if flight is not None:
+            self._flight_began_at = time.monotonic()
             self._queue.put(flight)
+
+    @property
+    def outstanding_since(self) -> float | None:
+        """When the oldest thing was begun that the disk has not answered; None while it owes nothing.
+
+        Also what is no flight counts: a mark or a removed segment that hangs holds up the next flight.
+        """
+        flight, call = self._flight_began_at, self._call_began_at
+        if flight is None or call is None:
+            return flight if call is None else call
+        return min(flight, call)
 
     async def stop(self, timeout_s: float) -> bool:
         """Writes what is left and ends the thread; False if the disk did not answer in time."""
@@ -125,6 +139,7 @@ class Flusher:
 
     def _write(self, work: Callable[[], None]) -> bool:
         """False after an error. It is never retried: what the page cache still holds is not known (fsyncgate)."""
+        self._call_began_at = time.monotonic()
         try:
             work()
         except OSError as error:
@@ -134,8 +149,11 @@ class Flusher:
             )
             self._loop.call_soon_threadsafe(self._failed, fatal)
             return False
+        finally:
+            self._call_began_at = None
         return True
 
     def _end(self, flight: Flight) -> None:
+        self._flight_began_at = None
         self._journal.end_flight(flight)
         self._landed()

@@ -156,11 +156,11 @@ class RaftGroup:
             self._disk = None
 
     def begin_drain(self) -> None:
-        """From now on this node wants no new work: probes fail, watches end, it does not campaign, it still serves."""
+        """From now on this node wants no new work: probes fail, watches end, it leads where no other can, it serves."""
         self.draining = True
         self.watches.close("shutting_down")
         if self._engine is not None:
-            self._engine.replica.election.barred = True
+            self._engine.draining = True
             self._engine.reads.draining()
 
     def _failed(self, fatal: Fatal) -> None:
@@ -295,6 +295,8 @@ class RaftGroup:
             engine is not None
             and engine.replica.serving
             and not (self._stopping or self.draining or engine.writes.transferring)
+            and engine.storage.full is None
+            and not engine.storage.hangs
         ):
             return None  # what `leader_refusal` says of such a status, without all the rest of it
         return leader_refusal(self.status())

@@ -63,7 +63,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
         next_index, success, reset = message["next_node_idx"], message["success"], message["reset"]
         if self._reply is not None:
             next_index, success, reset = self._reply
-        state = (self._round, core.raftLastApplied, core.has_room())
+        state = (self._round, core.raftLastApplied, core.is_fit())
         ack = (wire.ACK, core.term, success, reset, next_index, *state)
         now = core.clock()
         news = (core.term, leader_id, next_index)
@@ -178,7 +178,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
         next_index: int,
         read_round: int,
         applied: int,
-        has_room: bool,
+        fit: bool,
     ) -> None:
         core = self._core
         if term > core.term:
@@ -189,7 +189,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
             core.rounds.echo(node_id, read_round, core.majority_of_others)
         if success and next_index > self._journal[-1][1] + 1:
             return
-        if core.replicator.acknowledged(node_id, next_index, success, reset, applied, has_room):
+        if core.replicator.acknowledged(node_id, next_index, success, reset, applied, fit):
             core.send_soon()
         if success:
             limit = self._journal.durable_index + 1

@@ -22,5 +22,6 @@ def levels(engine: Engine, segments: Segments) -> RaftLevels:
         disk_free_bytes=engine.storage.free_bytes,
         disk_total_bytes=engine.storage.total_bytes,
         fsync_s=segments.sync_s,
+        outstanding_s=engine.outstanding.ages_s(),
         differing=engine.audit.differing,
     )

@@ -75,7 +75,8 @@ class Replica(Electorate):
         election_timeout_max_s: float = 1.2,
         heartbeat_s: float = 0.1,
         draw: random.Random | None = None,
-        has_room: Callable[[], bool] = lambda: True,
+        is_fit: Callable[[], bool] = lambda: True,
+        can_vote: Callable[[], bool] = lambda: True,
     ) -> None:
         self.roster = roster
         self.followed = {}
@@ -83,7 +84,8 @@ class Replica(Electorate):
         self.clock = clock
         self.heartbeat_s = heartbeat_s
         self.election_timeout_max_s = election_timeout_max_s
-        self.has_room = has_room
+        self.is_fit = is_fit  # to lead, where others could as well
+        self.can_vote = can_vote  # what this node promises becomes durable
         self._owner = owner
         self._draw = draw or random.Random()
         self._append_due = False
@@ -194,6 +196,18 @@ class Replica(Electorate):
             return False
         self.guard.send(Node(node_id), {"type": "timeout_now", "term": self.term})
         return True
+
+    def fit_peers(self) -> list[str]:
+        """Leader only: the other voters that answer and said that they are fit to lead; the furthest last."""
+        followers = self.replicator.followers
+        fit = [
+            node_id
+            for node_id in self.peer_ids
+            if node_id in followers
+            and followers[node_id].fit
+            and self.answered_within(node_id, self.election_timeout_max_s)
+        ]
+        return sorted(fit, key=self.guard.acknowledged_index)
 
     def install_snapshot(self, index: int, term: int, configuration: Configuration) -> None:
         """The state machine now is what a snapshot says: the log starts behind it (Raft §7).

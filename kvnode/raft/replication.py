@@ -31,7 +31,7 @@ class Progress:
     in_flight: deque[tuple[int, int]] = field(default_factory=deque)  # (last index, bytes) of each frame
     in_flight_bytes: int = 0
     applied: int = 0  # as the follower last said
-    has_room: bool = True
+    fit: bool = True  # to lead, as the follower last said: its disk is well and it is not draining
 
     def forget_flights(self) -> None:
         self.in_flight.clear()
@@ -65,9 +65,7 @@ class Replicator:
             progress.probing, progress.awaiting = True, False
             progress.next = min(progress.next, match_index + 1) if match_index else progress.next
 
-    def acknowledged(
-        self, peer_id: str, next_index: int, success: bool, reset: bool, applied: int, has_room: bool
-    ) -> bool:
+    def acknowledged(self, peer_id: str, next_index: int, success: bool, reset: bool, applied: int, fit: bool) -> bool:
         """A follower holds everything below `next_index` (success), or wants to be sent from there (reset).
 
         True: there are entries for it, which need not wait for the next heartbeat. One that waits for a snapshot
@@ -76,7 +74,7 @@ class Replicator:
         progress = self.followers.get(peer_id)
         if progress is None:
             return False
-        progress.applied, progress.has_room = applied, has_room
+        progress.applied, progress.fit = applied, fit
         if reset:
             progress.forget_flights()
             progress.probing, progress.awaiting = True, False

@@ -75,7 +75,7 @@ def seen_status(
         blocking_errors=tuple(each for each in (fatal, engine.audit.error, session.blocking, *unfit) if each),
         session_error=session.error,
         feature_level=engine.store.level,
-        warnings=tuple(each for each in (session.warning, *odd) if each),
+        warnings=tuple(each for each in (session.warning, *odd, *engine.outstanding.overdue()) if each),
     )
 
 

@@ -92,6 +92,8 @@ def leader_refusal(status: RaftStatus) -> str | None:
         return "draining"
     if status.transferring:
         return "transferring"
+    if status.storage_error is not None:
+        return "storage"
     if not status.serving:
         return "starting"
     return None

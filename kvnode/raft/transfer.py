@@ -14,7 +14,8 @@ from kvnode.raft.engine import Engine
 log = logging.getLogger("kvnode.raft")
 
 DEADLINE_S: Final = 5.0
-UNFIT_LOOK_S: Final = 0.5
+UNFIT_LOOK_S: Final = 0.1
+UNFIT_AGAIN_S: Final = 1.0  # between two attempts of an unfit leader to hand over
 _LOOK_S: Final = 0.005  # whether the target has drawn level; a transfer takes a few of these
 
 
@@ -27,6 +28,8 @@ class Transfer:
         self._number = 0
         self._asked: dict[int, asyncio.Future[list[Any]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._began_at: float | None = None
+        engine.outstanding.watch("transfer", DEADLINE_S + 1.0, lambda: self._began_at)
         engine.on |= {wire.TRANSFER: self._received, wire.TRANSFER_ANSWER: self._received}
         self._keep(self._leave_when_unfit())
 
@@ -46,28 +49,40 @@ class Transfer:
         return await self._ask(leader_id, to, deadline)
 
     async def _leave_when_unfit(self) -> None:
-        """A leader whose disk is full, or whose data differs, hands over to a better one without an operator."""
+        """A leader that is not fit to lead hands over to a node that is, without an operator."""
         engine, replica = self._engine, self._engine.replica
+        failed: str | None = None  # the last attempt came to nothing: the next one goes elsewhere, where there is one
         while True:
             await asyncio.sleep(UNFIT_LOOK_S)
-            if not replica.is_leader:
+            reason = self._unfitness() if replica.is_leader and not engine.writes.transferring else None
+            if reason is None:
                 continue
-            if engine.audit.error is not None:
-                reason = "This node's data differs"
-                better = [node_id for node_id in replica.peer_ids if engine.audit.agrees(node_id)]
-            elif engine.storage.error is not None:
-                reason, followers = "The disk is full", replica.replicator.followers
-                better = [n for n in replica.peer_ids if n in followers and followers[n].has_room]
-            else:
-                continue
-            target = max(filter(engine.is_reachable, better), key=replica.guard.acknowledged_index, default=None)
-            if target is None:
-                continue  # nobody is better off
-            log.warning("%s: handing leadership over to %s.", reason, target)
+            better = [node_id for node_id in self._fit() if engine.audit.agrees(node_id)]
+            better.sort(key=lambda node_id: (node_id != failed, replica.guard.acknowledged_index(node_id)))
+            if not better:
+                continue  # no other node is better off
+            log.warning("%s: handing leadership over to %s.", reason, better[-1])
             try:
-                await self._from_here(target, engine.clock() + DEADLINE_S)
+                await self._from_here(better[-1], engine.clock() + DEADLINE_S)
             except KvnodeError as error:
                 log.warning("Leadership stays here: %s", error.message)
+                failed = better[-1]
+                await asyncio.sleep(UNFIT_AGAIN_S)
+
+    def _unfitness(self) -> str | None:
+        """Why this node should not lead where another one can, in the words of the log."""
+        engine = self._engine
+        if engine.audit.error is not None:
+            return "This node's data differs"
+        if engine.storage.full is not None:
+            return "The disk is full"
+        if engine.storage.hangs:
+            return f"The disk has not answered for {engine.outstanding.age_s('journal'):.1f} s"
+        return "This node is draining" if engine.draining else None
+
+    def _fit(self) -> list[str]:
+        """The other voters that this leader could hand over to, the furthest last."""
+        return [node_id for node_id in self._engine.replica.fit_peers() if self._engine.is_reachable(node_id)]
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -87,21 +102,32 @@ class Transfer:
         if not replica.peer_ids:
             raise Conflict("This cluster has one node: there is nobody to hand leadership to.")
         if engine.writes.transferring:
-            raise Conflict("A transfer of leadership is under way already: wait for it to end.")
+            if to is not None:
+                raise Conflict("A transfer of leadership is under way already: wait for it to end.")
+            while engine.writes.transferring and (left_s := deadline - engine.clock()) > 0:
+                await engine.leadership.wait(min(left_s, _LOOK_S))
+            if not replica.is_leader and engine.leader_id is not None:
+                return engine.leader_id, replica.term
         tried: set[str] = set()
         while True:
             target = to or self._most_caught_up(tried)
-            if target is None or not engine.is_reachable(target):
-                raise Conflict(f"Node {target or 'to hand over to'} does not answer: {self._me} goes on leading.")
-            engine.writes.transferring = True
+            if target is None:
+                raise Conflict(f"No other node is fit to lead now: {self._me} goes on leading.")
+            if not engine.is_reachable(target):
+                raise Conflict(f"Node {target} does not answer: {self._me} goes on leading.")
+            if target not in self._fit():
+                raise Conflict(f"Node {target} drains, or its disk is not well: {self._me} goes on leading.")
+            engine.writes.transferring, self._began_at = True, engine.clock()
             try:
                 leader = await self._until_it_leads(target, deadline)
             finally:
-                engine.writes.transferring = False
+                engine.writes.transferring, self._began_at = False, None
                 engine.schedule()
             if leader is not None:
                 return leader, replica.term
             tried.add(target)
+            if to is not None and replica.is_leader and target not in self._fit():
+                continue
             if to is not None or not replica.is_leader or engine.clock() >= deadline:
                 raise Unavailable(f"Node {target} did not take over in time; 'kvnode leader' shows who leads.")
             # It may have stopped a moment ago, which shows after a while: whoever asked for anybody gets the next one.
@@ -117,6 +143,8 @@ class Transfer:
             if replica.is_leader and replica.term == old_term:
                 if asked_at is not None and engine.clock() - asked_at > engine.settings.election_timeout_max_s:
                     return None
+                if asked_at is None and target not in self._fit():
+                    return None  # it says so just now
                 if asked_at is None and replica.transfer_to(target):
                     asked_at = engine.clock()
             engine.schedule()
@@ -124,9 +152,9 @@ class Transfer:
         return None
 
     def _most_caught_up(self, tried: set[str]) -> str | None:
-        engine, replica = self._engine, self._engine.replica
-        reachable = [node_id for node_id in replica.peer_ids if node_id not in tried and engine.is_reachable(node_id)]
-        return max(reachable, key=lambda node_id: (replica.guard.acknowledged_index(node_id), node_id), default=None)
+        replica = self._engine.replica
+        fit = [node_id for node_id in self._fit() if node_id not in tried]
+        return max(fit, key=lambda node_id: (replica.guard.acknowledged_index(node_id), node_id), default=None)
 
     # --- between nodes -----------------------------------------------------------------------------------
 

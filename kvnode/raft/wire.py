@@ -29,7 +29,7 @@ _HEAD_BYTES: Final = LENGTH_BYTES + CHECK_BYTES
 
 # kind             fields behind it
 APPEND: Final = 1  # term, prev index, prev term, commit index, read round, [[term, command], ...]
-ACK: Final = 2  # term, success, reset, next index, read round, applied index, has room on its disk
+ACK: Final = 2  # term, success, reset, next index, read round, applied index, fit to lead
 VOTE: Final = 3  # term, last index, last term, transfer
 VOTED: Final = 4  # term
 PRE_VOTE: Final = 5  # proposed term, last index, last term

@@ -56,9 +56,15 @@ class Writes:
         self.transferring = False  # nothing is proposed, so that the next leader can draw level
 
     def admit(self, command: bytes) -> None:
-        """Raises DiskFull (definite) where the leader's disk has no room for this command."""
+        """Raises DiskFull where the leader's disk has no room for this command, Unavailable where its own hangs.
+
+        A follower learns from its own log what became of a write, and its log does not go on while its disk hangs.
+        """
+        if self._storage.hangs:
+            self._proposals.meters.refused += 1
+            raise Unavailable("This node's disk does not answer: send the request to another node.")
         if self._replica.is_leader:
-            full = self._storage.error
+            full = self._storage.full
         else:
             until, message = self._leader_full
             full = message if self._clock() < until else None
@@ -79,8 +85,8 @@ class Writes:
             if proposals.waiting:
                 self._forward()
             return False
-        if not replica.serving or self.transferring:
-            return False
+        if not replica.serving or self.transferring or self._storage.hangs:
+            return False  # what a disk that hangs would hold up may go to another leader, or fail for certain
         proposed = False
         while (proposals.waiting or self._forwarded) and self._another():
             groups: list[bytes] = []
@@ -138,7 +144,7 @@ class Writes:
         A leader that does not serve yet keeps it until it does, one commit from now: to refuse it would cost the
         follower's clients REFUSED_PAUSE_S more in every change of leader.
         """
-        replica, full = self._replica, self._storage.error
+        replica, full = self._replica, self._storage.full
         self._proposals.meters.forwarded_here += 1
         if term != replica.term or not replica.is_leader or self.transferring:
             self._network.send(node_id, (wire.REFUSED, sequence, Unavailable.code, _NOT_LEADING))

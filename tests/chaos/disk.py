@@ -1,13 +1,15 @@
-"""A small file system of a node's own that can be made full and roomy again, without filling this machine's memory."""
+"""File systems of a node's own: one that can be made full and roomy again, and one that can be made to hang."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from pathlib import Path
 
 SIZE_BYTES = 384 * 1_048_576  # a journal before its compaction, a snapshot beside it, and room to spare
 PAGE_BYTES = 4_096
+HANGING_BYTES = 512 * 1_048_576  # sparse: it takes what is written
 
 
 class SmallDisk:
@@ -42,9 +44,47 @@ class SmallDisk:
 
     @staticmethod
     def _mount(*arguments: str) -> None:
-        try:
-            done = subprocess.run(["mount", *arguments], capture_output=True, text=True, timeout=20, check=False)
-        except FileNotFoundError:
-            raise OSError("there is no `mount` command here") from None
-        if done.returncode != 0:
-            raise OSError(done.stderr.strip())
+        _run("mount", *arguments)
+
+
+class HangingDisk:
+    """A file system of its own at `folder` that can be made to hang: nothing that is written or synced there ends.
+
+    Raises OSError where it cannot be made (it takes root, and Linux).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.hung = False
+        folder.mkdir(parents=True)
+        self._image = folder.with_name(f"{folder.name}.img")
+        with self._image.open("wb") as image:
+            image.truncate(HANGING_BYTES)
+        _run("mkfs.ext4", "-q", "-F", str(self._image))
+        _run("mount", "-o", "loop", str(self._image), str(folder))
+
+    def hang(self) -> None:
+        """Whoever writes from now on waits in the kernel, where no signal reaches it, until `thaw`."""
+        self.hung = True
+        _run("fsfreeze", "-f", str(self.folder))
+
+    def thaw(self) -> None:
+        if self.hung:
+            _run("fsfreeze", "-u", str(self.folder))
+            self.hung = False
+
+    def close(self) -> None:
+        """Never raises."""
+        with contextlib.suppress(OSError):
+            self.thaw()
+        subprocess.run(["umount", "-l", str(self.folder)], capture_output=True, check=False)
+        self._image.unlink(missing_ok=True)
+
+
+def _run(*command: str) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except FileNotFoundError:
+        raise OSError(f"there is no `{command[0]}` command here") from None
+    if done.returncode != 0:
+        raise OSError(done.stderr.strip())

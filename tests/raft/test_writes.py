@@ -14,6 +14,7 @@ from kvnode.raft import wire
 from kvnode.raft.disk import Directory
 from kvnode.raft.journal import Journal
 from kvnode.raft.membership import Roster, named
+from kvnode.raft.outstanding import Outstanding
 from kvnode.raft.proposals import Proposals
 from kvnode.raft.replica import Replica
 from kvnode.raft.segments import Segments
@@ -37,7 +38,7 @@ class Desk:
         self.writes = Writes(
             self.replica,
             Proposals(b"origin-1", KeyValueStore().apply, time.monotonic),
-            Storage(),
+            Storage(Outstanding(lambda: 0.0), lambda: None, 1.2),
             self,  # type: ignore[arg-type]  # `send` is all that is asked of a network here
             lambda: None,
         )

@@ -15,10 +15,12 @@ from kvnode.raft.catchup import Catchup
 from kvnode.raft.compaction import Bounds, Compaction
 from kvnode.raft.journal import Flight, Journal
 from kvnode.raft.membership import Configuration, Roster, named
+from kvnode.raft.outstanding import Outstanding
 from kvnode.raft.replica import Replica
 from kvnode.raft.segments import OutOfSpace, Segments
 from kvnode.raft.snapshot import Snapshot, Snapshots
 from kvnode.raft.status import Role
+from kvnode.raft.storage import Storage
 from kvnode.store import KeyValueStore
 from tests.simulation.disk import Crash, MemoryDisk
 from tests.simulation.oracle import Read, Violation
@@ -72,6 +74,8 @@ class Node:
         self._first = told or named(node_id, *peer_ids)
         self._told = told
         self.dismissed = False  # it was removed, knows it, and has stopped
+        self.hung = False  # its disk takes what it is given and answers nothing
+        self._flight_since: float | None = None
         self.meets = False  # its roster has changed: who is connected is to be looked at
         self._flight: Flight | None = None
         self._frames: dict[str, int] = {}
@@ -100,6 +104,8 @@ class Node:
         self._written = False
         self._jobs: list[_Job] = []
         cluster.clock.rate = self.rate
+        outstanding = Outstanding(cluster.clock.read)
+        self.storage = Storage(outstanding, lambda: self._flight_since, cluster.election_timeout_max_s)
         self.replica = Replica(
             roster,
             self.journal,
@@ -109,7 +115,8 @@ class Node:
             election_timeout_max_s=cluster.election_timeout_max_s,
             heartbeat_s=cluster.heartbeat_s,
             draw=random.Random(cluster.draw.random()),
-            has_room=lambda: self._flight is None or self._written,
+            is_fit=lambda: not self.storage.hangs and (self._flight is None or self._written),
+            can_vote=lambda: not self.storage.hangs,
         )
         self.history = History(self.journal, self.store)
         if newest is not None:
@@ -212,7 +219,13 @@ class Node:
             self.cluster.meet(self.node_id)
 
     def tick(self) -> None:
-        self.run(lambda replica: replica.tick())
+        self.run(self._timer)
+
+    def _timer(self, replica: Replica) -> None:
+        self.storage.look(self.cluster.clock.read(), lambda job, then: then(job(), None), self.disk.space)
+        replica.tick()
+        if replica.is_leader and self.storage.hangs and replica.fit_peers():
+            replica.transfer_to(replica.fit_peers()[-1])
 
     def receive(self, source: str, *messages: wire.Message) -> None:
         """Messages that one read from the socket has brought: the node ticks once, behind the last."""
@@ -269,6 +282,7 @@ class Node:
         if self._flight is None:
             self._flight = self.journal.begin_flight()
             self._written = False
+            self._flight_since = None if self._flight is None else self.running.clock()
         flight = self._flight
         if flight is not None and not self._written:
             try:
@@ -278,8 +292,8 @@ class Node:
             self._written = True
 
     def _end_flight(self) -> None:
-        if self._flight is not None and self._written:
-            flight, self._flight = self._flight, None
+        if self._flight is not None and self._written and not self.hung:
+            flight, self._flight, self._flight_since = self._flight, None, None
             self._frames.clear()
             self.segments.sync()
             if flight.drop_before:
@@ -291,7 +305,7 @@ class Node:
     def _flush(self) -> None:
         for _ in range(20):
             self._begin_flight()
-            if self._flight is None or not self._written:
+            if self._flight is None or not self._written or self.hung:
                 return
             self._end_flight()
         raise Violation(f"{self.node_id} dirties its journal without end")

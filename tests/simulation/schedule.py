@@ -126,6 +126,8 @@ class Schedule:
             self._sleep: 1,
             self._slow_disk: 2,
             self._flight: 12,
+            self._hang: 2,
+            self._thaw: 5,
         }
         if disk_faults:
             faults |= {
@@ -139,7 +141,15 @@ class Schedule:
         if members:
             faults |= {self._add: 4, self._start_invited: 8, self._promote: 5, self._remove: 4}
             faults.pop(self._rot, None)  # what may be lost with one disk is another question while majorities change
-        healing = {self._start_invited, self._join, self._heal_links, self._restart, self._flight, self._make_room}
+        healing = {
+            self._thaw,
+            self._start_invited,
+            self._join,
+            self._heal_links,
+            self._restart,
+            self._flight,
+            self._make_room,
+        }
         self._weights = daily | {
             fault: weight * (1 if fault in healing else draw.choice((0, 0.5, 1, 3))) for fault, weight in faults.items()
         }
@@ -159,9 +169,13 @@ class Schedule:
         """All faults end: a leader within its time, one more write, everybody agrees, and then it is quiet."""
         cluster = self.cluster
         self._say("heal")
+        hung = [name for name, node in cluster.nodes.items() if node.hung and node.replica is not None]
+        if self._invited or self.changes or len(hung) > 1 or any(node.lost for node in cluster.nodes.values()):
+            hung = []  # then those that are well may be no majority
         for node_id, node in cluster.nodes.items():
             self.accidents += node.disk.strikes
             node.disk.mend()
+            node.hung = node_id in hung
             if node.lost or node.dismissed:
                 continue
             node.quick = True
@@ -169,6 +183,8 @@ class Schedule:
                 cluster.restart(node_id)
             node.get_on()
         cluster.heal()
+        for node_id in hung:
+            self._must_go_on_without(node_id)
         leader = cluster.run_until_led(LEADER_WITHIN_S)
         self._say(f"{leader} leads")
         last = cluster.propose(leader, "last")
@@ -193,6 +209,24 @@ class Schedule:
         for link, sent in (cluster.network.sent - before).items():
             if sent > 10 * FRAMES_PER_HEARTBEAT_MAX:
                 raise Violation(f"{sent} frames within ten heartbeats from {link[0]} to {link[1]}, with nothing to do")
+
+    def _must_go_on_without(self, node_id: str) -> None:
+        """The disk of this node alone hangs: the others find a leader that acknowledges; then it answers again."""
+        cluster = self.cluster
+        self._say(f"the disk of {node_id} still hangs")
+        others = "".join(name for name in cluster.up if name != node_id)
+        for _ in range(3):
+            # It may lead until its disk has been silent for long enough: what it is asked then makes the disk begin.
+            leader = cluster.run_until_led(LEADER_WITHIN_S)
+            write = cluster.propose(leader, f"while {node_id} hangs {leader} {len(self.steps)}")
+            cluster.run(3 * cluster.election_timeout_max_s)
+            if write.acknowledged and node_id not in cluster.leaders:
+                break
+        else:
+            raise Violation(f"{others} acknowledge nothing while the disk of {node_id} hangs")
+        node = cluster.nodes[node_id]
+        node.hung = False
+        node.get_on()
 
     # --- days like any other ----------------------------------------------------------------------------
 
@@ -381,6 +415,19 @@ class Schedule:
             node = self.cluster.nodes[self.draw.choice(up)]
             node.quick = not node.quick
             self._say(f"the disk of {node.node_id} is {'fast' if node.quick else 'slow'}")
+
+    def _hang(self) -> None:
+        """From now on no flight of this node lands, until its disk answers again or the machine is reset."""
+        if up := self.cluster.up:
+            node = self.cluster.nodes[self.draw.choice(up)]
+            node.hung = True
+            self._say(f"the disk of {node.node_id} hangs")
+
+    def _thaw(self) -> None:
+        for node_id, node in self.cluster.nodes.items():
+            if node.hung:
+                self._say(f"the disk of {node_id} answers again")
+                node.hung = False
 
     def _flight(self) -> None:
         if up := self.cluster.up:

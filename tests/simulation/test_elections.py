@@ -299,3 +299,48 @@ def test_any_number_of_proposals_between_two_ticks(make_simulation: Make) -> Non
     for _ in range(66_000):
         replica.propose(b"x")
     assert cluster.nodes["A"].last_index == before + 66_000
+
+
+# --- a disk that hangs ----------------------------------------------------------------------------------------
+
+
+def test_a_leader_whose_disk_hangs_hands_over_and_its_last_write_is_acknowledged(lively: Cluster) -> None:
+    leader, *others = leader_of(lively)
+    lively.nodes[leader].hung = True
+    write = lively.propose(leader, "it is in the log of all, and on the disks of the others")
+    took_s = seconds_until(lively, lambda: write.acknowledged, within_s=2 * TIMEOUT_MAX_S)
+    assert took_s >= TIMEOUT_MAX_S, "what takes a moment is no hang"
+    assert lively.leaders != [leader]
+    lively.run(5 * TIMEOUT_MAX_S)
+    term = lively[leader].term
+    lively.nodes[leader].hung = False
+    lively.run(2 * TIMEOUT_MAX_S)
+    assert set(lively.leaders) < set(others)
+    assert lively[leader].term == term
+    lively.must_agree()
+
+
+def test_a_node_whose_disk_hangs_does_not_campaign(lively: Cluster) -> None:
+    """Its own vote would not become durable; its higher term alone would unseat the leader that the others find."""
+    leader, hung, other = leader_of(lively)
+    lively.nodes[hung].hung = True
+    lively.propose(leader, "what its disk does not answer")
+    lively.run(2 * TIMEOUT_MAX_S)
+    term = lively[leader].term
+    lively.cut(leader, hung)
+    lively.cut(other, hung)
+    lively.crash(other)
+    lively.run(10 * TIMEOUT_MAX_S)
+    assert lively[hung].term == term
+    assert lively[hung].role == "follower"
+
+
+def test_no_leadership_goes_to_a_node_that_is_not_fit(lively: Cluster) -> None:
+    leader, hung, other = leader_of(lively)
+    lively.nodes[hung].hung = True
+    lively.propose(leader, "what its disk does not answer")
+    lively.run(2 * TIMEOUT_MAX_S)
+    assert lively[leader].fit_peers() == [other]
+    lively.nodes[hung].hung = False
+    lively.run(0.5)
+    assert set(lively[leader].fit_peers()) == {hung, other}
