@@ -73,7 +73,7 @@ def restore(
 
 def _into_running(file: Path, yes: bool, output: str, url: str, timeout_s: float) -> None:
     try:
-        head, data = backup.check(file), file.read_bytes()
+        head, data = backup.load(file)[0], file.read_bytes()
     except backup.Damaged as damage:
         print(f"kvnode: {file} is no whole backup ({damage}): nothing was restored; use another one.", file=sys.stderr)
         raise SystemExit(1) from None
