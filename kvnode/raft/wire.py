@@ -13,9 +13,9 @@ decode to a list of the right length closes its connection. Terms and indexes ar
 
 from __future__ import annotations
 
-import hmac
 import struct
 from hashlib import blake2b
+from hmac import compare_digest
 from itertools import product
 from typing import Any, Final
 
@@ -169,6 +169,7 @@ class FrameReader:
 
 
 _NUMBER_AND_LENGTH: Final = struct.Struct(">QI")
+_LENGTH_AND_CHECK: Final = struct.Struct(f">I{CHECK_BYTES}s")
 
 
 class Sealer:
@@ -184,7 +185,7 @@ class Sealer:
         state = self._keyed.copy()  # half the price of giving the key again
         state.update(_NUMBER_AND_LENGTH.pack(self._number, length))
         self._number += 1
-        head = length.to_bytes(LENGTH_BYTES, "big") + state.digest()[:CHECK_BYTES]
+        head = _LENGTH_AND_CHECK.pack(length, state.digest())  # which takes the beginning of the hash
         state.update(body)
         return head, state.digest()
 
@@ -210,12 +211,12 @@ class SealedReader(FrameReader):
         start, size = 0, len(data)
         self._need = _HEAD_BYTES
         while size - start >= _HEAD_BYTES:
-            length = int.from_bytes(data[start : start + LENGTH_BYTES], "big")
+            length, check = _LENGTH_AND_CHECK.unpack_from(data, start)
             state = self._keyed.copy()
             state.update(_NUMBER_AND_LENGTH.pack(self._number, length))
-            check, first = data[start + LENGTH_BYTES : start + _HEAD_BYTES], start + _HEAD_BYTES
-            if not hmac.compare_digest(state.digest()[:CHECK_BYTES], check):
+            if not compare_digest(state.digest()[:CHECK_BYTES], check):
                 raise BadFrame(UNPROVED)
+            first = start + _HEAD_BYTES
             if length > self.frame_bytes_max:
                 raise BadFrame(f"A frame of {length} bytes is over the bound of {self.frame_bytes_max}.")
             last = first + length
@@ -225,7 +226,7 @@ class SealedReader(FrameReader):
             body = data[first:last]
             state.update(body)
             start = last + TAG_BYTES
-            if not hmac.compare_digest(state.digest(), data[last:start]):
+            if not compare_digest(state.digest(), data[last:start]):
                 raise BadFrame(UNPROVED)
             self._number += 1
             bodies.append(body)
