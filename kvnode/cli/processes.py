@@ -23,6 +23,18 @@ HURRY_S: Final = 0.2
 LOOK_S: Final = 0.03
 LINE_CHARS_MAX: Final = 65_536
 
+# What a child runs before it becomes its program: the kernel ends it when `kvnode dev` ends, by kill -9 too (prctl(2),
+# PR_SET_PDEATHSIG is 1; the thread that started the child counts as its parent, and that is the main one). SIGKILL and
+# at once: what a node acknowledged is on disk, and the ports are free for the next `kvnode dev`. A parent that ended
+# before the call is no parent any more. A Python function between fork and exec (`preexec_fn`) could wait for a lock of
+# one of this process's threads for ever.
+_TETHER: Final = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
 Say = Callable[[str, str], None]  # (who, line)
 Reword = Callable[[str], str | None]  # a line as it came to a line as it is printed, None for not at all
 
@@ -62,7 +74,7 @@ class Child:
         """Starts the process; raises OSError."""
         # A session of its own: Ctrl-C in the terminal reaches `kvnode dev` alone, which stops its children in order.
         self._process = subprocess.Popen(
-            self._command,
+            _tethered(self._command),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -114,6 +126,13 @@ class Child:
         """Sends a signal if it still runs."""
         if self._process and self._process.poll() is None:
             self._process.send_signal(number)
+
+
+def _tethered(command: Sequence[str]) -> list[str]:
+    """The command, to end with this process where the system has a way to say so: Linux."""
+    if sys.platform != "linux":
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _TETHER, str(os.getpid()), *command]
 
 
 def stop_all(children: Sequence[Child], grace_s: float, hurried: Callable[[], bool]) -> None:

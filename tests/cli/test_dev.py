@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from kvnode.cli import processes
 from tests.balancer import needs_haproxy
 from tests.cli.command import COMMAND, environment, is_one_sentence, kvnode
 from tests.cluster import free_ports, request, wait_until
@@ -237,3 +238,26 @@ def test_a_node_that_keeps_dying_stays_down(
     said = capsys.readouterr().out
     assert said.count("is started again in") == processes.QUICK_DEATHS_MAX - 1
     assert "stays down" in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent has ended")
+def test_what_it_started_ends_with_it_also_by_sigkill(dev: Dev) -> None:
+    dev.start()
+    pids = dev.pids()
+    assert set(pids) >= {"n1", "n2", "n3"}
+    os.kill(pids["n3"], signal.SIGSTOP)  # not even one that cannot run any more stays
+    assert dev.process is not None
+    dev.process.kill()
+    dev.process.wait(10)
+    wait_until(lambda: all(is_gone(pid) for pid in pids.values()), 5.0, "nothing is left of it")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent has ended")
+def test_a_child_whose_parent_ended_before_it_could_say_so_does_not_begin(tmp_path: Path) -> None:
+    began = tmp_path / "began"
+    for parent, code in ((os.getpid(), 0), (os.getppid(), 0)):
+        command = processes._tethered(["touch", str(began)])
+        command[command.index(str(os.getpid()))] = str(parent)
+        assert subprocess.run(command, check=False, timeout=20).returncode == code
+        assert began.exists() == (parent == os.getpid())
+        began.unlink(missing_ok=True)
