@@ -72,9 +72,14 @@ def pieces(view: StoreView, cluster_id: str, rest: Callable[[], None] = go_on) -
 def check(path: Path) -> Head:
     """Reads the file to its end. Raises Damaged unless every byte checks out; OSError."""
     with path.open("rb") as file:
-        head = _head(file)
-        for _ in _chunks(file):
-            pass
+        return read_through(file)
+
+
+def read_through(file: BinaryIO) -> Head:
+    """The same of an open file, which may be a pipe."""
+    head = _head(file)
+    for _ in _chunks(file):
+        pass
     return head
 
 

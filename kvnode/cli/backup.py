@@ -1,9 +1,11 @@
-"""`kvnode backup`: all keys in one file, or no file."""
+"""`kvnode backup`: all keys in one file, or no file; or through a pipe, with a verdict at its end."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
@@ -14,6 +16,7 @@ from kvnode import backup as files
 from kvnode import errors
 from kvnode.cli.access import access
 from kvnode.cli.calls import finish, output_option, print_json, url_option, urls_in
+from kvnode.cli.output_file import writing
 
 if TYPE_CHECKING:
     from kvnode.client.access import Access
@@ -23,47 +26,89 @@ SHOW_S: Final = 0.5
 
 
 @click.command()
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path))
 @click.option("--stale", is_flag=True, help="What the node holds, also where the cluster has no leader.")
 @output_option
 @url_option
 def backup(file: Path, stale: bool, output: str, url: str) -> None:
     """Save all keys, as they are at one revision, to FILE; the cluster goes on meanwhile.
 
-    FILE appears, or is replaced, once it is whole and on disk: read to its end, every checksum compared.
+    FILE appears, or is replaced, once it is whole and on disk: read to its end, every checksum compared. A device, a
+    pipe and '-' (stdout) are written through as it comes: there the exit code says whether it was whole.
     """
-    part = file.with_name(file.name + ".part")
     urls = urls_in(url)
+    path = PATH + ("?consistency=stale" if stale else "")
     try:
-        try:
-            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as target:
-                finish(_receive(urls, PATH + ("?consistency=stale" if stale else ""), target, access()))
-                target.flush()
-                os.fsync(target.fileno())
-            head = files.check(part)
-            os.replace(part, file)
-            _sync(file.parent)
-        finally:
-            part.unlink(missing_ok=True)
+        with writing(file) as target:
+            if target.part is None:
+                with Check() as check:
+                    received = finish(_receive(urls, path, (target.file, check), access()))
+                    target.file.flush()
+                head = check.verdict()
+            else:
+                received = finish(_receive(urls, path, (target.file,), access()))
+                target.file.flush()
+                head = files.check(target.part)
     except files.Damaged as damage:
         print(f"kvnode: What arrived is no whole backup ({damage}): try again, or another node.", file=sys.stderr)
         raise SystemExit(1) from None
     except OSError as e:
         print(f"kvnode: {file} cannot be written ({e.strerror}): choose another place.", file=sys.stderr)
         raise SystemExit(1) from None
-    size = file.stat().st_size
+    told = sys.stderr if target.is_stdout else sys.stdout
     if output == "json":
-        print_json({"file": str(file), "bytes": size, **head._asdict()})
+        print_json({"file": str(file), "bytes": received, **head._asdict()}, told)
     else:
-        print(f"{file}: {size:,} bytes, revision {head.revision}, items: {head.items}")
+        print(f"{file}: {received:,} bytes, revision {head.revision}, items: {head.items}", file=told)
 
 
-async def _receive(urls: list[str], path: str, target: BinaryIO, access: Access) -> None:
+class Check:
+    """Reads along with what is written through to a device or a pipe, which cannot be read again."""
+
+    def __init__(self) -> None:
+        reading, writing_end = os.pipe()
+        self._file = os.fdopen(writing_end, "wb")
+        self._head: files.Head | None = None
+        self._damage = "it ends too early"
+        self._thread = threading.Thread(target=self._read, args=(os.fdopen(reading, "rb"),), daemon=True)
+        self._thread.start()
+
+    def write(self, data: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it has seen enough
+            self._file.write(data)
+
+    def _read(self, file: BinaryIO) -> None:
+        with file:
+            try:
+                self._head = files.read_through(file)
+            except files.Damaged as damage:
+                self._damage = str(damage)
+            except OSError:  # a pipe does not know where in it the reader is
+                self._damage = "a chunk does not check out"
+
+    def __enter__(self) -> Check:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._file.close()
+        self._thread.join()
+
+    def verdict(self) -> files.Head:
+        """Raises Damaged unless what was written was a whole backup."""
+        if self._head is None:
+            raise files.Damaged(self._damage)
+        return self._head
+
+
+async def _receive(urls: list[str], path: str, targets: tuple[BinaryIO | Check, ...], access: Access) -> int:
+    """The bytes that came. Raises Unavailable and what `fetch` raises."""
     from kvnode.client.fetching import fetch  # aiohttp takes longer to load than all the rest
 
     received, shown_at, terminal = 0, time.monotonic(), sys.stderr.isatty()
     async for piece in fetch(urls, path, access):
-        target.write(piece)
+        for target in targets:
+            target.write(piece)
         received += len(piece)
         if terminal and time.monotonic() - shown_at >= SHOW_S:
             shown_at = time.monotonic()
@@ -72,11 +117,4 @@ async def _receive(urls: list[str], path: str, target: BinaryIO, access: Access)
         print("\r\033[K", end="", file=sys.stderr, flush=True)
     if received == 0:
         raise errors.Unavailable("The node sent nothing: try again, or another node.")
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return received

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
 
 import click
 
@@ -110,5 +110,6 @@ def exit_code(e: errors.KvnodeError) -> int:
     return next((code for kind, code in _EXIT_CODES if isinstance(e, kind)), 1)
 
 
-def print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+def print_json(value: Any, file: TextIO | None = None) -> None:
+    """On stdout, or where the data itself goes there, on `file`."""
+    print(json.dumps(value, ensure_ascii=False, indent=2 if (file or sys.stdout).isatty() else None), file=file)

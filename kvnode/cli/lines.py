@@ -16,6 +16,7 @@ import sys
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
@@ -23,6 +24,7 @@ import click
 from kvnode import errors
 from kvnode.cli.calls import call, connected
 from kvnode.cli.keys import shown
+from kvnode.cli.output_file import writing
 
 if TYPE_CHECKING:
     from kvnode.client import Client
@@ -36,16 +38,16 @@ FIELDS: Final = frozenset(("key", "value", "text", "content_type", "ttl"))
 
 
 @click.command()
-@click.argument("file", type=click.File("wb", atomic=True), default="-")
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path), default="-")
 @click.option("--prefix", default="", help="Only keys that begin with it.")
 @connected
-def export(file: BinaryIO, prefix: str, url: str, timeout_s: float) -> None:
-    """Write every key into FILE, or to stdout, as JSON lines in byte order of the key.
+def export(file: Path, prefix: str, url: str, timeout_s: float) -> None:
+    """Write every key into FILE, or to stdout, as JSON lines in byte order of the key. FILE appears once it is whole.
 
     Read page by page, each of its own moment: what changes meanwhile is there as it was or as it is.
     """
 
-    async def write(client: Client) -> int:
+    async def write(client: Client, target: BinaryIO) -> int:
         done = 0
         with _progress("exporting", await client.count(prefix)) as step:
             async for item in client.iterate(prefix):
@@ -54,14 +56,15 @@ def export(file: BinaryIO, prefix: str, url: str, timeout_s: float) -> None:
                     line["content_type"] = item.content_type
                 if item.ttl is not None:
                     line["ttl"] = max(1, item.ttl)
-                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                target.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                 done += 1
                 step(1)
-        file.flush()
+        target.flush()
         return done
 
     try:
-        done = call(url, timeout_s, write)
+        with writing(file) as output:
+            done = call(url, timeout_s, lambda client: write(client, output.file))
     except OSError as e:
         if e.errno == errno.EPIPE:
             raise  # whoever read along has enough
