@@ -20,6 +20,7 @@ from kvnode.http.spans import Spans
 from kvnode.meters import HttpMeters
 from kvnode.proxies import Proxies
 from kvnode.raft.group import RaftGroup
+from kvnode.rate_limited_log import LINES
 from kvnode.reception import NEWCOMERS_MAX, Reception, bound
 from kvnode.security import token_in
 from kvnode.tls import Certificate
@@ -145,7 +146,7 @@ class Front:
 
 def _turned_away(address: str, why: str) -> None:
     # Port scanners and impatient clients: nothing that an operator must know of.
-    log.debug("A connection from %s came to nothing: %s.", address, why)
+    LINES.write(log, logging.DEBUG, address, why, "A connection from %s came to nothing: %s.", address, why)
 
 
 def _room_for(most: int) -> int:

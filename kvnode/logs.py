@@ -20,6 +20,13 @@ from datetime import UTC, datetime
 from typing import Final, Literal, TextIO, cast
 
 from kvnode import trace
+from kvnode.rate_limited_log import FAULTS
+
+# Control characters (C0, DEL, C1), line and paragraph separators, and what turns the direction of reading.
+_ESCAPES: Final = {
+    code: f"\\u{code:04x}"
+    for code in (*range(0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+}
 
 # What a node says in an hour of trouble, and little beside what it holds anyway. A longer line counts as it is.
 QUEUE_BYTES_MAX: Final = 4_194_304
@@ -181,9 +188,13 @@ class _Stderr(io.TextIOBase):
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{_time(record)} {record.levelname.lower():7} {_room(record)}: {record.getMessage()}"
+        # One record is one line, whatever a name in it holds: no name may end a line or move a terminal's cursor.
+        message = record.getMessage().translate(_ESCAPES)
+        line = f"{_time(record)} {record.levelname.lower():7} {_room(record)}: {message}"
         if (request_id := trace.request_id.get()) is not None:
             line += f" [{request_id}]"
+        if (stack := getattr(record, "stack", None)) is not None:
+            line += f"\n{stack}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -203,9 +214,16 @@ class _Json(logging.Formatter):
         if (request_id := trace.request_id.get()) is not None:
             fields["request_id"] = request_id
         fields |= getattr(record, "fields", {})  # what the sentence says, each part under a name of its own
+        if (stack := getattr(record, "stack", None)) is not None:
+            fields["stack"] = stack
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         return json.dumps(fields, ensure_ascii=False)
+
+
+def _admitted(record: logging.LogRecord) -> bool:
+    """Of other people's libraries, what is new in this minute: their lines tell what a stranger's bytes did to them."""
+    return record.name.startswith("kvnode") or FAULTS.admits(str(record.msg)[:80], record.name)
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -228,6 +246,7 @@ def start(node_id: str, form: Literal["text", "json"], level: str, requests: boo
     sys.stderr = cast(TextIO, _Stderr(writer))
     handler = _Lines(writer)
     handler.setFormatter(_Json(node_id) if form == "json" else _Text())
+    handler.addFilter(_admitted)
     logging.basicConfig(handlers=[handler], level=max(logging.WARNING, getattr(logging, level.upper())), force=True)
     logging.captureWarnings(True)
     logging.getLogger("kvnode").setLevel(level.upper())

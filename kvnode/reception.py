@@ -17,6 +17,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Final, Generic, TypeVar
 
 from kvnode.proxies import Proxies, Refused
+from kvnode.rate_limited_log import LINES
 from kvnode.tls import HANDSHAKE_S, SHUTDOWN_S, Certificate
 
 log = logging.getLogger(__name__)
@@ -141,8 +142,11 @@ class Reception:
             try:
                 connection, address = await loop.sock_accept(listening)
             except OSError as error:
-                log.error(
-                    "A connection could not be accepted (%s): is the limit of open files too low?", error.strerror
+                LINES.write(
+                    *(log, logging.ERROR, "", "connections that could not be accepted"),
+                    "A connection could not be accepted (%s): is the limit of open files too low?",
+                    error.strerror,
+                    capped=False,
                 )
                 await asyncio.sleep(PAUSE_S)
                 continue

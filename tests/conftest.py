@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from kvnode.http.audit import ANONYMOUS
+from kvnode.rate_limited_log import FAULTS, LINES
 from tests.cluster import Cluster
 
 # No test trusts a public certificate authority, and each of the hundreds of processes that the tests start would load
@@ -17,6 +19,13 @@ os.environ.update(SSL_CERT_FILE=os.devnull, SSL_CERT_DIR=os.devnull)
 
 CLUSTERS = pytest.StashKey[list[Cluster]]()
 LOG_TAIL_CHARS = 6_000
+
+
+@pytest.fixture(autouse=True)
+def _all_lines_again() -> None:
+    """What one test made a log leave out is not left out of the next one's."""
+    for each in (LINES, FAULTS, ANONYMOUS):
+        each.forget()
 
 
 @pytest.fixture

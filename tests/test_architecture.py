@@ -22,7 +22,9 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.metrics": {"kvnode.meters", "kvnode.raft.status"},
     "kvnode.trace": set(),
     "kvnode.deadline": set(),
-    "kvnode.logs": {"kvnode.trace"},
+    # What strangers can make a node write: whoever meets strangers imports it.
+    "kvnode.rate_limited_log": set(),
+    "kvnode.logs": {"kvnode.rate_limited_log", "kvnode.trace"},
     "kvnode.options": {"kvnode", "kvnode.errors", "kvnode.values"},
     "kvnode.security": {"kvnode", "kvnode.errors", "kvnode.options", "kvnode.proxies", "kvnode.values"},
     "kvnode.config": {
@@ -35,7 +37,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "kvnode.tls": {"kvnode.errors"},
     "kvnode.proxies": set(),
-    "kvnode.reception": {"kvnode.proxies", "kvnode.tls"},
+    "kvnode.reception": {"kvnode.proxies", "kvnode.rate_limited_log", "kvnode.tls"},
     "kvnode.table": set(),
     "kvnode.changes": set(),
     "kvnode.results": {"kvnode.items", "kvnode.limits"},
@@ -106,6 +108,7 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.raft.status": set(),
     "kvnode.raft.pace": set(),
     "kvnode.raft": {
+        "kvnode.rate_limited_log",
         "kvnode.reception",
         "kvnode.tls",
         "kvnode.raft.pace",
@@ -145,6 +148,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "kvnode.raft.restore": {"kvnode.raft", "kvnode.store", "kvnode.errors"},
     "kvnode.http": {
+        "kvnode.rate_limited_log",
         "kvnode.beside",
         "kvnode.session",
         "kvnode.proxies",
@@ -178,6 +182,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.meters",
         "kvnode.proxies",
         "kvnode.raft",
+        "kvnode.rate_limited_log",
         "kvnode.reception",
         "kvnode.tls",
         "kvnode.values",

@@ -49,7 +49,7 @@ from kvnode.http.audit import audited
 from kvnode.http.connection import IDLE_S, Connection
 from kvnode.http.connection_limits import ConnectionLimits
 from kvnode.http.credentials import Credentials, check_still_admitted
-from kvnode.http.door import READING, Door, is_probe
+from kvnode.http.door import METHOD_CHARS_MAX, READING, Door, is_probe
 from kvnode.http.group import Group
 from kvnode.http.paths import split_target
 from kvnode.http.probes import LeaderProbe
@@ -59,6 +59,7 @@ from kvnode.http.stream import HEARTBEAT_S
 from kvnode.http.tracing import REQUEST_ID, Traced
 from kvnode.meters import HttpMeters
 from kvnode.proxies import Proxies
+from kvnode.rate_limited_log import FAULTS, printable
 
 __all__ = ["LeaderProbe", "create_server"]
 
@@ -329,7 +330,8 @@ def failure(error: KvnodeError, *, writing: bool) -> Answer:
 
 def _unexpected(method: str, error: Exception) -> KvnodeError:
     """Everything goes to the log and nothing of it to the client. A write may have happened by then."""
-    _log.error("a %s request failed unexpectedly", method, exc_info=error)
+    if FAULTS.admits_one_of_many("requests that failed unexpectedly"):
+        _log.error("a %s request failed unexpectedly", printable(method, METHOD_CHARS_MAX), exc_info=error)
     return Indefinite("The node failed in a way that it did not expect; its log says more.", "internal")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Final
 
 from aiohttp import web
 
@@ -16,8 +17,15 @@ from kvnode.http.answer import Answer
 from kvnode.http.credentials import shown
 from kvnode.http.door import FULL_ONLY, READING, Door
 from kvnode.http.route import Endpoint, Methods, as_endpoint
+from kvnode.rate_limited_log import LINES, RateLimitedLog, printable
 
 log = logging.getLogger("kvnode.audit")
+
+# Where nodes ask for tokens, each line names one. Where they are open, anybody can cause lines: what was refused counts
+# among the lines about strangers, and of what was done 300 a minute are written, which is more than people do by hand.
+ANONYMOUS: Final = RateLimitedLog(300)
+TARGET_CHARS_MAX: Final = 120  # the longest route has 40, and a name behind it up to 63
+TARGET_CHARS_MAX_KNOWN: Final = 400  # of one whose token says who it is
 
 
 class Noted(Answer):
@@ -47,7 +55,8 @@ def _noting(endpoint: Endpoint, method: str, path: str, door: Door) -> Endpoint:
     async def noting(request: web.BaseRequest, rest: str, query: str) -> Answer:
         admission, client = door.who(request)
         who = f"{admission or 'anonymous'} at {client}"
-        target = path.partition("{")[0] + rest[:200] + (f"?{query[:200]}" if query else "")
+        chars_max = TARGET_CHARS_MAX if admission is None else TARGET_CHARS_MAX_KNOWN
+        target = printable(path.partition("{")[0] + rest + (f"?{query}" if query else ""), chars_max)
         fields: dict[str, object] = {"event": "audit", "token": None, "client": client}
         fields |= {"method": method, "target": target}
         if admission is not None:
@@ -62,8 +71,12 @@ def _noting(endpoint: Endpoint, method: str, path: str, door: Door) -> Endpoint:
             answer = outcome if isinstance(outcome, Answer) else await outcome
         except KvnodeError as error:
             extra = {"fields": fields | {"error": error.code}}
+            if admission is None and not LINES.admits(client, f"{method} {path} refused with {error.code}"):
+                raise
             log.info("%s: %s %s: %s (%s).", *said, error.code, error.outcome, extra=extra)
             raise
+        if admission is None and not ANONYMOUS.admits_one_of_many("changes by anonymous clients"):
+            return answer
         what = ""
         fields["status"] = answer.status
         if isinstance(answer, Noted):

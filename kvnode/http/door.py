@@ -30,6 +30,7 @@ from kvnode.errors import Forbidden, TooManyRequests, Unauthorized, UnsupportedM
 from kvnode.http.connection import Connection
 from kvnode.http.credentials import Admission, Credentials
 from kvnode.proxies import Proxies
+from kvnode.rate_limited_log import LINES, printable
 
 SESSION_PATH: Final = "/admin/api/v1/session"
 RESTORE_PATH: Final = "/admin/api/v1/restore"
@@ -45,8 +46,7 @@ SEC_FETCH_SITE: Final = istr("Sec-Fetch-Site")
 OWN_SITE: Final = frozenset(("same-origin", "none"))  # none: the user typed the address, or used a bookmark
 CLIENTS_MAX: Final = 65_536  # whose rate is kept; the one that was seen first is forgotten first
 BURST_S: Final = 2.0  # a client that was quiet may send so many seconds' worth at once
-LOG_AGAIN_S: Final = 60.0
-LOGGED_MAX: Final = 1_024
+METHOD_CHARS_MAX: Final = 16  # in a log line; a client may send any word
 
 _AUTHORITY: Final = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z._-]{1,255}?)\.?(?::([0-9]{1,5}))?", re.ASCII)
 _ORIGIN: Final = re.compile(r"(https?)://([^/?#@\s]{1,300})")
@@ -70,7 +70,7 @@ def may_read_only(method: str, path: str) -> bool:
 class Door:
     """`rate_per_s` 0: no limit. `names`: what `Host` may say on an open node beside loopback names; None: anything."""
 
-    __slots__ = ("_credentials", "_logged", "_names", "_proxies", "_rates")
+    __slots__ = ("_credentials", "_names", "_proxies", "_rates")
 
     def __init__(
         self, credentials: Credentials, rate_per_s: int, proxies: Proxies | None, names: Collection[str] | None = None
@@ -79,7 +79,6 @@ class Door:
         self._proxies = proxies
         self._names = None if names is None else frozenset(name.lower() for name in names)
         self._rates = Rates(rate_per_s) if rate_per_s else None
-        self._logged: dict[tuple[str, str], float] = {}
 
     def renew(self, first: str) -> None:
         """Another token that the node was started with: the former one ends here, and what was let in with it."""
@@ -189,14 +188,11 @@ class Door:
 
     def _note(self, request: web.BaseRequest, method: str, path: str, why: str) -> None:
         """Says who was turned away, once a minute for each client and reason: floods must not fill the disk."""
-        client, now = self.client(request), monotonic()
-        if now - self._logged.get((client, why), -LOG_AGAIN_S) < LOG_AGAIN_S:
-            return
-        if len(self._logged) >= LOGGED_MAX:
-            self._logged.clear()
-        self._logged[client, why] = now
-        fields = {"event": "refused", "client": client, "method": method, "target": path[:200], "why": why}
-        log.warning("Refused %s %s from %s: %s.", method, path[:200], client, why, extra={"fields": fields})
+        method = printable(method, METHOD_CHARS_MAX)
+        client, target = self.client(request), printable(path)
+        if LINES.admits(client, why):
+            fields = {"event": "refused", "client": client, "method": method, "target": target, "why": why}
+            log.warning("Refused %s %s from %s: %s.", method, target, client, why, extra={"fields": fields})
 
 
 class Rates:

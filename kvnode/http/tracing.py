@@ -13,7 +13,9 @@ from multidict import istr
 
 from kvnode import trace
 from kvnode.http.answer import Answer
+from kvnode.http.door import METHOD_CHARS_MAX
 from kvnode.http.spans import Spans
+from kvnode.rate_limited_log import printable
 
 REQUEST_ID: Final = istr("X-Request-Id")
 PATH_CHARS_MAX: Final = 512  # in a log line; a key may be three times as long once it is percent-encoded
@@ -46,15 +48,16 @@ class Traced:
     def _say(self, status: int, client: str | None) -> None:
         request, duration_ms = self._request, round((time.monotonic() - self._began_at) * 1_000, 3)
         path = request.raw_path[:PATH_CHARS_MAX].encode("ascii", "backslashreplace").decode()
+        method = printable(request.method, METHOD_CHARS_MAX)
         fields = {
             "event": "request",
-            "method": request.method,
+            "method": method,
             "path": path,
             "status": status,
             "client": client,
         }
         trace.log.info(
             "%s %s %d in %g ms.",
-            *(request.method, path, status, duration_ms),
+            *(method, path, status, duration_ms),
             extra={"fields": fields | {"duration_ms": duration_ms}},
         )

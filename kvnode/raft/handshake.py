@@ -43,6 +43,7 @@ from typing import Any, Final, Protocol
 import msgpack
 
 from kvnode.commands import FEATURE_LEVEL
+from kvnode.rate_limited_log import printable
 
 MAGIC: Final = b"KVN1"
 FRAME_BYTES_MAX: Final = 8_192
@@ -66,10 +67,12 @@ class Refused(Exception):
 
     `told` is the packed configuration that the other side refers to, or empty; where it came from there, it is proved.
     `code` is one of those above, or empty; where it came from the other side, it is proved.
+    `kind` is what log lines are counted by, without a word of the other side's: the reason, where that has none.
     """
 
-    def __init__(self, reason: str, told: bytes = b"", code: str = "") -> None:
+    def __init__(self, reason: str, told: bytes = b"", code: str = "", kind: str = "") -> None:
         super().__init__(reason)
+        self.kind = kind or reason
         self.told = told
         self.code = STRANGER if told else code
 
@@ -152,7 +155,9 @@ class Dialer:
             *fields, proof = answer
             genuine = hmac.compare_digest(proof, keys.proof(b"refusal", self._said, fields))
             _, reason, code, told = fields
-            raise Refused(f"it refused: {reason[:200]}", *((told, code) if genuine else ()))
+            if genuine:
+                raise Refused(f"it refused: {printable(reason, 200)}", told, code)
+            raise Refused(f"it refused: {printable(reason)}", kind="it refused")
         raise_if_refused(answer)
         if not has_types(answer, bool, str, bytes, int, bytes):
             raise Refused("it answers in an unknown protocol")
@@ -194,7 +199,10 @@ class Acceptor:
             raise Refused(NO_PROTOCOL)
         if self._cluster_id == me.cluster_id:
             if to != me.node_id:
-                raise Refused(f"it looks for node {to!r}, this is {me.node_id!r}: check the addresses in --peers")
+                raise Refused(
+                    f"it looks for node {printable(to)!r}, this is {me.node_id!r}: check the addresses in --peers",
+                    kind="it looks for another node",
+                )
             if self._node_id == me.node_id:
                 raise Refused(f"node {self._node_id!r} is this one: give each node its own --node-id")
         challenge = framed(packed([True, os.urandom(NONCE_BYTES)]))
@@ -215,6 +223,7 @@ class Acceptor:
                 f"it belongs to cluster {self._cluster_id.hex()[:12]}, this node to {me.cluster_id.hex()[:12]}: start "
                 "all nodes of one cluster with the same --peers (or the same --cluster-id) and empty data directories",
                 code=OTHER_CLUSTER,
+                kind="it belongs to another cluster",
             )
         if not self._proved:
             raise Refused(NO_SECRET)
@@ -281,7 +290,7 @@ def has_types(fields: list[Any], *types: type) -> bool:
 def raise_if_refused(answer: list[Any]) -> None:
     """A bare refusal, which anybody on the way can make up: its sentence is for the log, nothing follows from it."""
     if has_types(answer, bool, str) and answer[0] is False:
-        raise Refused(f"it refused: {answer[1][:200]}")
+        raise Refused(f"it refused: {printable(answer[1])}", kind="it refused")
 
 
 def raise_if_too_old(level: int, cluster_level: int) -> None:

@@ -33,6 +33,7 @@ from kvnode.raft.handshake import (
     raise_if_too_old,
     unpacked,
 )
+from kvnode.rate_limited_log import printable
 
 LEVEL: Final = 0  # what those nodes know
 _WELCOME: Final = framed(packed([True]))
@@ -90,7 +91,7 @@ class Dialer:
         if has_types(answer, bool, str, bytes, bytes) and not answer[0]:
             _, reason, told, proof = answer
             genuine = hmac.compare_digest(proof, _proof(self._me.secret, b"verdict", self._said + told))
-            raise Refused(f"it refused: {reason[:200]}", told if genuine else b"")
+            raise Refused(f"it refused: {printable(reason)}", told if genuine else b"", kind="it refused")
         _raise_if_coded(answer)
         raise_if_refused(answer)
         if answer != [True] or self._peer is None:
@@ -117,9 +118,15 @@ class Acceptor:
         me = self._me
         raise_if_too_old(LEVEL, me.cluster_level())
         if cluster_id != me.cluster_id:
-            raise Refused(f"it belongs to cluster {cluster_id.hex()[:12]}, this node to {me.cluster_id.hex()[:12]}")
+            raise Refused(
+                f"it belongs to cluster {cluster_id.hex()[:12]}, this node to {me.cluster_id.hex()[:12]}",
+                kind="it belongs to another cluster",
+            )
         if to != me.node_id:
-            raise Refused(f"it looks for node {to!r}, this is {me.node_id!r}: check the addresses in --peers")
+            raise Refused(
+                f"it looks for node {printable(to)!r}, this is {me.node_id!r}: check the addresses in --peers",
+                kind="it looks for another node",
+            )
         if node_id == me.node_id:
             raise Refused(f"node {node_id!r} is this one: give each node its own --node-id")
         self._peer = Peer(node_id, http_url, instance, LEVEL)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 from typing import Any, Final, Protocol, cast
 
 from kvnode.raft import handshake, handshake_0_1, wire
 from kvnode.raft.handshake import Circle, Identity, Peer
+from kvnode.rate_limited_log import LINES
 from kvnode.reception import Arrivals
 from kvnode.tls import MutualCertificate, names
+
+log = logging.getLogger("kvnode.raft")
 
 STRANGERS_MAX: Final = 64  # connections that have not proved themselves yet; one more, and one has to go (Arrivals)
 COPIED_BYTES_MAX: Final = 16_384  # up to this a frame is joined to one piece, which is cheaper than to write three
@@ -33,7 +37,7 @@ class Owner(Protocol):
     def accepted_up(self, peer: Peer, link: Accepted) -> None: ...
     def accepted_down(self, node_id: str, link: Accepted) -> None: ...
     def frames(self, node_id: str, link: Accepted, bodies: list[bytes]) -> None: ...
-    def log_once(self, who: str, sentence: str) -> None: ...
+    def log_once(self, node_id: str, kind: str, sentence: str) -> None: ...
 
 
 class Link(asyncio.Protocol):
@@ -57,7 +61,7 @@ class Link(asyncio.Protocol):
         if isinstance(exc, ssl.SSLError) and self.peer is not None and not self.ended:
             why = (exc.reason or str(exc)).replace("_", " ").lower()
             sentence = f"TLS with peer {self.peer.node_id} ended: what came was altered on the way ({why})."
-            self.network.log_once(self.peer.node_id, sentence)
+            self.network.log_once(self.peer.node_id, "its TLS ended", sentence)
 
     def data_received(self, data: bytes) -> None:
         if self.ended:
@@ -71,7 +75,9 @@ class Link(asyncio.Protocol):
             self.refuse(refused)
         except wire.BadFrame as error:
             self.ended = True
-            self.refuse(handshake.Refused(f"it sent what no node of this cluster sends ({str(error)[:-1]})"))
+            # A stranger's bytes make one kind of line; what a proved peer sent is worth telling apart.
+            kind = "it sent what no node sends" if self.peer is None else ""
+            self.refuse(handshake.Refused(f"it sent what no node of this cluster sends ({str(error)[:-1]})", kind=kind))
 
     @property
     def host(self) -> str:
@@ -143,7 +149,8 @@ class Dialled(Link):
         if not self.established.done():
             self.established.set_exception(refused)
         else:
-            self.network.log_once(self.node_id, f"Closed the connection to peer {self.node_id}: {refused}.")
+            sentence = f"Closed the connection to peer {self.node_id}: {refused}."
+            self.network.log_once(self.node_id, refused.kind, sentence)
         self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -225,7 +232,10 @@ class Accepted(Link):
     def refuse(self, refused: handshake.Refused) -> None:
         host = self.host
         who = host if self.peer is None else f"{self.peer.node_id} at {host}"
-        self.network.log_once(who, f"Refused a peer connection from {who}: {refused}.")
+        LINES.write(
+            *(log, logging.WARNING, who, refused.kind, "Refused a peer connection from %s: %s.", who, str(refused)),
+            capped=self.peer is None,
+        )
         if self.peer is None and len(self._magic) == len(handshake.MAGIC):
             self.ended = True
             self.transport.write(self._acceptor.refusal(refused))
@@ -234,8 +244,11 @@ class Accepted(Link):
             self.transport.abort()
 
     def give_way(self) -> None:
-        sentence = f"More than {STRANGERS_MAX} peer connections have not proved themselves: closed the oldest."
-        self.network.log_once("strangers", sentence)
+        LINES.write(
+            *(log, logging.WARNING, self.host, "too many strangers"),
+            "More than %d peer connections have not proved themselves: closed one from %s.",
+            *(STRANGERS_MAX, self.host),
+        )
         self._known()
         self.transport.abort()
 

@@ -17,6 +17,7 @@ from kvnode.errors import StartupError
 from kvnode.raft import handshake, wire
 from kvnode.raft.handshake import Circle, Identity, Peer
 from kvnode.raft.links import STRANGERS_MAX, Accepted, Dialled
+from kvnode.rate_limited_log import LINES
 from kvnode.reception import Arrivals, Reception, bound
 from kvnode.tls import HANDSHAKE_S, SHUTDOWN_S, MutualCertificate
 
@@ -26,8 +27,6 @@ BACKLOG_BYTES_MAX: Final = 24 * 1_048_576  # what may wait for one peer; above t
 IDLE_BACKLOG_BYTES_MAX: Final = 64 * 1_024  # a peer that leaves this much unread needs no more heartbeats
 REDIAL_S: Final = (0.05, 1.0)  # first and longest pause between two attempts
 DIAL_DEADLINE_S: Final = 2.0
-_LOG_AGAIN_S: Final = 60.0
-_LOGGED_MAX: Final = 256
 
 
 class Listener(Protocol):
@@ -70,7 +69,6 @@ class Network:
         self._dialers: dict[str, asyncio.Task[None]] = {}
         self._heard_from: dict[str, asyncio.Event] = {}
         self._encoded: tuple[wire.Message | None, bytes] = (None, b"")
-        self._logged: dict[tuple[str, str], float] = {}
         self._stopped = False
 
     async def start(self, host: str, port: int) -> None:
@@ -184,12 +182,13 @@ class Network:
                     as_0_1 = True  # the flag lets it be tried; without it, what comes from the wire changes nothing
                     continue
                 self.refusals[node_id] = refused
-                self.log_once(node_id, f"Peer {node_id} at {host}:{port} cannot be talked to: {refused}.")
+                sentence = f"Peer {node_id} at {host}:{port} cannot be talked to: {refused}."
+                self.log_once(node_id, refused.kind, sentence)
                 if refused.told:
                     self.listener.told(refused.told)
             except ssl.SSLError as error:
                 why = (error.reason or str(error)).replace("_", " ").lower()
-                self.log_once(node_id, f"Peer {node_id} at {host}:{port} cannot be talked to by TLS ({why}).")
+                self.log_once(node_id, why, f"Peer {node_id} at {host}:{port} cannot be talked to by TLS ({why}).")
             except (OSError, TimeoutError):
                 self.refusals.pop(
                     node_id, None
@@ -211,7 +210,11 @@ class Network:
         return {"ssl": self.certificate.dialling, "server_hostname": node_id, **deadlines}
 
     def _stranger(self, address: str, why: str) -> None:
-        self.log_once(address, f"Refused a peer connection from {address}: {why}.")
+        LINES.write(log, logging.WARNING, address, why, "Refused a peer connection from %s: %s.", address, why)
+
+    def log_once(self, node_id: str, kind: str, sentence: str) -> None:
+        """Says the same about the same member once a minute at most: it is dialled all day."""
+        LINES.write(log, logging.WARNING, node_id, kind, "%s", sentence, capped=False)
 
     def dialled_up(self, peer: Peer, link: Dialled) -> None:
         node_id = peer.node_id
@@ -221,7 +224,8 @@ class Network:
             self._accepted[node_id].transport.abort()  # it will come back, and be told
         self.http_urls[peer.node_id] = peer.http_url
         if not peer.frame_key:
-            self.log_once(node_id, f"Peer {node_id} is of kvnode 0.1: nothing protects what is sent between it and us.")
+            sentence = f"Peer {node_id} is of kvnode 0.1: nothing protects what is sent between it and us."
+            self.log_once(node_id, "it is of kvnode 0.1", sentence)
         self.listener.link_up(peer.node_id)
 
     def dialled_down(self, node_id: str, link: Dialled) -> None:
@@ -269,14 +273,3 @@ class Network:
 
     def closed(self, transport: asyncio.Transport) -> None:
         self._open.discard(transport)
-
-    def log_once(self, who: str, sentence: str) -> None:
-        """Says the same about the same peer once a minute at most: a misconfigured peer knocks all day."""
-        now = asyncio.get_running_loop().time()
-        key = (who, sentence)
-        if now - self._logged.get(key, -_LOG_AGAIN_S) < _LOG_AGAIN_S:
-            return
-        if len(self._logged) >= _LOGGED_MAX:
-            self._logged.clear()
-        self._logged[key] = now
-        log.warning("%s", sentence)

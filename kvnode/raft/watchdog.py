@@ -64,7 +64,8 @@ class Watchdog:
             silence_s = now - max(self._beat_at, from_s)
             if silence_s >= STUCK_S:
                 if self.error is None:
-                    log.error("The event loop has not run for %.1f s. It is at:\n%s", silence_s, self._where())
+                    sentence = "The event loop has not run for %.1f s. It is at:"
+                    log.error(sentence, silence_s, extra={"stack": self._where()})
                 self.error, well_since = f"The event loop has not run for {silence_s:.1f} s", None
             elif self.error is not None and silence_s < 2 * LOOK_S:
                 well_since = well_since or now

@@ -21,6 +21,8 @@ from typing import Any, Final
 
 import msgpack
 
+from kvnode.rate_limited_log import printable
+
 FRAME_BYTES_MAX: Final = 8 * 1_048_576
 LENGTH_BYTES: Final = 4
 CHECK_BYTES: Final = 4  # of one guess that a connection has; a wrong one costs no more than the connection
@@ -81,6 +83,10 @@ _SHAPES: Final[dict[int, frozenset[tuple[type, ...]]]] = {
     }.items()
 }
 
+# They end with an error's code and sentence, which stand in answers to clients and in the log.
+_EXPLAINED: Final = frozenset((REFUSED, TRANSFER_ANSWER, CHANGED))
+SENTENCE_CHARS_MAX: Final = 512  # of a peer's: the longest that this version sends has about 300
+
 Message = tuple[Any, ...] | list[Any]
 
 
@@ -115,6 +121,8 @@ def decode(body: bytes | memoryview) -> list[Any]:
         raise BadFrame("A frame is not msgpack.") from error
     if not isinstance(message, list) or not message or not _fits(message):
         raise BadFrame("A frame holds no message of this protocol.")
+    if message[0] in _EXPLAINED:
+        message[-2], message[-1] = printable(message[-2]), printable(message[-1], SENTENCE_CHARS_MAX)
     return message
 
 
