@@ -75,6 +75,10 @@ CRAFTED: dict[str, list[Any]] = {
     "a grace time over its bound": [[10, 1, 0, 0, 0, {"session": [2, b"k", b"f", [b"k", b"f"], 2**31]}], [ITEM]],
     "a grace time of nothing": [[10, 1, 0, 0, 0, {"session": [2, b"k", b"f", None, 60]}], [ITEM]],
     "a session key that is no pair": [[10, 1, 0, 0, 0, {"session": [2, b"k", b"f", [b"k"], 60]}], [ITEM]],
+    "ended sessions out of order": [
+        [10, 1, 0, 0, 0, {"ended_sessions": [["first", [0, [b"\0" * 7 + b"2" * 17, b"\0" * 7 + b"1" * 17]]]]}],
+        [ITEM],
+    ],
     "something of a later version": [[10, 1, 0, 0, 0, {"later": 1}], [ITEM]],
     "an array longer than any that is written": [
         [10, 5_000, 0, 0, 0],
@@ -87,6 +91,7 @@ ONLY_IN_A_SNAPSHOT: dict[str, list[Any]] = {
     "the highest of all": [[COUNTER_MAX, 1, 0, 0, COUNTER_MAX], [ITEM]],
     "a session key": [[10, 1, 0, 0, 0, {"session": KEYS}], [ITEM]],
     "a feature level": [[10, 1, 0, 0, 0, {"level": 1}], [ITEM]],
+    "an ended session": [[10, 1, 0, 0, 0, {"ended_sessions": [["first", [0, [b"\0" * 7 + b"1" * 17]]]]}], [ITEM]],
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,15 @@ from kvnode.http.app import LeaderProbe, Server, create_server
 from tests.http.single import SingleGroup
 
 DEADLINE_S = 10.0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Returns once that holds; TimeoutError after DEADLINE_S."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.002)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from kvnode.commands import TOKEN_CREATE, TOKEN_REVOKE
+from kvnode.commands import LEVEL, TOKEN_CREATE, TOKEN_REVOKE
 from kvnode.http.app import create_probe_server
 from kvnode.http.door import Rates
 from kvnode.http.probes import LeaderProbe
@@ -22,8 +22,10 @@ FIRST = "the-first-token-of-this-cluster"
 READER = {"Authorization": "Bearer kvnode_ab12_secret_with_its_own_underscores"}
 
 
-def with_reader() -> SingleGroup:
+def with_reader(level: int = 1) -> SingleGroup:
     group = SingleGroup()
+    if level:
+        group.store.apply([LEVEL, level])
     digest = hashlib.sha256(b"secret_with_its_own_underscores").digest()
     group.store.apply([TOKEN_CREATE, ["ab12", "reader", "read_only", digest, 1]])
     return group
