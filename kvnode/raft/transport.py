@@ -173,8 +173,13 @@ class Network:
                 async with asyncio.timeout(DIAL_DEADLINE_S):
                     host, port = self.addresses[node_id]
                     await loop.create_connection(link.itself, host, port, **self._dialling(node_id))
-                async with asyncio.timeout(handshake.DEADLINE_S):
-                    await link.established
+                try:
+                    async with asyncio.timeout(handshake.DEADLINE_S):
+                        await link.established
+                except TimeoutError:
+                    sentence = f"Peer {node_id} at {host}:{port} did not finish the handshake in time."
+                    self.log_once(node_id, "its handshake was late", sentence)
+                    raise
                 pause_s = REDIAL_S[0]
                 await link.closed.wait()
             except handshake.Refused as refused:

@@ -143,6 +143,7 @@ class FrameReader:
 
     def __init__(self, frame_bytes_max: int = FRAME_BYTES_MAX) -> None:
         self.frame_bytes_max = frame_bytes_max
+        self.number = 0  # of the frame that is read now
         self._rest = bytearray()
         self._need = LENGTH_BYTES  # bytes until the unfinished frame is whole: no re-scan for each arriving piece
 
@@ -169,6 +170,7 @@ class FrameReader:
             start = end
         if start < size:
             self._rest += data[start:]
+        self.number += len(bodies)
         return bodies
 
     @property
@@ -204,7 +206,6 @@ class SealedReader(FrameReader):
     def __init__(self, key: bytes) -> None:
         super().__init__()
         self._keyed = blake2b(key=key, digest_size=TAG_BYTES)
-        self._number = 0
         self._need = _HEAD_BYTES  # bytes until the unfinished frame, or its head, is whole
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -221,7 +222,7 @@ class SealedReader(FrameReader):
         while size - start >= _HEAD_BYTES:
             length, check = _LENGTH_AND_CHECK.unpack_from(data, start)
             state = self._keyed.copy()
-            state.update(_NUMBER_AND_LENGTH.pack(self._number, length))
+            state.update(_NUMBER_AND_LENGTH.pack(self.number, length))
             if not compare_digest(state.digest()[:CHECK_BYTES], check):
                 raise BadFrame(UNPROVED)
             first = start + _HEAD_BYTES
@@ -236,7 +237,7 @@ class SealedReader(FrameReader):
             start = last + TAG_BYTES
             if not compare_digest(state.digest(), data[last:start]):
                 raise BadFrame(UNPROVED)
-            self._number += 1
+            self.number += 1
             bodies.append(body)
         if start < size:
             self._rest += data[start:]

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from kvnode.raft import handshake, wire
+from kvnode.raft import handshake, links, wire
 from kvnode.raft.handshake import Identity
 from kvnode.raft.links import Accepted, Dialled, Link
 from kvnode.raft.transport import Network
@@ -49,7 +49,7 @@ class Received:
 
 
 class Side(Network):
-    """One node's network without its sockets; what it would log is kept."""
+    """One node's network without its sockets; what it would log of those that it dials is kept."""
 
     def __init__(self, node_id: str, secret: bytes = SECRET, peers_0_1: bool = False) -> None:
         self.received = Received()
@@ -57,8 +57,24 @@ class Side(Network):
         super().__init__(me, Members(("n1", "n2", "n3")), self.received)
         self.lines: list[str] = []
 
-    def log_once(self, who: str, sentence: str) -> None:
+    def log_once(self, node_id: str, kind: str, sentence: str) -> None:
         self.lines.append(sentence)
+
+
+class Refusals(list[str]):
+    """In the place of the log of what is refused, which would write the same line once a minute."""
+
+    def write(self, logger: Any, level: int, address: str, kind: str, sentence: str, *args: Any, **_: Any) -> None:
+        self.append(sentence % args)
+
+
+REFUSALS = Refusals()
+
+
+@pytest.fixture(autouse=True)
+def _refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    REFUSALS.clear()
+    monkeypatch.setattr(links, "LINES", REFUSALS)
 
 
 class Wire:
@@ -237,6 +253,7 @@ async def test_one_fault_ends_the_connection_with_a_line_and_nothing_of_it_is_ta
         assert connection.greet()
         frames, at = connection.send(sent), draw.randrange(count)
         bodies = [wire.pack(message) for message in sent]
+        REFUSALS.clear()
         fault(draw, frames, at, theirs)
         for piece in pieces_of(draw, b"".join(frames)):
             deliver(connection.accepted, piece)
@@ -246,11 +263,28 @@ async def test_one_fault_ends_the_connection_with_a_line_and_nothing_of_it_is_ta
         # The first of two that are the same is the genuine one; so may a frame be to whose end a byte was put, or whose
         # last byte was taken away and came back as the first of the next frame.
         assert len(taken) <= at + (fault in (repeat, insert, shorten)), "what was altered was taken"
-        assert len(accepting.lines) == 1, accepting.lines
-        assert accepting.lines[0].startswith("Refused a peer connection from n1 at 192.0.2.1: ")
-        assert "on the way" in accepting.lines[0]
+        assert len(REFUSALS) == 1, REFUSALS
+        assert REFUSALS[0].startswith("Refused a peer connection from n1 at 192.0.2.1: ")
+        assert "on the way" in REFUSALS[0]
         other.end()
         connection.end()
+
+
+async def test_a_frame_that_lost_a_part_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "FRAME_S", 0.05)
+    connection = Connection()
+    assert connection.greet()
+    (big,) = connection.send([(wire.CHUNK, 9, 1, bytes(20_000))])
+    heartbeats = connection.send([(wire.VOTED, 9)] * 3)
+    for piece in (big[:5_000], big[15_000:], *heartbeats):
+        deliver(connection.accepted, piece)
+    assert connection.up
+    async with asyncio.timeout(10):
+        while not connection.back.closed:  # noqa: ASYNC110 - what is waited for has no event of its own
+            await asyncio.sleep(0.01)
+    assert ["a frame that it began was not whole" in line for line in REFUSALS] == [True]
+    assert connection.accepting.received.bodies == []
+    connection.end()
 
 
 async def test_a_stream_may_be_cut_and_joined_as_a_network_does_it(draw: random.Random) -> None:
@@ -262,7 +296,7 @@ async def test_a_stream_may_be_cut_and_joined_as_a_network_does_it(draw: random.
             deliver(connection.accepted, piece)
         assert connection.accepting.received.bodies == [wire.pack(message) for message in sent]
         assert connection.up
-        assert connection.dialling.lines == connection.accepting.lines == []
+        assert connection.dialling.lines == REFUSALS == []
         connection.end()
 
 
@@ -298,7 +332,7 @@ async def test_a_connection_that_was_recorded_is_worth_nothing_later(draw: rando
     for piece in [*recorded.said, *frames]:
         deliver(again, piece)
     assert (back.closed, again.peer, accepting.received.bodies) == (True, None, [])
-    assert "does not know this cluster's secret" in accepting.lines[-1]
+    assert "does not know this cluster's secret" in REFUSALS[-1]
     # And its answers are worth nothing to the node that dials again.
     dialled, out = Dialled(Side("n1"), "n2"), Wire()
     dialled.connection_made(out)  # type: ignore[arg-type]
@@ -333,6 +367,7 @@ async def test_frames_behind_a_greeting_are_not_taken(step: int) -> None:
 async def test_a_node_talks_to_one_of_kvnode_0_1_only_where_it_is_told_to() -> None:
     plain = wire.encode((wire.VOTED, 9))
     for flag in (False, True):
+        REFUSALS.clear()
         accepting = Side("n2", peers_0_1=flag)
         connection = Connection(Side("n1", peers_0_1=True), accepting)
         connection.out.take()
@@ -345,7 +380,7 @@ async def test_a_node_talks_to_one_of_kvnode_0_1_only_where_it_is_told_to() -> N
             assert accepting.received.bodies == [wire.pack((wire.VOTED, 9))]
             assert (connection.accepted.peer or Nothing).level == 0
         else:
-            assert "start this node with --allow-old-peers" in accepting.lines[0]
+            assert "start this node with --allow-old-peers" in REFUSALS[0]
         connection.end()
 
 
