@@ -18,7 +18,24 @@ V1_BYTES_MAX: Final = 107
 V2_BYTES_MAX: Final = 2_048  # what stands behind the 16 bytes at the front: addresses, and TLVs that nobody here reads
 HOPS_MAX: Final = 16
 
+ADDRESS_CHARS_MAX: Final = 45  # an IPv6 address whose end is written as an IPv4 address
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def parse_address(text: str) -> Address | None:
+    """An address and nothing else: no port, no brackets, no zero-padded numbers, and no scope id, behind whose '%' any
+    text may stand. An IPv4 address inside an IPv6 one is that IPv4 address.
+    """
+    if len(text) > ADDRESS_CHARS_MAX or "%" in text or not text.isascii():
+        return None
+    try:
+        parsed = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return mapped or parsed
 
 
 class Refused(Exception):
@@ -33,12 +50,12 @@ class Proxies:
     prefaced: bool
 
     def trusts(self, address: str) -> bool:
-        try:
-            parsed = ipaddress.ip_address(address.partition("%")[0])
-        except ValueError:
-            return False
-        mapped = getattr(parsed, "ipv4_mapped", None)
-        return any((mapped or parsed) in network for network in self.networks)
+        """Whether a connection from there is believed. The kernel names a link-local address with its interface."""
+        parsed = parse_address(address.partition("%")[0])
+        return parsed is not None and self._believes(parsed)
+
+    def _believes(self, address: Address) -> bool:
+        return any(address in network for network in self.networks)
 
     def client_of(self, forwarded_for: str, address: str) -> str:
         """The client by X-Forwarded-For: from the right, the first that is no proxy of ours; `address` without one.
@@ -46,14 +63,12 @@ class Proxies:
         What stands left of it, anybody can have written.
         """
         client = address
-        for hop in reversed(forwarded_for.split(",")[-HOPS_MAX:]):
-            name = hop.strip()
-            try:
-                ipaddress.ip_address(name)
-            except ValueError:
+        for hop in reversed(forwarded_for.rsplit(",", HOPS_MAX)[-HOPS_MAX:]):
+            parsed = parse_address(hop.strip(" \t"))
+            if parsed is None:
                 return client
-            client = name
-            if not self.trusts(name):
+            client = str(parsed)
+            if not self._believes(parsed):
                 return client
         return client
 
@@ -93,10 +108,10 @@ async def _version_1(loop: asyncio.AbstractEventLoop, connection: socket.socket,
         return None
     if len(fields) != 6 or fields[1] not in ("TCP4", "TCP6"):
         raise Refused("its PROXY line is malformed")
-    try:
-        return str(ipaddress.ip_address(fields[2]))
-    except ValueError:
-        raise Refused("its PROXY line is malformed") from None
+    parsed = parse_address(fields[2])
+    if parsed is None:
+        raise Refused("its PROXY line is malformed")
+    return str(parsed)
 
 
 async def _version_2(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> str | None:
@@ -110,7 +125,7 @@ async def _version_2(loop: asyncio.AbstractEventLoop, connection: socket.socket)
     address_bytes = {1: 4, 2: 16}.get(family >> 4, 0)
     if command != 1 or (address_bytes and len(rest) < 2 * address_bytes + 4):
         raise Refused("its PROXY header is malformed")
-    return str(ipaddress.ip_address(rest[:address_bytes])) if address_bytes else None
+    return str(parse_address(str(ipaddress.ip_address(rest[:address_bytes])))) if address_bytes else None
 
 
 async def _exactly(loop: asyncio.AbstractEventLoop, connection: socket.socket, count: int) -> bytes:

@@ -28,7 +28,8 @@ def local_config(nodes: Mapping[str, tuple[str, int]], clients: int, statistics:
     text = CONFIG.read_text()
     text = re.sub(r"^resolvers names\n(?:[ \t]+.*\n)+", "", text, flags=re.MULTILINE)
     text = text.replace(" resolvers names init-addr last,libc,none", "")
-    text = text.replace("bind :8080", f"bind 127.0.0.1:{clients}").replace("bind :8404", f"bind 127.0.0.1:{statistics}")
+    text = text.replace("bind :8080", f"bind 127.0.0.1:{clients}")
+    text = text.replace("bind 127.0.0.1:8404", f"bind 127.0.0.1:{statistics}")
     return re.sub(r"(?<= )(n\d+):8001\b", lambda found: "{}:{}".format(*nodes[found[1]]), text)
 
 
@@ -58,13 +59,16 @@ class Balancer:
         assert HAPROXY is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "haproxy.cfg"
-        config.write_text(local_config(self.nodes, self.address[1], self.statistics[1]))
+        config.write_text(self.config())
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [HAPROXY, "-db", "-f", str(config)], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
         wait_until(self._answers, 5, f"HAProxy answers; its log: {self.log_path}")
         return self
+
+    def config(self) -> str:
+        return local_config(self.nodes, self.address[1], self.statistics[1])
 
     def close(self) -> None:
         """Never raises: this is the way out of a failed test too."""

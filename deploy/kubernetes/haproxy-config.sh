@@ -7,4 +7,14 @@ for number in 1 2 3; do
   set -- "$@" -e "s/ n$number:8001/ kvnode-$((number - 1)).kvnode-peers.$namespace.svc.cluster.local:8001/"
 done
 [ $# -eq 6 ] || shift
-exec sed "$@" "$(dirname "$0")/../../haproxy/haproxy.cfg"
+sed "$@" "$(dirname "$0")/../../haproxy/haproxy.cfg"
+# The statistics are on the pod's loopback, where the kubelet cannot ask. It says nothing of the nodes: HAProxy is not
+# restarted for their sake.
+cat <<END
+
+# Whether HAProxy itself runs, for the kubelet.
+frontend health
+  bind :8405
+  monitor-uri /healthz
+  http-request return status 404
+END

@@ -56,6 +56,7 @@ defaults
 
 frontend clients
   bind 127.0.0.1:@clients@
+  http-request set-header X-Forwarded-For %[src]
   acl reads method GET HEAD
   acl stale_ok url_param(consistency) -m str stale
   acl watching path /v1/watch

@@ -79,8 +79,10 @@ class Proxy:
             self.process.terminate()  # nginx takes its workers with it
             self.process.wait(10)
 
-    def request(self, method: str, path: str, body: bytes | None = None) -> Answer:
-        return request(self.address, method, path, body)
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        return request(self.address, method, path, body, headers)
 
     def node_of(self, method: str, path: str, body: bytes | None = None) -> str | None:
         """The node that the request was sent to; None where it was not answered by one with 200."""

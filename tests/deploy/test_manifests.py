@@ -123,6 +123,22 @@ def test_the_pods_know_each_other_by_their_certificates(peers_secret: Path, tmp_
     assert names(greet("kvnode-4", "kvnode-0", "kvnode-0"), "kvnode-4")
 
 
+def test_haproxy_lets_in_clients_alone_and_is_asked_where_the_kubelet_reaches_it() -> None:
+    policy = one("NetworkPolicy", "kvnode-haproxy", "haproxy.yaml")["spec"]
+    pods = one("Deployment", "kvnode-haproxy", "haproxy.yaml")["spec"]["template"]
+    assert policy["podSelector"]["matchLabels"].items() <= pods["metadata"]["labels"].items()
+    assert policy["policyTypes"] == ["Ingress"]
+    (container,) = pods["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    (rule,) = policy["ingress"]
+    assert rule["from"] == [{"podSelector": {"matchLabels": {"kvnode-client": "true"}}}]
+    assert rule["ports"] == [{"port": ports["clients"]}]
+    command = ["sh", str(KUBERNETES / "haproxy-config.sh")]
+    text = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    assert f"bind :{ports['health']}\n  monitor-uri /healthz\n" in text
+    assert {container[f"{probe}Probe"]["httpGet"]["port"] for probe in ("readiness", "liveness")} == {"health"}
+
+
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_each_pod_gets_options_that_a_node_takes(number: int, tmp_path: Path, peers_secret: Path) -> None:
     spec = one("StatefulSet", "kvnode")["spec"]["template"]["spec"]
