@@ -14,6 +14,7 @@ from aiohttp import web
 from kvnode import __version__, errors, values
 from kvnode.config import Config
 from kvnode.http.app import PROBERS_MAX, LeaderProbe, Server, create_probe_server, create_server
+from kvnode.http.budget import Budgets
 from kvnode.http.connection import Connection
 from kvnode.http.connection_limits import REFUSED_MAX
 from kvnode.http.spans import Spans
@@ -48,6 +49,7 @@ class Front:
         self.token_file = security.token_file
         self._spans = Spans(config.node_id, __version__) if config.otel else None
         probe = LeaderProbe(group, config.probe_timeout_s) if config.leader_probe else None
+        budgets = Budgets()
         self._server = create_server(
             group,
             node_id=config.node_id,
@@ -63,8 +65,11 @@ class Front:
             connections=(_room_for(security.connections_max), security.connections_per_client),
             with_metrics=security.probes is None,
             names=_names(config),
+            budgets=budgets,
         )
-        self._probes = create_probe_server(group, config.node_id, probe, config.probe_timeout_s, __version__, meters)
+        self._probes = create_probe_server(
+            group, config.node_id, probe, config.probe_timeout_s, __version__, meters, budgets
+        )
         self._runners: list[web.ServerRunner] = []
         self._receptions: list[Reception] = []
 

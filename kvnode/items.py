@@ -78,6 +78,13 @@ def unpacked(packed: bytes) -> Item:
     return Item(packed[value_at:], content_type, create_revision, mod_revision, version, lease)
 
 
+def content_of(packed: bytes) -> tuple[str, memoryview]:
+    """Content type and value of a packed item, the value as a view of it: no copy."""
+    value_at = len(packed) - value_bytes(packed)
+    name_at = MARKS.size + (_LEASE_ID.size if packed[LEASED_AT] & LEASED_BIT else 0)
+    return packed[name_at:value_at].decode(), memoryview(packed)[value_at:]
+
+
 def value_slice(packed: bytes, bytes_max: int) -> bytes:
     """The first `bytes_max` bytes of the value of a packed item; the rest of it is not copied."""
     _, _, _, name_bytes = MARKS.unpack_from(packed)

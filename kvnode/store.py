@@ -105,9 +105,14 @@ class KeyValueStore:
         Not to be gone on with after a change. To go on after a page, start at its last key + "\\0": nothing sorts
         between the two.
         """
+        for key, item in self.walk_packed(start, end):
+            yield key, unpacked(item)
+
+    def walk_packed(self, start: str, end: str | None) -> Iterator[tuple[str, bytes]]:
+        """The same walk, of the items as they are kept: nothing is copied."""
         if end is None or start < end:
             for key in self._keys.irange(start, end, (True, False)):
-                yield key, unpacked(self._items[key])
+                yield key, self._items[key]
 
     def range(self, start: str, end: str | None, limit: int) -> list[tuple[str, Item]]:
         """Up to `limit` items of that walk. O(log n + page)."""

@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from aiohttp import HttpVersion11, web
 
-# How much of what was answered may wait for a client that does not read, and how long for it to go on reading.
-WRITE_BUFFER_BYTES_MAX: Final = 262_144
-WRITE_DEADLINE_S: Final = 30.0
+from kvnode.http.budget import SMALL_BYTES, Hold
+
+WRITE_DEADLINE_S: Final = 30.0  # for a client to take all of an answer; the budget of answers may not wait so long
 
 # What a node says is about now and for whoever asked: no cache keeps it (a proxy may keep a 404 that says nothing,
 # RFC 9111, 4.2.2), and no browser takes it for another type than the one that stands there.
@@ -39,7 +39,7 @@ _BODILESS: Final = frozenset((204, 304))
 class Answer:
     """Status, header lines (each ended by CR LF) and the whole body. Framing and `Connection` are added here."""
 
-    __slots__ = ("_request", "body", "close", "headers", "keep_alive", "stamp", "status")
+    __slots__ = ("_request", "body", "close", "headers", "hold", "keep_alive", "stamp", "status")
 
     def __init__(self, status: int, headers: bytes, body: bytes = b"", *, close: bool = False) -> None:
         self.status = status
@@ -48,7 +48,15 @@ class Answer:
         self.close = close  # the connection cannot be used again
         self.stamp = b""  # the lines that every answer of this node carries (app.Stamp)
         self.keep_alive = False
+        self.hold: Hold | None = None  # its part of the budget of answers, where it is large
         self._request: web.BaseRequest | None = None
+
+    def holding(self, hold: Hold) -> Answer:
+        """With the part of the budget that was asked for before it was made; a small one needs none."""
+        if len(self.body) > SMALL_BYTES:
+            hold.resize(len(self.body))
+            self.hold = hold
+        return self
 
     def settle(self, request: web.BaseRequest) -> None:
         """Decides whether the connection goes on: not with a request body still unread (it may never come)."""
@@ -61,6 +69,12 @@ class Answer:
             # Nearly every answer. The same as below, without the questions.
             head = b"%b%b%bContent-Length: %d\r\n\r\n" % (_OK, self.stamp, self.headers, len(body))
             return head + body
+        head, body = self.parts(request)
+        return head + body
+
+    def parts(self, request: web.BaseRequest) -> tuple[bytes, bytes]:
+        """The head and what follows it, once settled."""
+        body, status = self.body, self.status
         length = b"" if status in _BODILESS else b"Content-Length: %d\r\n" % len(body)
         if self.keep_alive:
             # HTTP/1.0 closes unless told otherwise, HTTP/1.1 the other way round.
@@ -69,17 +83,17 @@ class Answer:
             connection = b"Connection: close\r\n"
         if request.method == "HEAD" or status in _BODILESS:
             body = b""
-        return b"%b%b%b%b%b\r\n%b" % (_STATUS_LINES[status], self.stamp, self.headers, length, connection, body)
+        head = b"%b%b%b%b%b\r\n" % (_STATUS_LINES[status], self.stamp, self.headers, length, connection)
+        return head, body
 
     async def drained(self, request: web.BaseRequest, transport: asyncio.Transport) -> bool:
-        """Waits for a client that is slow to read, and says `keep_alive`. ConnectionError for one that stopped."""
-        if transport.get_write_buffer_size() > WRITE_BUFFER_BYTES_MAX:
-            try:
-                async with asyncio.timeout(WRITE_DEADLINE_S):
-                    await request.writer.drain()
-            except TimeoutError:
-                transport.abort()
-                raise ConnectionResetError("the client does not read its answer") from None
+        """Waits until the client has taken all of it, and says `keep_alive`. ConnectionError for one that does not."""
+        try:
+            async with asyncio.timeout(WRITE_DEADLINE_S):
+                await request.writer.drain()
+        except TimeoutError:
+            transport.abort()
+            raise ConnectionResetError("the client does not read its answer") from None
         return self.keep_alive
 
     async def prepare(self, request: web.BaseRequest) -> None:
@@ -93,13 +107,20 @@ class Answer:
         if request is None or transport is None or transport.is_closing():
             raise ConnectionResetError("the client has gone")
         self._request = None
-        transport.write(self.encoded(request))
-        await self.drained(request, transport)
+        connection: Any = request.protocol
+        taken = connection.put(request, self)
+        self.body = b""  # aiohttp's task keeps an answer until the next request comes, which may be a long time
+        if not taken:
+            await self.drained(request, transport)
 
 
 def json_bytes(document: Any) -> bytes:
     """Compact JSON in UTF-8 and a line end, for terminals."""
-    return (json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n").encode("utf-8", "replace")
+    return (json_text(document) + "\n").encode("utf-8", "replace")
+
+
+def json_text(document: Any) -> str:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
 def json_string(text: str) -> str:

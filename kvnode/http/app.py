@@ -46,6 +46,7 @@ from kvnode.http import (
 )
 from kvnode.http.answer import JSON_TYPE, Answer, json_bytes
 from kvnode.http.audit import audited
+from kvnode.http.budget import SMALL_BYTES, Budgets
 from kvnode.http.connection import IDLE_S, Connection
 from kvnode.http.connection_limits import ConnectionLimits
 from kvnode.http.credentials import Credentials, check_still_admitted
@@ -121,25 +122,28 @@ def create_server(
     connections: tuple[int, int] = (CONNECTIONS_MAX, 0),
     with_metrics: bool = True,
     names: Collection[str] | None = None,
+    budgets: Budgets | None = None,
 ) -> Server:
     """The server for one node, for `loop.create_server`. To be called with the loop running.
 
     `token` '' lets everybody in; then `names` are what `Host` may say beside loopback names, None: anything.
     `rate_limit` in requests per second and client, 0 for none; `connections` at most, in all and for each client.
-    `leader_probe` None leaves `/admin/healthz/leader` out. On the way down: `pre_shutdown()`, `shutdown(timeout)`.
+    `leader_probe` None leaves `/admin/healthz/leader` out. `budgets` are shared by all servers of a node.
+    On the way down: `pre_shutdown()`, `shutdown(timeout)`.
     """
     meters = HttpMeters() if meters is None else meters
+    budgets = Budgets() if budgets is None else budgets
     credentials = Credentials(group, token)
     door = Door(credentials, rate_limit, proxies, names)
     tables: tuple[dict[str, Methods], ...] = (
         probes.routes(group, leader_probe, probe_timeout_s, meters),
-        metrics.routes(group, meters, version) if with_metrics else {},
-        kv.routes(group),
-        watch.routes(group, heartbeat_s),
-        listing.routes(group),
-        txn.routes(group),
+        metrics.routes(group, meters, budgets, version) if with_metrics else {},
+        kv.routes(group, budgets),
+        watch.routes(group, budgets, heartbeat_s),
+        listing.routes(group, budgets),
+        txn.routes(group, budgets),
         batch.routes(group),
-        leases.routes(group),
+        leases.routes(group, budgets),
         audited(
             {
                 **admin.routes(group, node_id, version),
@@ -153,7 +157,7 @@ def create_server(
         ),
     )
     table = RouteTable(*tables, openapi.routes(tables, STATUS_OF, version))
-    app = App(group, table, Stamp(group, node_id), meters, log_requests, door, spans, door.client)
+    app = App(group, table, Stamp(group, node_id), meters, log_requests, door, spans, door.client, budgets=budgets)
     return Server(app, meters, connections, proxies)
 
 
@@ -164,12 +168,14 @@ def create_probe_server(
     probe_timeout_s: float,
     version: str,
     meters: HttpMeters,
+    budgets: Budgets,
 ) -> Server:
     """For a port of its own: what a node says about itself, to whoever asks."""
     table = RouteTable(
-        probes.routes(group, leader_probe, probe_timeout_s, meters), metrics.routes(group, meters, version)
+        probes.routes(group, leader_probe, probe_timeout_s, meters), metrics.routes(group, meters, budgets, version)
     )
-    return Server(App(group, table, Stamp(group, node_id), meters, False, None, None), HttpMeters(), (PROBERS_MAX, 0))
+    app = App(group, table, Stamp(group, node_id), meters, False, None, None, budgets=budgets)
+    return Server(app, HttpMeters(), (PROBERS_MAX, 0))
 
 
 class Stamp:
@@ -201,7 +207,7 @@ class Stamp:
 class App:
     """Finds the handler, runs it, and answers whatever happens."""
 
-    __slots__ = ("_client", "_codes", "_door", "_group", "_spans", "_stamp", "_table", "_traces")
+    __slots__ = ("_client", "_codes", "_door", "_group", "_spans", "_stamp", "_table", "_traces", "budgets")
 
     def __init__(
         self,
@@ -213,7 +219,10 @@ class App:
         door: Door | None,
         spans: Spans | None,
         client: Callable[[web.BaseRequest], str] | None = None,
+        *,
+        budgets: Budgets,
     ) -> None:
+        self.budgets = budgets
         self._door = door  # None: everybody may do everything, as often as they like
         self._spans, self._client = spans, client
         self._traces = log_requests or spans is not None
@@ -258,6 +267,20 @@ class App:
             answer.headers += timeout.HONOURED
         return answer
 
+    def held(self, method: str, answer: Answer) -> Answer:
+        """A large answer with a part of the budget, which it may have already; or a refusal in its place."""
+        if answer.hold is not None:
+            return answer
+        answers, size = self.budgets.answers, len(answer.body)
+        if method in WRITING:
+            answer.hold = answers.hold_anyway(size)  # what is done is done, and its client has to know
+            return answer
+        try:
+            answer.hold = answers.hold(size)
+        except KvnodeError as error:
+            return failure(error, writing=False)
+        return answer
+
     def sealed(self, answer: Answer, queued: bool = False) -> Answer:
         """Counted, and with the lines that every answer carries: ready to be written.
 
@@ -289,6 +312,8 @@ class App:
             answer = await self.awaited(request, answer)
         if traced is not None:
             traced.end(answer, self._client)
+        if len(answer.body) > SMALL_BYTES:
+            answer = self.held(request.method, answer)
         return self.sealed(answer, cast(Connection, request.protocol).has_queued(request))
 
     def malformed(self, error: BaseException | None) -> Answer:

@@ -19,7 +19,8 @@ from typing import Any, Final, Protocol, cast
 from aiohttp import web
 from aiohttp.web_protocol import _ErrInfo
 
-from kvnode.http.answer import WRITE_BUFFER_BYTES_MAX, WRITE_DEADLINE_S, Answer
+from kvnode.http.answer import WRITE_DEADLINE_S, Answer
+from kvnode.http.budget import SMALL_BYTES, Budgets, Hold
 from kvnode.http.credentials import Admission
 from kvnode.http.later import Later
 from kvnode.http.request import Request
@@ -58,9 +59,12 @@ class ConnectionLimits(Protocol):
 class App(Protocol):
     """Who answers; `app.App` says how."""
 
+    budgets: Budgets
+
     def begin(self, request: web.BaseRequest) -> Answer | Awaitable[Answer]: ...
     def failed(self, request: web.BaseRequest, error: Exception) -> Answer: ...
     async def awaited(self, request: web.BaseRequest, outcome: Awaitable[Answer]) -> Answer: ...
+    def held(self, method: str, answer: Answer) -> Answer: ...
     def sealed(self, answer: Answer, queued: bool = False) -> Answer: ...
     def malformed(self, error: BaseException | None) -> Answer: ...
     def follows(self, request: web.BaseRequest) -> bool: ...
@@ -79,6 +83,7 @@ class Connection(web.RequestHandler):
         "_named",
         "_parting",
         "_pending",
+        "_unread",
         "_welcome",
         "believed",
         "credential",
@@ -93,6 +98,7 @@ class Connection(web.RequestHandler):
         self._asleep: asyncio.Future[None] | None = None  # aiohttp's waiter, while a request is answered without it
         self._pending: tuple[Request, Any] | None = None
         self._late: asyncio.TimerHandle | None = None
+        self._unread: Hold | None = None  # what the client was sent and has not taken
         self.listener: Listener | None = None
         self._limits: ConnectionLimits | None = None
         self._carrier: asyncio.Transport | None = None  # the transport, for as long as it exists
@@ -182,7 +188,10 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._carrier = cast(asyncio.Transport, transport)
+        self._carrier = carrier = cast(asyncio.Transport, transport)
+        # From the first bytes that the kernel does not take `pause_writing` says so, and `resume_writing` once all is
+        # taken.
+        carrier.set_write_buffer_limits(high=1, low=0)
         self._came_at = self._loop.time()
         self._late = self._loop.call_later(HEAD_S, self.force_close)
         if self._limits is not None:
@@ -267,13 +276,36 @@ class Connection(web.RequestHandler):
         if transport is None:
             self._over(False)
             return
+        if len(answer.body) > SMALL_BYTES:
+            answer = self._app.held(request.method, answer)
         self._app.sealed(answer, bool(self._messages) and request.keep_alive)
         answer.settle(request)
-        transport.write(answer.encoded(request))
-        if transport.get_write_buffer_size() > WRITE_BUFFER_BYTES_MAX:
-            self._take_time(request, answer.drained(request, transport))
-        else:
+        if self.put(request, answer):
             self._over(answer.keep_alive)
+        else:
+            answer.body = b""
+            self._take_time(request, answer.drained(request, transport))
+
+    def put(self, request: web.BaseRequest, answer: Answer) -> bool:
+        """Writes an answer that is settled. False: the client does not take all of it at once."""
+        transport = self.transport
+        assert transport is not None
+        hold, answer.hold = answer.hold, None
+        if hold is None:
+            transport.write(answer.encoded(request))
+            return not self._paused
+        self._unread = hold
+        head, body = answer.parts(request)
+        if self.ssl_context is None:
+            transport.writelines((head, body))
+        else:
+            # TLS hands the first write on whatever its size, and only then finds out that nothing more is taken.
+            rest = memoryview(body)
+            transport.writelines((head, rest[:-1]))
+            transport.write(rest[-1:])
+        if not self._paused:
+            self._taken()
+        return not self._paused
 
     def _take_time(self, request: Request, work: Coroutine[Any, Any, bool]) -> None:
         """`work` says whether the connection goes on. The loop knows its tasks weakly: this is who holds it."""
@@ -287,6 +319,8 @@ class Connection(web.RequestHandler):
             answer = outcome
         else:
             answer = await self._app.awaited(request, outcome)
+        if len(answer.body) > SMALL_BYTES:
+            answer = self._app.held(request.method, answer)
         self._app.sealed(answer, self.has_queued(request))
         await answer.prepare(request)
         await answer.write_eof()
@@ -336,13 +370,26 @@ class Connection(web.RequestHandler):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        transport = self._carrier
+        if transport is not None:
+            if self._unread is None:
+                self._unread = self._app.budgets.answers.hold_anyway(transport.get_write_buffer_size())
+            if not self._unread.unread(transport):
+                transport.abort()  # nothing gentler gives the memory back
         if self.listener is not None:
             self.listener.paused()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._taken()
         if self.listener is not None:
             self.listener.resumed()
+
+    def _taken(self) -> None:
+        """All that was written is with the client's kernel or ours, or the client is gone."""
+        if self._unread is not None:
+            self._unread.release()
+            self._unread = None
 
     def connection_lost(self, exc: BaseException | None) -> None:
         # aiohttp lets a handler run on when its client has gone, which is right for a write and wrong for a watch.
@@ -351,6 +398,7 @@ class Connection(web.RequestHandler):
         if self._limits is not None:
             self._limits.went(self)
         self._carrier = None
+        self._taken()
         self._in_time()
         if exc is not None and not isinstance(exc, ConnectionError):
             # Broken TLS ends in an ssl.SSLError, and whoever waits for the rest of a body would take it for a fault.

@@ -13,6 +13,7 @@ from kvnode.commands import Delete, Put, encode_put
 from kvnode.errors import BadRequest, KeyNotFound
 from kvnode.http.answer import JSON_TYPE, VALUE, Answer, json_string
 from kvnode.http.body import read_body, whole_body
+from kvnode.http.budget import SMALL_BYTES, Budgets, Turns
 from kvnode.http.consistency import consistency, stale
 from kvnode.http.credentials import REVIEW_S, check_still_admitted
 from kvnode.http.etags import check_read, write_expectation
@@ -23,14 +24,15 @@ from kvnode.http.past import asked_revision, item_at
 from kvnode.http.paths import Query, decode_key
 from kvnode.http.route import Endpoint, Methods
 from kvnode.http.writing import idempotency_key, not_written
+from kvnode.items import Item, unpacked
 from kvnode.limits import CONTENT_TYPE_BYTES_MAX, VALUE_BYTES_MAX
 from kvnode.results import Deleted, Result, Written
 
 BINARY: Final = "application/octet-stream"
 
 
-def routes(group: Group) -> dict[str, Methods]:
-    keys = Keys(group)
+def routes(group: Group, budgets: Budgets) -> dict[str, Methods]:
+    keys = Keys(group, budgets.turns)
     get = Endpoint(keys.get, "consistency", "revision")
     return {
         "/v1/kv/{key}": {"GET": get, "HEAD": get, "PUT": Endpoint(keys.put, "lease", "ttl"), "DELETE": keys.delete},
@@ -40,10 +42,11 @@ def routes(group: Group) -> dict[str, Methods]:
 class Keys:
     """The handlers. Each bounds what it was sent before it asks the group for anything."""
 
-    __slots__ = ("_group",)
+    __slots__ = ("_group", "_turns")
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, turns: Turns) -> None:
         self._group = group
+        self._turns = turns
 
     def put(self, request: web.BaseRequest, rest: str, query: str) -> Awaitable[Answer]:
         key = decode_key(rest)
@@ -89,15 +92,31 @@ class Keys:
 
     async def _get_in_time(self, request: web.BaseRequest, key: str, waited_s: float) -> Answer:
         await self._group.read_barrier(waited_s)
-        return self._found(request, key, b"")
+        outcome = self._found(request, key, b"")
+        return outcome if isinstance(outcome, Answer) else await outcome
 
     async def _get_as_asked(self, request: web.BaseRequest, key: str, parameters: Query) -> Answer:
         then = asked_revision(parameters)
-        return self._found(request, key, await consistency(self._group, parameters), then)
+        headers = await consistency(self._group, parameters)
+        if then is None:
+            outcome = self._found(request, key, headers)
+            return outcome if isinstance(outcome, Answer) else await outcome
+        await self._turns.take()  # it may look through all that is kept of the past
+        return self._shown(request, item_at(self._group, key, then), headers, then)
 
-    def _found(self, request: web.BaseRequest, key: str, headers: bytes, then: int | None = None) -> Answer:
+    def _found(self, request: web.BaseRequest, key: str, headers: bytes) -> Answer | Awaitable[Answer]:
+        packed = self._group.store.packed(key)
+        if packed is not None and len(packed) > SMALL_BYTES:
+            return self._found_in_turn(request, key, headers)
+        return self._shown(request, None if packed is None else unpacked(packed), headers)
+
+    async def _found_in_turn(self, request: web.BaseRequest, key: str, headers: bytes) -> Answer:
+        """A large one: copying it for hundreds of clients in one turn of the loop would hold up everything else."""
+        await self._turns.take()
+        return self._shown(request, self._group.store.get(key), headers)
+
+    def _shown(self, request: web.BaseRequest, item: Item | None, headers: bytes, then: int | None = None) -> Answer:
         store = self._group.store
-        item = store.get(key) if then is None else item_at(self._group, key, then)
         if item is None:
             raise KeyNotFound("The key does not exist." if then is None else "The key did not exist at that revision.")
         marks = (VALUE, item.mod_revision, then or store.revision)

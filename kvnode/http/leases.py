@@ -9,6 +9,7 @@ from aiohttp import web
 from kvnode.commands import Grant, Renew, Revoke
 from kvnode.errors import BadRequest, LeaseNotFound
 from kvnode.http.answer import Answer, json_answer
+from kvnode.http.budget import Budgets, Turns
 from kvnode.http.consistency import consistency
 from kvnode.http.document import read_object, ttl_in, whole_parameter
 from kvnode.http.group import Group
@@ -25,8 +26,8 @@ KEYS_SHOWN: Final = 1_000
 _TTL: Final = frozenset(("ttl",))
 
 
-def routes(group: Group) -> dict[str, Methods]:
-    leases = Leases(group)
+def routes(group: Group, budgets: Budgets) -> dict[str, Methods]:
+    leases = Leases(group, budgets.turns)
     some, one = Endpoint(leases.list, "cursor", "consistency"), Endpoint(leases.get, "consistency")
     return {
         "/v1/leases": {"GET": some, "HEAD": some, "POST": leases.grant},
@@ -38,10 +39,11 @@ def routes(group: Group) -> dict[str, Methods]:
 class Leases:
     """The handlers."""
 
-    __slots__ = ("_group",)
+    __slots__ = ("_group", "_turns")
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, turns: Turns) -> None:
         self._group = group
+        self._turns = turns
 
     async def grant(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         idempotency = idempotency_key(request)
@@ -69,6 +71,7 @@ class Leases:
     async def get(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         lease_id = _id(rest)
         headers = await consistency(self._group, Query(query))
+        await self._turns.take()
         fields = self._fields(lease_id)
         if fields is None:
             raise LeaseNotFound("The lease does not exist, or not any more.")
@@ -81,6 +84,7 @@ class Leases:
         parameters = Query(query)
         after = whole_parameter(parameters["cursor"], LEASE_ID_MAX, "cursor") if "cursor" in parameters else 0
         headers = await consistency(self._group, parameters)
+        await self._turns.take()
         ids = self._group.store.leases.ids(after, PAGE_LEASES + 1)
         page: dict[str, Any] = {"leases": [self._fields(lease_id) for lease_id in ids[:PAGE_LEASES]]}
         if len(ids) > PAGE_LEASES:

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 from base64 import b64decode, b64encode, urlsafe_b64encode
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
 from aiohttp import hdrs, web
 
 from kvnode.commands import DeletePrefix
 from kvnode.errors import BadRequest
-from kvnode.http.answer import Answer, json_answer
+from kvnode.http.answer import JSON_TYPE, Answer, json_answer, json_string
+from kvnode.http.budget import Budgets
 from kvnode.http.consistency import consistency
 from kvnode.http.group import Group
 from kvnode.http.leases import remaining_s
 from kvnode.http.paths import Query
 from kvnode.http.route import Endpoint, Methods
 from kvnode.http.writing import idempotency_key, not_written
-from kvnode.items import prefix_end
+from kvnode.items import MARKS, content_of, lease_of, prefix_end, value_bytes
 from kvnode.limits import KEY_BYTES_MAX, text_fault
 from kvnode.results import Deleted
 
 PAGE_KEYS_MAX: Final = 1_000
 PAGE_KEYS_DEFAULT: Final = 100
-# A page ends early rather than grow past this: a thousand keys of 1 MiB would be more than a gigabyte of answer.
-PAGE_VALUE_BYTES: Final = 2_097_152
+# Keys and values of a page, two of the largest: it ends early rather than grow past this. A thousand keys of 1 MiB
+# would be more than a gigabyte of answer.
+PAGE_BYTES: Final = 2 * 1_048_576 + 65_536
+ITEM_BYTES: Final = 160  # what one takes in a page at most, beside its key, its value and its content type
 
 
-def routes(group: Group) -> dict[str, Methods]:
-    listing = Listing(group)
+def routes(group: Group, budgets: Budgets) -> dict[str, Methods]:
+    listing = Listing(group, budgets)
     some = Endpoint(listing.list, "prefix", "start", "end", "limit", "cursor", "keys_only", "count", "consistency")
     return {"/v1/kv": {"GET": some, "HEAD": some, "DELETE": Endpoint(listing.delete, "prefix")}}
 
@@ -35,10 +39,11 @@ def routes(group: Group) -> dict[str, Methods]:
 class Listing:
     """The handlers."""
 
-    __slots__ = ("_group",)
+    __slots__ = ("_budgets", "_group")
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, budgets: Budgets) -> None:
         self._group = group
+        self._budgets = budgets
 
     async def list(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         parameters = Query(query)
@@ -50,39 +55,54 @@ class Listing:
             counted = "true" if parameters.flag("count") else "false"
         keys_only = parameters.flag("keys_only")
         headers = await consistency(self._group, parameters)
+        await self._budgets.turns.take()
+        return self._page(first, start, end, limit, counted, keys_only, headers)
+
+    def _page(
+        self, first: str, start: str, end: str | None, limit: int, counted: str, keys_only: bool, headers: bytes
+    ) -> Answer:
+        """Keys and references to their items first, so that its size is known before any of it is made."""
         store = self._group.store
         revision = store.revision
+        headers += b"Kvnode-Revision: %d\r\n" % revision
         if counted == "only":
             counts = {"count": store.count(first, end), "revision": revision}
-            return json_answer(200, counts, headers + b"Kvnode-Revision: %d\r\n" % revision)
-        items: list[dict[str, Any]] = []
-        value_bytes, more = 0, False
-        for key, item in store.walk(start, end):
+            return json_answer(200, counts, headers)
+        items: list[tuple[str, str, bytes]] = []
+        size, more, last = 0, False, ""
+        for key, packed in store.walk_packed(start, end):
             if more := len(items) == limit:
                 break
-            fields: dict[str, Any] = {"key": key}
-            if not keys_only:
-                value_bytes += len(item.value)
-                if more := value_bytes > PAGE_VALUE_BYTES and bool(items):
-                    break
-                fields["value"] = b64encode(item.value).decode()
-                if item.content_type:
-                    fields["content_type"] = item.content_type
-            fields |= {
-                "create_revision": item.create_revision,
-                "mod_revision": item.mod_revision,
-                "version": item.version,
-            }
-            if item.lease:
-                fields |= {"lease": item.lease, "ttl": remaining_s(self._group, item.lease)}
-            items.append(fields)
-        page: dict[str, Any] = {"items": items}
-        if more:
-            page["cursor"] = urlsafe_b64encode(items[-1]["key"].encode()).decode()
-        if counted == "true":
-            page["count"] = store.count(first, end)
-        page["revision"] = revision
-        return json_answer(200, page, headers + b"Kvnode-Revision: %d\r\n" % revision)
+            name = json_string(key)
+            bytes_more = len(name) if keys_only else len(name) + value_bytes(packed)
+            if more := size + bytes_more > PAGE_BYTES and bool(items):
+                break
+            size += bytes_more
+            items.append((key, name, packed))
+            last = key
+        hold = self._budgets.answers.hold(size + size // 3 + ITEM_BYTES * len(items))
+        pieces = [b'{"items":[']
+        for _, name, packed in items:
+            pieces += self._item(name, packed, keys_only)
+        if items:
+            pieces[-1] = pieces[-1][:-1]  # no comma after the last
+        cursor = f'"cursor":"{urlsafe_b64encode(last.encode()).decode()}",' if more else ""
+        count = f'"count":{store.count(first, end)},' if counted == "true" else ""
+        pieces.append(f'],{cursor}{count}"revision":{revision}}}\n'.encode())
+        return Answer(200, JSON_TYPE + headers, b"".join(pieces)).holding(hold)
+
+    def _item(self, name: str, packed: bytes, keys_only: bool) -> Iterable[bytes]:
+        """One item as JSON, a comma behind it. Nothing is copied of its value but what is base64 of it."""
+        create_revision, mod_revision, version, _ = MARKS.unpack_from(packed)
+        marks = f'"create_revision":{create_revision},"mod_revision":{mod_revision},"version":{version}'
+        lease = lease_of(packed)
+        if lease:
+            marks += f',"lease":{lease},"ttl":{remaining_s(self._group, lease)}'
+        if keys_only:
+            return (f'{{"key":{name},{marks}}},'.encode(),)
+        content_type, value = content_of(packed)
+        typed = f'"content_type":{json_string(content_type)},' if content_type else ""
+        return f'{{"key":{name},"value":"'.encode(), b64encode(value), f'",{typed}{marks}}},'.encode()
 
     async def delete(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         """All keys with a prefix, in one step."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 
 from aiohttp import hdrs, web
 
 from kvnode import logs
 from kvnode.http import checks
 from kvnode.http.answer import PRIVATE, Answer
+from kvnode.http.budget import Budgets
 from kvnode.http.group import Group
 from kvnode.http.route import Methods
 from kvnode.meters import HttpMeters
@@ -16,20 +18,31 @@ from kvnode.metrics.families import Reading
 from kvnode.metrics.page import Page
 
 
-def routes(group: Group, meters: HttpMeters, version: str) -> dict[str, Methods]:
+def routes(group: Group, meters: HttpMeters, budgets: Budgets, version: str) -> dict[str, Methods]:
     page = Page(version)
+    # One at a time: a page takes its worker some milliseconds, and several workers would take the interpreter from
+    # the event loop in turns.
+    rendering = asyncio.Lock()
+    newest: tuple[float, str, tuple[str, bytes]] = (0.0, "", ("", b""))  # when it was begun, for which Accept, the page
 
     async def metrics(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        reading, accept = read(group, meters), request.headers.get(hdrs.ACCEPT, "")
-        # In a worker: some milliseconds of nothing but text, which no write should have to wait for.
-        loop = asyncio.get_running_loop()
-        content_type, text = await loop.run_in_executor(None, page.render, reading, accept)
+        nonlocal newest
+        came, accept = monotonic(), request.headers.get(hdrs.ACCEPT, "")
+        async with rendering:
+            began, for_accept, rendered = newest
+            if began < came or for_accept != accept:  # else it was made for another one that waited as long
+                began, reading = monotonic(), read(group, meters, budgets)
+                # In a worker: nothing but text, which no write should have to wait for.
+                loop = asyncio.get_running_loop()
+                rendered = await loop.run_in_executor(None, page.render, reading, accept)
+                newest = began, accept, rendered
+        content_type, text = rendered
         return Answer(200, b"Content-Type: %b\r\n" % content_type.encode() + PRIVATE, text)
 
     return {"/metrics": {"GET": metrics, "HEAD": metrics}}
 
 
-def read(group: Group, meters: HttpMeters) -> Reading:
+def read(group: Group, meters: HttpMeters, budgets: Budgets) -> Reading:
     status, store, watches = group.status(), group.store, group.watches
     return Reading(
         status=status,
@@ -41,6 +54,8 @@ def read(group: Group, meters: HttpMeters) -> Reading:
         keys=len(store),
         revision=store.revision,
         leases=len(store.leases),
+        budgets=budgets.levels(),
+        over_budget=budgets.refusals(),
         watchers=len(watches),
         watch_changes=len(watches.history),
         watches_ended=dict(watches.ended),

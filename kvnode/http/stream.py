@@ -21,8 +21,6 @@ from kvnode.watch.watcher import Watcher
 HEARTBEAT_S: Final = 10.0
 BEATS: Final = 40  # heartbeats of ten thousand streams go out in so many parts
 BATCH_BYTES: Final = 65_536
-# What clients that do not read may hold on to in all; each alone is asked to wait at 64 KiB.
-BUFFERED_BYTES_MAX: Final = 64 * 1_048_576
 STALLED_S: Final = 30.0  # one that has taken nothing for so long is not coming back
 LAST_WORD_S: Final = 2.0  # for a client that does not read to begin again, so that it gets to see why its stream ends
 # A node that has lost its leader for so long may be the one that is cut off: its clients are better off elsewhere.
@@ -37,11 +35,10 @@ _HEAD: Final = (
 
 
 class Streams:
-    """The open streams of one node: their heartbeats, and what they may hold on to together."""
+    """The open streams of one node, and their heartbeats."""
 
     def __init__(self, group: Group, heartbeat_s: float = HEARTBEAT_S) -> None:
         self.group = group
-        self.buffered_bytes = 0
         self._beat_s = heartbeat_s / BEATS
         self._wheel: list[dict[EventStream, None]] = [{} for _ in range(BEATS)]
         self._slot = 0
@@ -108,7 +105,6 @@ class EventStream(Answer):
     __slots__ = (
         "_admission",
         "_blocked_at",
-        "_buffered_bytes",
         "_over",
         "_sent",
         "_slot",
@@ -126,7 +122,6 @@ class EventStream(Answer):
         self._over: asyncio.Future[None] | None = None
         self._sent = 0  # the last id that the client was given
         self._blocked_at = 0.0
-        self._buffered_bytes = 0
         self.watcher = cast(Watcher, watcher)  # it needs `wake` before it can be made: set right after
 
     def slot(self, present: int) -> int:
@@ -160,7 +155,7 @@ class EventStream(Answer):
             self._transport = connection.listener = None
             self._streams.remove(self)
             self._streams.dismiss(watcher)
-            self._unblocked()
+            self.watcher.blocked = False
             watcher.close()
 
     def flush(self) -> None:
@@ -210,21 +205,12 @@ class EventStream(Answer):
             return
         self.watcher.blocked = True
         self._blocked_at = asyncio.get_running_loop().time()
-        self._buffered_bytes = transport.get_write_buffer_size()
-        self._streams.buffered_bytes += self._buffered_bytes
-        if self._streams.buffered_bytes > BUFFERED_BYTES_MAX:
-            transport.abort()  # nothing gentler gives the memory back; the client knows its last id
 
     def resumed(self) -> None:
-        self._unblocked()
+        self.watcher.blocked = False
         self.flush()
 
     def lost(self) -> None:
         self.watcher.blocked = False
         if self._over is not None and not self._over.done():
             self._over.set_result(None)
-
-    def _unblocked(self) -> None:
-        self.watcher.blocked = False
-        self._streams.buffered_bytes -= self._buffered_bytes
-        self._buffered_bytes = 0

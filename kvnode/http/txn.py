@@ -11,17 +11,20 @@ says != < > <= >=. A put takes "value" or "text", "content_type", and "ttl" or "
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Iterable
 from typing import Any, Final
 
 from aiohttp import web
 
 from kvnode.commands import DELETE, DELETE_PREFIX, PUT
 from kvnode.errors import BadRequest, TooLarge
-from kvnode.http.answer import Answer, json_answer
+from kvnode.http.answer import JSON_TYPE, Answer, json_string, json_text
+from kvnode.http.budget import Budgets
 from kvnode.http.document import checked_object, content_type_in, key_in, leasing_in, read_object, value_in
 from kvnode.http.group import Group
 from kvnode.http.route import Methods
 from kvnode.http.writing import idempotency_key, not_written, reads_too_large
+from kvnode.items import content_of
 from kvnode.limits import OPERATIONS_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_READ_BYTES_MAX
 from kvnode.results import Concluded, Deleted, Got, Written
 from kvnode.transactions import (
@@ -55,7 +58,7 @@ KEY_FIELDS: Final = frozenset(("key",))
 _PREFIX: Final = frozenset(("prefix",))
 
 
-def routes(group: Group) -> dict[str, Methods]:
+def routes(group: Group, budgets: Budgets) -> dict[str, Methods]:
     async def txn(request: web.BaseRequest, rest: str, query: str) -> Answer:
         key = idempotency_key(request)
         document = await read_object(request, BODY_BYTES_MAX, _BODY)
@@ -66,18 +69,19 @@ def routes(group: Group) -> dict[str, Methods]:
             raise TooLarge(f"The transaction holds more than {TRANSACTION_BYTES_MAX} bytes; split it.")
         # The state machine has the last word, unless a member of 0.1.0 would carry out what the others refuse.
         store = group.store
-        if store.level < 1 and max(read_bytes(store, branch) for branch in branches) > TRANSACTION_READ_BYTES_MAX:
+        read = max(read_bytes(store, branch) for branch in branches)
+        if store.level < 1 and read > TRANSACTION_READ_BYTES_MAX:
             raise reads_too_large()
+        # Before anything is proposed: an answer that finds no room afterwards would leave its client in doubt.
+        hold = budgets.answers.hold(min(read, TRANSACTION_READ_BYTES_MAX) * 4 // 3) if read else None
         result = await group.propose(command)
         if type(result) is not Concluded:
             raise not_written(result)
         ran = branches[0] if result.succeeded else branches[1]
-        outcome = {
-            "succeeded": result.succeeded,
-            "revision": result.revision,
-            "results": [_outcome(*pair) for pair in zip(ran, result.results, strict=True)],
-        }
-        return json_answer(200, outcome, b"Kvnode-Revision: %d\r\n" % result.revision)
+        if hold is None:
+            return _concluded(ran, result)
+        await budgets.turns.take(done=True)
+        return _concluded(ran, result).holding(hold)
 
     return {"/v1/txn": {"POST": txn}}
 
@@ -134,24 +138,33 @@ def _operation(entry: Any, what: str) -> Operation:
     return _KINDS[name], key_in(checked_object(content, what, KEY_FIELDS), what)
 
 
-def _outcome(operation: Operation, result: Written | Deleted | Got) -> dict[str, Any]:
+def _concluded(ran: tuple[Operation, ...], result: Concluded) -> Answer:
+    """JSON in pieces, so that a large value is copied for its base64 and for the whole, and no more often."""
+    pieces = [f'{{"succeeded":{json_text(result.succeeded)},"revision":{result.revision},"results":['.encode()]
+    for number, (operation, each) in enumerate(zip(ran, result.results, strict=True)):
+        if number:
+            pieces.append(b",")
+        pieces += _outcome(operation, each)
+    pieces.append(b"]}\n")
+    return Answer(200, b"%bKvnode-Revision: %d\r\n" % (JSON_TYPE, result.revision), b"".join(pieces))
+
+
+def _outcome(operation: Operation, result: Written | Deleted | Got) -> Iterable[bytes]:
+    name, key = _NAMES[operation[0]], operation[1]
     if isinstance(result, Written):
-        fields = written_fields(operation[1], result)
-    elif isinstance(result, Deleted):
-        fields = {"deleted": result.deleted}
-    elif result.version == 0:
-        fields = {"key": operation[1], "exists": False}
-    else:
-        fields = {
-            "key": operation[1],
-            "exists": True,
-            # A repetition under an Idempotency-Key, and the key has another value by now: this one is not kept.
-            "value": None if result.item is None else b64encode(result.item.value).decode(),
-            "create_revision": result.create_revision,
-            "mod_revision": result.mod_revision,
-            "version": result.version,
-        }
-    return {_NAMES[operation[0]]: fields}
+        return (json_text({name: written_fields(key, result)}).encode(),)
+    if isinstance(result, Deleted):
+        return (json_text({name: {"deleted": result.deleted}}).encode(),)
+    if result.version == 0:
+        return (json_text({name: {"key": key, "exists": False}}).encode(),)
+    marks = (
+        f'"create_revision":{result.create_revision},"mod_revision":{result.mod_revision},"version":{result.version}'
+    )
+    begin = f'{{"{name}":{{"key":{json_string(key)},"exists":true,"value":'
+    if result.packed is None:
+        # A repetition under an Idempotency-Key, and the key has another value by now: this one is not kept.
+        return (f"{begin}null,{marks}}}}}".encode(),)
+    return f'{begin}"'.encode(), b64encode(content_of(result.packed)[1]), f'",{marks}}}}}'.encode()
 
 
 def written_fields(key: str, result: Written) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from kvnode.changes import KIND_NAMES
 from kvnode.deadline import remaining_s
 from kvnode.errors import BadRequest, Compacted, Starting
 from kvnode.http.answer import Answer, json_answer
+from kvnode.http.budget import Budgets
 from kvnode.http.connection import Connection
 from kvnode.http.credentials import admission_of
 from kvnode.http.events import SENTENCES, fields
@@ -29,18 +30,19 @@ REVISION_DIGITS_MAX: Final = 18
 LAST_EVENT_ID: Final = istr("Last-Event-ID")
 
 
-def routes(group: Group, heartbeat_s: float = HEARTBEAT_S) -> dict[str, Methods]:
-    watches = Watches(group, Streams(group, heartbeat_s))
+def routes(group: Group, budgets: Budgets, heartbeat_s: float = HEARTBEAT_S) -> dict[str, Methods]:
+    watches = Watches(group, budgets, Streams(group, heartbeat_s))
     return {"/v1/watch": {"GET": Endpoint(watches.watch, "key", "prefix", "from_revision", "wait", "consistency")}}
 
 
 class Watches:
     """The handler. What is wrong with a request is a plain error, before anything is streamed."""
 
-    __slots__ = ("_group", "_streams")
+    __slots__ = ("_budgets", "_group", "_streams")
 
-    def __init__(self, group: Group, streams: Streams) -> None:
+    def __init__(self, group: Group, budgets: Budgets, streams: Streams) -> None:
         self._group = group
+        self._budgets = budgets
         self._streams = streams
 
     async def watch(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
@@ -98,7 +100,12 @@ class Watches:
             ending = watcher.ending
             if not pieces and ending is not None and ending.reason == "compacted":
                 raise Compacted(SENTENCES["compacted"], ending.oldest)
-            return _page(pieces, watcher.revision)
+            # By reference so far: a change wakes every poll that waits for it, and each has a page of its own.
+            answers = self._budgets.answers
+            hold = answers.hold(sum(piece.bytes + piece.bytes // 3 for piece in pieces))
+            revision = watcher.revision
+            await self._budgets.turns.take()
+            return _page(pieces, revision).holding(hold)
         finally:
             connection.listener = None
             self._streams.dismiss(watcher)

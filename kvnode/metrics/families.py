@@ -31,6 +31,8 @@ class Reading:
     keys: int
     revision: int
     leases: int
+    budgets: Mapping[str, tuple[int, int]]
+    over_budget: Mapping[tuple[str, str], int]
     watchers: int
     watch_changes: int
     watches_ended: Mapping[str, int]
@@ -147,6 +149,18 @@ def _http(reading: Reading) -> Iterator[Metric]:
     ready = {(check,): float(passes) for check, passes in reading.ready.items()}
     yield _labelled(
         "kvnode_ready", "1 for each readiness check that passes; all of them: the node is ready.", ("check",), ready
+    )
+    in_use = {(name,): float(used) for name, (used, _) in reading.budgets.items()}
+    yield _labelled(
+        "kvnode_http_budget_bytes", "Bytes that clients hold of each budget of this node.", ("budget",), in_use
+    )
+    limits = {(name,): float(limit) for name, (_, limit) in reading.budgets.items()}
+    yield _labelled("kvnode_http_budget_limit_bytes", "How much each budget has.", ("budget",), limits)
+    yield _counters(
+        "kvnode_http_over_budget",
+        "Requests that were refused and connections that were cut because a budget was spent.",
+        ("budget", "what"),
+        reading.over_budget,
     )
     codes = {(str(code),): count for code, count in enumerate(http.codes) if count}
     yield _counters("kvnode_http_answers", "Answers of the HTTP server, by status.", ("code",), codes)

@@ -10,6 +10,7 @@ import pytest
 
 from kvnode.commands import LEVEL, TOKEN_CREATE, TOKEN_REVOKE
 from kvnode.http.app import create_probe_server
+from kvnode.http.budget import Budgets
 from kvnode.http.door import Rates
 from kvnode.http.probes import LeaderProbe
 from kvnode.meters import HttpMeters
@@ -63,7 +64,7 @@ async def test_a_node_that_asks_for_nothing_takes_any_header() -> None:
 
 async def test_the_port_for_probes_knows_nothing_else() -> None:
     group = SingleGroup()
-    server = create_probe_server(group, "n1", LeaderProbe(group, 0.2), 0.2, "1", HttpMeters())
+    server = create_probe_server(group, "n1", LeaderProbe(group, 0.2), 0.2, "1", HttpMeters(), Budgets())
     assert set(server.app._table.methods) == {
         *("/admin/healthz", "/admin/healthz/leader", "/healthz", "/livez", "/livez/{check}"),
         *("/readyz", "/readyz/{check}", "/metrics"),

@@ -8,6 +8,7 @@ from kvnode.client import LockLost
 from kvnode.errors import Fatal, KvnodeError, StartupError
 from kvnode.http import admin, kv, metrics, probes, sessions, watch
 from kvnode.http.app import STATUS_OF
+from kvnode.http.budget import Budgets
 from kvnode.http.credentials import Credentials
 from kvnode.http.route import RouteTable
 from kvnode.meters import HttpMeters
@@ -62,9 +63,9 @@ def test_the_sweep_leaves_no_route_out() -> None:
     group = SingleGroup()
     table = RouteTable(
         probes.routes(group, probes.LeaderProbe(group, 0.2), 0.2, HttpMeters()),
-        metrics.routes(group, HttpMeters(), "1"),
-        kv.routes(group),
-        watch.routes(group),
+        metrics.routes(group, HttpMeters(), Budgets(), "1"),
+        kv.routes(group, Budgets()),
+        watch.routes(group, Budgets()),
         admin.routes(group, "n1", "1"),
         sessions.routes(group, Credentials(group, "")),
     )

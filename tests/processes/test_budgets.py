@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,77 @@ def feature_level(cluster: Cluster) -> int:
         for line in cluster.request(name, "GET", "/metrics").body.decode().splitlines()
         if line.startswith("kvnode_raft_feature_level")
     )
+
+
+def raw(method: str, path: str, body: bytes = b"", headers: str = "") -> bytes:
+    length = f"Content-Length: {len(body)}\r\n" if body else ""
+    return f"{method} {path} HTTP/1.1\r\nHost: n\r\n{length}{headers}\r\n".encode() + body
+
+
+@contextmanager
+def unread(address: tuple[str, int], count: int, asked: bytes) -> Iterator[list[socket.socket]]:
+    """So many connections that ask and do not read; their kernel takes as little for them as it can."""
+    with ExitStack() as stack:
+        connections = []
+        for _ in range(count):
+            connection = stack.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)
+            connection.connect(address)
+            connection.setblocking(False)
+            with suppress(BlockingIOError):
+                connection.send(asked)
+            connections.append(connection)
+        yield connections
+
+
+def figures(cluster: Cluster, name: str) -> dict[str, float]:
+    lines = cluster.request(name, "GET", "/metrics").body.decode().splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+
+IN_USE = 'kvnode_http_budget_bytes{budget="answers"}'
+LIMIT = 'kvnode_http_budget_limit_bytes{budget="answers"}'
+REFUSED = 'kvnode_http_over_budget_total{budget="answers",what="refused"}'
+CUT = 'kvnode_http_over_budget_total{budget="answers",what="cut"}'
+
+UNREAD = {
+    # Several each: a kernel that has memory enough takes up to 4 MiB of them.
+    "pages": raw("GET", "/v1/kv?prefix=big/&limit=1000") * 3,
+    "pages of HTTP/1.0": b"GET /v1/kv?prefix=big/ HTTP/1.0\r\n\r\n",
+    "values": raw("GET", "/v1/kv/big/0") * 6,
+    "stale values": raw("GET", "/v1/kv/big/0?consistency=stale") * 6,
+    "transactions": raw("POST", "/v1/txn", b'{"success":[%b]}' % b",".join([b'{"get":{"key":"big/0"}}'] * 4)) * 2,
+    "polls": raw("GET", "/v1/watch?prefix=big/&from_revision=1&wait=1s") * 3,
+    "pages behind one another": raw("GET", "/v1/kv?prefix=big/") * 10,
+    "pages whose request is followed": raw("GET", "/v1/kv?prefix=big/", headers="X-Request-Id: a\r\n") * 3,
+}
+
+
+@pytest.mark.parametrize("what", UNREAD)
+def test_clients_that_do_not_read_share_one_budget(trio: Cluster, what: str) -> None:
+    with watched(trio) as leader:
+        address, before = trio.nodes[leader].http, figures(trio, leader)[REFUSED]
+        with unread(address, 300, UNREAD[what]):
+            refused = trio.request(leader, "GET", "/v1/kv?prefix=big/", timeout_s=10.0)
+            if "1.0" not in what:
+                wait_until(lambda: figures(trio, leader)[REFUSED] > before, 10.0, "a request over the budget")
+            seen = figures(trio, leader)
+            assert seen[IN_USE] <= seen[LIMIT] == 64 * MIB
+            assert refused.status in (200, 503)
+            if refused.status == 503:
+                assert (refused.json()["error"], refused.headers["Retry-After"]) == ("overloaded", "1")
+            # What is small is answered, and written, as ever.
+            assert trio.put("small", b"x", leader)
+            assert trio.get("small", leader) == b"x"
+            assert trio.probe(leader, "/readyz") == 200
+        wait_until(lambda: figures(trio, leader)[IN_USE] < MIB, 10.0, "the budget to be given back")
+        assert trio.request(leader, "GET", "/v1/kv?prefix=big/").status == 200
+
+
+def test_clients_that_have_stalled_make_room_for_one_that_reads(trio: Cluster) -> None:
+    with watched(trio) as leader, unread(trio.nodes[leader].http, 100, UNREAD["pages"]):
+        before = figures(trio, leader)[CUT]
+        wait_until(
+            lambda: trio.request(leader, "GET", "/v1/kv?prefix=big/").status == 200, 10.0, "room for one that reads"
+        )
+        assert figures(trio, leader)[CUT] > before

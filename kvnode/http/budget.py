@@ -1,0 +1,178 @@
+"""What all connections of a node may hold and ask for together: bytes of answers, bytes of bodies, turns of the loop.
+
+A bound on each connection alone is none: connections cost their client nothing, and 500 that ask for 2 MiB and do not
+read are a gigabyte. Over a budget a request is refused before its work is done (503 `overloaded`, definite). Small
+answers need no budget until their client does not take them; so probes are answered whatever is spent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from time import perf_counter
+from typing import Final
+
+from kvnode.errors import Overloaded
+
+# Answers that clients have not taken: the largest pages of 20 clients, and an eighth of the memory of a small machine.
+ANSWER_BYTES_MAX: Final = 64 * 1_048_576
+# An answer up to this size is written without asking: the kernel takes it at once, unless its client does not read.
+SMALL_BYTES: Final = 65_536
+# While the budget is spent, who has taken nothing for so long makes room. A client that reads takes something in every
+# round trip; TLS hides how much, so that its clients have to take all of an answer in this time.
+STALLED_S: Final = 5.0
+STALLED_LOOKS: Final = 16  # of those that have waited longest, looked at for one that needs room
+
+# How long the loop is held for pages, bodies and searches before everything else gets its turn. An election is 600 ms
+# away; the largest single one takes about 20 ms.
+TURN_S: Final = 0.005
+TURNS_WAITING_MAX: Final = 1_024  # that is five seconds of waiting, the longest that anybody does
+
+
+class Budget:
+    """Bytes that requests hold at one time. Not for threads."""
+
+    __slots__ = ("_sentence", "cut", "in_use", "limit", "refused", "unread")
+
+    def __init__(self, limit: int, sentence: str) -> None:
+        self.limit = limit
+        self.in_use = 0
+        self.refused = 0  # requests, since the process began
+        self.cut = 0  # connections that were ended to make room, or because there was none for them
+        self._sentence = sentence
+        # What clients do not take: since when, and how much was left then. In the order of that time.
+        self.unread: dict[Hold, tuple[asyncio.WriteTransport, float, int]] = {}
+
+    def hold(self, size: int) -> Hold:
+        """So many bytes until they are released. Raises Overloaded (definite) where they do not fit."""
+        if not self.fits(size):
+            self.refused += 1
+            raise Overloaded(self._sentence)
+        return Hold(self, size)
+
+    def fits(self, size: int) -> bool:
+        """Whether there is room; makes room where clients have stalled."""
+        while self.in_use + size > self.limit:
+            if not self._make_room():
+                return False
+        return True
+
+    def hold_anyway(self, size: int) -> Hold:
+        """For what is there already, and cannot be refused any more."""
+        return Hold(self, size)
+
+    def _make_room(self) -> bool:
+        """Ends the connection that has been stalled for longest. False: none has been for STALLED_S."""
+        now = asyncio.get_running_loop().time()
+        for hold in list(self.unread)[:STALLED_LOOKS]:
+            transport, since, left_before = self.unread[hold]
+            if now - since < STALLED_S:
+                return False
+            left = transport.get_write_buffer_size()
+            if left < left_before:
+                del self.unread[hold]
+                self.unread[hold] = (transport, now, left)  # it reads, if slowly
+                continue
+            self.cut += 1
+            hold.release()
+            transport.abort()
+            return True
+        return False
+
+
+class Hold:
+    """A part of a budget. Given back when it is released, or when nobody refers to it any more."""
+
+    __slots__ = ("_budget", "size")
+
+    def __init__(self, budget: Budget, size: int) -> None:
+        self._budget = budget
+        self.size = size
+        budget.in_use += size
+
+    def resize(self, size: int) -> None:
+        self._budget.in_use += size - self.size
+        self.size = size
+
+    def unread(self, transport: asyncio.WriteTransport) -> bool:
+        """The client does not take what this stands for as fast as that. False: there is no room for it."""
+        budget, now = self._budget, asyncio.get_running_loop().time()
+        budget.unread[self] = (transport, now, transport.get_write_buffer_size())
+        if budget.fits(0):
+            return True
+        budget.cut += 1
+        return False
+
+    def release(self) -> None:
+        self._budget.unread.pop(self, None)
+        self.resize(0)
+
+    def __del__(self) -> None:
+        # The size alone: whatever ends a request early drops its answer, and the bytes with it.
+        self._budget.in_use -= self.size
+
+
+class Turns:
+    """Work that holds the loop for milliseconds waits here until this turn of the loop has time for it."""
+
+    __slots__ = ("_began", "_lock", "_waiting", "refused")
+
+    def __init__(self) -> None:
+        self._began: float | None = None  # when the first of this turn came
+        self._lock = asyncio.Lock()
+        self._waiting = 0
+        self.refused = 0
+
+    async def take(self, *, done: bool = False) -> None:
+        """Returns when the work may be done, at once and without waiting again, the writing of its answer included.
+
+        Raises Overloaded (definite) where too many wait, unless a write is `done` whose outcome its client has to know.
+        """
+        if not self._waiting and not self._spent():
+            return
+        if self._waiting >= TURNS_WAITING_MAX and not done:
+            self.refused += 1
+            raise Overloaded("Too many large requests are waiting on this node: send the request again in a moment.")
+        self._waiting += 1
+        try:
+            async with self._lock:  # the next in line is woken in another turn
+                if self._spent():
+                    await asyncio.sleep(0)
+        finally:
+            self._waiting -= 1
+
+    def _spent(self) -> bool:
+        """Whether such work has held this turn of the loop for TURN_S."""
+        if self._began is None:
+            self._began = perf_counter()
+            asyncio.get_running_loop().call_soon(self._end)
+            return False
+        return perf_counter() - self._began > TURN_S
+
+    def _end(self) -> None:
+        self._began = None
+
+
+class Budgets:
+    """Those of one node, for all its listeners."""
+
+    def __init__(self) -> None:
+        self.answers = Budget(
+            ANSWER_BYTES_MAX,
+            "This node's clients have not taken too many of its answers yet: send the request again in a moment.",
+        )
+        self.turns = Turns()
+
+    def levels(self) -> dict[str, tuple[int, int]]:
+        """(bytes in use, limit) of each."""
+        return {"answers": (self.answers.in_use, self.answers.limit)}
+
+    def refusals(self) -> Counter[tuple[str, str]]:
+        """How often each was spent, and what came of it."""
+        return Counter(
+            {
+                ("answers", "refused"): self.answers.refused,
+                ("answers", "cut"): self.answers.cut,
+                ("turns", "refused"): self.turns.refused,
+            }
+        )
