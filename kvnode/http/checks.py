@@ -34,6 +34,9 @@ def _leader(status: RaftStatus) -> str | None:
         return "No leader is known"
     if status.leader_heard_age_s > status.election_timeout_max_s:
         return f"Nothing was heard from the leader {status.leader_id} for {status.leader_heard_age_s:.1f} s"
+    if status.read_unanswered_s > status.election_timeout_max_s:
+        # The leader is heard, and does not hear this node, or cannot answer: a read here would wait for it.
+        return f"The leader {status.leader_id} has not answered this node's reads for {status.read_unanswered_s:.1f} s"
     return None
 
 

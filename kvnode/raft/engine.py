@@ -31,6 +31,7 @@ from kvnode.raft.membership import Roster
 from kvnode.raft.news import News
 from kvnode.raft.outstanding import Outstanding
 from kvnode.raft.proposals import Proposals
+from kvnode.raft.questions import Answers, Questions
 from kvnode.raft.read_index import ReadIndex
 from kvnode.raft.replica import Replica
 from kvnode.raft.segments import Segments
@@ -53,6 +54,7 @@ FAILURE_EVERY_S: Final = 1.0  # between two lines about commands that the state 
 NO_LEADER_S: Final = (0.1, 0.3)
 # A snapshot of some gigabytes on a slow disk takes minutes; longer than this, no job in a thread is getting anywhere.
 JOB_S_MAX: Final = 600.0
+FORWARDED_S_MAX: Final = 6.0  # behind the deadline of a write, at which its client was told that the outcome is unknown
 
 
 class Engine:
@@ -117,7 +119,13 @@ class Engine:
         self._succession = Succession(self.replica, self.proposals.meters)
         self._feature_level = FeatureLevel(EngineLeader(self), store, self.network, roster)
         self._news = News(self.replica, self.writes, self._guarded)
-        self.reads = ReadIndex(self.replica, self.network, lambda: self.leader_id, self.schedule, timeout_s)
+        self.questions = Questions(self.network, lambda: self.leader_id, self.clock)
+        self.answers = Answers(self.network)
+        self.reads = ReadIndex(
+            self.replica, self.network, self.questions, lambda: self.leader_id, self.schedule, timeout_s
+        )
+        self.outstanding.watch("read_question", timeout_s, lambda: self.reads.unanswered_since)
+        self.outstanding.watch("forwarded", FORWARDED_S_MAX, lambda: self.proposals.sent_since)
         self._catchup = Catchup(snapshots, self, self.network.send, self._work, self.clock)
         self.audit = Audit(self.replica, store, self.network.send, snapshots.newest)
         self._compaction = Compaction(self.replica, snapshots, store, self.audit.history, self._work, self._kept)
@@ -129,7 +137,7 @@ class Engine:
             wire.FORWARD: lambda node_id, message: self.writes.forwarded_here(node_id, *message[1:]),
             wire.REFUSED: lambda _, message: self.writes.refused(*message[1:]),
             wire.READ_INDEX: lambda node_id, message: self.reads.asked(node_id, message[1]),
-            wire.READ_ANSWER: lambda _, message: self.reads.answered(*message[1:]),
+            **dict.fromkeys((wire.READ_ANSWER, wire.TRANSFER_ANSWER, wire.CHANGED), self._answered),
             wire.CHECKPOINT: lambda node_id, message: self.audit.heard(node_id, *message[1:]),
             **dict.fromkeys((wire.OFFER, wire.WANT, wire.CHUNK), self._catch_up),
         }
@@ -151,6 +159,8 @@ class Engine:
         await self.network.stop()
         self.proposals.abandon()
         self.reads.stop()
+        self.questions.stop()
+        self.answers.stop()
         self.leadership.resolve(None)
         await self._flusher.stop(timeout_s=5.0)
 
@@ -186,7 +196,13 @@ class Engine:
         self.replica.due = True
         self._step()
         self.proposals.expire()
+        self.questions.look()
+        self.reads.look()
         self.reads.expire()
+        if self.leadership and self.leader_id is not None:
+            # One that was not heard for a while is heard again: nothing has changed in the core, and all who wait for a
+            # leader may go on. To look here costs less than at each of its messages.
+            self.leadership.resolve(True)
         self._compaction.look()
         self.audit.look()
         self._guarded(self._feature_level.look)
@@ -291,6 +307,7 @@ class Engine:
     def link_up(self, node_id: str) -> None:
         self._acquaintance.introduce(node_id)
         self.replica.guard.connected(node_id)
+        self.questions.connected(node_id)
         if self.leader_id is None and self.network.up >= self.replica.majority_of_others:
             self.replica.hasten_election(NO_LEADER_S)  # a cluster that has just started need not sit out a timeout
         self.schedule()
@@ -333,6 +350,9 @@ class Engine:
             self.on[kind](node_id, message)
         self.schedule()
 
+    def _answered(self, _: str, message: list[Any]) -> None:
+        self.questions.answered(message[1], message[2:])
+
     def _catch_up(self, node_id: str, message: list[Any]) -> None:
         self._catchup.receive(node_id, message, self.replica.term)
 
@@ -358,6 +378,7 @@ class Engine:
         """Who leads may have changed: whoever waits for the old one looks again."""
         self._succession.look()
         self.reads.leader_unsure()
+        self.questions.leader_changed()
         self.writes.leader_unsure()
         self.leadership.resolve(True)
         self.schedule()

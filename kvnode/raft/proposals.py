@@ -95,6 +95,11 @@ class Proposals:
         return len(self._waiting)
 
     @property
+    def sent_since(self) -> float | None:
+        """When the oldest group left that is on its way; None where there is none."""
+        return next((group.sent_at for group in self._sent.values()), None)
+
+    @property
     def sent(self) -> int:
         """Groups that are on their way."""
         return len(self._sent)

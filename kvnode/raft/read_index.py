@@ -7,11 +7,14 @@ from collections.abc import Callable
 from typing import Final
 
 from kvnode.raft import wire
+from kvnode.raft.questions import Questions
 from kvnode.raft.replica import Replica
 from kvnode.raft.transport import Network
 from kvnode.raft.waiters import Rounds
 
 EVERY_ROUND: Final = 2**63
+# Of the election timeout: a follower without reads asks as often, so that it knows of a way that has gone dead.
+UNASKED_SHARE: Final = 0.5
 
 
 class ReadIndex:
@@ -21,12 +24,14 @@ class ReadIndex:
         self,
         replica: Replica,
         network: Network,
+        questions: Questions,
         leader: Callable[[], str | None],
         schedule: Callable[[], None],
         answer_timeout_s: float,
     ) -> None:
         self._replica = replica
         self._network = network
+        self._questions = questions
         self._leader = leader
         self._schedule = schedule
         self._answer_timeout_s = answer_timeout_s
@@ -36,6 +41,10 @@ class ReadIndex:
         self._applied: Rounds[bool] = Rounds(replica.clock)
         self._number = 0  # of the last question to the leader
         self._in_flight = False
+        self._question = 0  # the one in flight
+        self._answered_at = replica.clock()
+        self._leader_seen: str | None = None
+        self.unanswered_since: float | None = None  # since when the leader has not given this follower an index
         self._wanted = False
         self._answering: set[asyncio.Task[None]] = set()
 
@@ -82,11 +91,23 @@ class ReadIndex:
         self._own.settle(EVERY_ROUND, None)
 
     def leader_unsure(self) -> None:
-        """Who leads may have changed: the open question to the old one is void."""
-        self._in_flight = False
-        self._asked.settle(self._number, None)
-        if self._wanted:
+        """Who leads may have changed. The open question goes to the next leader; this node answers itself."""
+        if self._replica.is_leader and self._in_flight:
+            self._questions.give_up(self._question)
+        elif self._wanted and not self._in_flight:
             self._loop.call_soon(self._ask)
+
+    def look(self) -> None:
+        """By the clock: a follower without reads asks too, so that readiness knows whether one would be answered."""
+        leader_id, now = self._leader(), self._replica.clock()
+        if leader_id != self._leader_seen:
+            self._leader_seen = leader_id
+            self.unanswered_since = None
+        if self._replica.is_leader or leader_id is None:
+            self.unanswered_since = None
+        elif not self._in_flight and now - self._answered_at >= UNASKED_SHARE * self._answer_timeout_s:
+            self._wanted = True
+            self._ask()
 
     def stop(self) -> None:
         for task in list(self._answering):
@@ -103,12 +124,6 @@ class ReadIndex:
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
-    def answered(self, number: int, index: int | None) -> None:
-        if number == self._number:
-            self._in_flight = False
-            self._asked.settle(number, index)
-            self._ask()
-
     async def _answer(self, node_id: str, number: int) -> None:
         index = await self.confirm(self._answer_timeout_s) if self._replica.is_leader else None
         self._network.send(node_id, (wire.READ_ANSWER, number, index))
@@ -119,8 +134,21 @@ class ReadIndex:
             return
         self._wanted = False
         self._number += 1
-        leader_id = self._leader()
-        if leader_id is None or not self._network.send(leader_id, (wire.READ_INDEX, self._number)):
+        if self._leader() is None or self._replica.is_leader:
             self._asked.settle(self._number, None)
             return
-        self._in_flight = True
+        self._in_flight, now = True, self._replica.clock()
+        if self.unanswered_since is None:
+            self.unanswered_since = now
+        deadline = now + self._answer_timeout_s
+        self._question = self._questions.ask(wire.READ_INDEX, then=self._answered, deadline=deadline, repeat="leader")
+
+    def _answered(self, fields: list[int | None] | None) -> None:
+        """The index for all who share the question; None where none came in time, or no majority confirmed it."""
+        self._in_flight = False
+        index = None if fields is None else fields[0]
+        if index is not None:
+            self._answered_at, self.unanswered_since = self._replica.clock(), None
+        self._asked.settle(self._number, index)
+        if self._wanted:
+            self._loop.call_soon(self._ask)

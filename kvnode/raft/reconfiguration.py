@@ -31,6 +31,7 @@ from kvnode.raft.membership import (
     Member,
     unpacked,
 )
+from kvnode.raft.questions import Unanswered
 from kvnode.raft.transfer import Transfer
 
 log = logging.getLogger("kvnode.raft")
@@ -75,11 +76,9 @@ class Reconfiguration:
         self._transfer = transfer
         self._me = engine.settings.node_id
         self._roster = engine.roster
-        self._number = 0
-        self._asked: dict[int, asyncio.Future[list[Any]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._goal = 2**63  # what was committed at the last look; a learner that has it has caught up
-        engine.on |= {wire.CHANGE: self._received, wire.CHANGED: self._received}
+        engine.on[wire.CHANGE] = self._received
         self._keep(self._promote_who_is_ready())
 
     async def change(self, change: Change, timeout_s: float = DEADLINE_S) -> Configuration:
@@ -257,36 +256,26 @@ class Reconfiguration:
         task.add_done_callback(self._tasks.discard)
 
     async def _ask(self, leader_id: str, change: Change, deadline: float) -> Configuration:
-        engine = self._engine
-        self._number += 1
-        number = self._number
-        future = self._asked[number] = asyncio.get_running_loop().create_future()
         try:
-            if not engine.network.send(leader_id, (wire.CHANGE, number, change.packed)):
-                raise NoLeader(f"The leader {leader_id} cannot be reached from this node: try again in a moment.")
-            async with asyncio.timeout(max(0.0, deadline - engine.clock()) + _ANSWER_S):
-                packed, code, message = await future
-        except TimeoutError:
+            packed, code, message = await self._engine.questions.answer(
+                wire.CHANGE, change.packed, deadline=deadline + _ANSWER_S, node_id=leader_id
+            )
+        except Unanswered as unanswered:
+            if not unanswered.sent:
+                raise NoLeader(f"The leader {leader_id} cannot be reached from this node: try again.") from None
             if change.action == "remove" and change.node_id == self._me and self._roster.dismissed is not None:
                 return self._roster.newest
             raise OutcomeUnknown(
                 "The leader did not say in time what became of the change: 'kvnode member list' shows its fate."
             ) from None
-        finally:
-            del self._asked[number]
         if packed is None:
             raise _BY_CODE.get(code, OutcomeUnknown)(message)
         return unpacked(packed)
 
     def _received(self, node_id: str, message: wire.Message) -> None:
-        if message[0] == wire.CHANGE:
-            self._keep(self._answer(node_id, message[1], message[2]))
-            return
-        future = self._asked.get(message[1])
-        if future is not None and not future.done():
-            future.set_result(list(message[2:]))
+        self._engine.answers.answer(node_id, message, lambda: self._answer(message[1], message[2]))
 
-    async def _answer(self, node_id: str, number: int, packed: bytes) -> None:
+    async def _answer(self, number: int, packed: bytes) -> wire.Message:
         engine = self._engine
         try:
             action, subject, host, port, http_url, learner, moved, force = msgpack.unpackb(packed, max_ext_len=0)
@@ -294,10 +283,9 @@ class Reconfiguration:
             if not engine.replica.is_leader:
                 raise Unavailable("Leadership has just moved: try again in a moment.")
             made = await self._from_here(change, engine.clock() + DEADLINE_S)
-            answer: wire.Message = (wire.CHANGED, number, made.packed, "", "")
         except KvnodeError as error:
-            answer = (wire.CHANGED, number, None, error.code, error.message)
-        engine.network.send(node_id, answer)
+            return (wire.CHANGED, number, None, error.code, error.message)
+        return (wire.CHANGED, number, made.packed, "", "")
 
 
 def shown(configuration: Configuration) -> str:

@@ -73,6 +73,7 @@ def seen_status(
         leader_commit_index=_leader_commit_index(engine),
         storage_error=engine.storage.error,
         blocking_errors=tuple(each for each in (fatal, engine.audit.error, session.blocking, *unfit) if each),
+        read_unanswered_s=engine.outstanding.age_s("read_question"),
         session_error=session.error,
         feature_level=engine.store.level,
         warnings=tuple(each for each in (session.warning, *odd, *engine.outstanding.overdue()) if each),

@@ -71,6 +71,7 @@ class RaftStatus:
     leader_commit_index: int  # as last heard; the node's own on the leader
     storage_error: str | None
     blocking_errors: tuple[str, ...]
+    read_unanswered_s: float = 0.0  # follower only: for how long the leader has not answered a question for a read
     session_error: str | None = None  # why this node has not adopted the cluster's session key
     loop_error: str | None = None  # the event loop hangs, or has only just stopped to
     feature_level: int = 0  # which all members have known at one time, as far as this node has applied

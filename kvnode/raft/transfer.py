@@ -10,10 +10,12 @@ from typing import Any, Final
 from kvnode.errors import Conflict, KvnodeError, NoLeader, Unavailable
 from kvnode.raft import wire
 from kvnode.raft.engine import Engine
+from kvnode.raft.questions import Unanswered
 
 log = logging.getLogger("kvnode.raft")
 
 DEADLINE_S: Final = 5.0
+ANSWER_S: Final = 0.5  # for the leader's answer, behind its own deadline
 UNFIT_LOOK_S: Final = 0.1
 UNFIT_AGAIN_S: Final = 1.0  # between two attempts of an unfit leader to hand over
 _LOOK_S: Final = 0.005  # whether the target has drawn level; a transfer takes a few of these
@@ -25,12 +27,10 @@ class Transfer:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._me = engine.settings.node_id
-        self._number = 0
-        self._asked: dict[int, asyncio.Future[list[Any]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._began_at: float | None = None
         engine.outstanding.watch("transfer", DEADLINE_S + 1.0, lambda: self._began_at)
-        engine.on |= {wire.TRANSFER: self._received, wire.TRANSFER_ANSWER: self._received}
+        engine.on[wire.TRANSFER] = self._asked
         self._keep(self._leave_when_unfit())
 
     async def hand_over(self, to: str | None, timeout_s: float) -> tuple[str, int]:
@@ -159,38 +159,28 @@ class Transfer:
     # --- between nodes -----------------------------------------------------------------------------------
 
     async def _ask(self, leader_id: str, to: str | None, deadline: float) -> tuple[str, int]:
-        engine = self._engine
-        self._number += 1
-        number = self._number
-        future = self._asked[number] = asyncio.get_running_loop().create_future()
         try:
-            if not engine.network.send(leader_id, (wire.TRANSFER, number, to)):
-                raise NoLeader(f"The leader {leader_id} cannot be reached from this node: try again in a moment.")
-            async with asyncio.timeout(max(0.0, deadline - engine.clock()) + 0.5):
-                new_leader, term, code, message = await future
-        except TimeoutError:
+            answer = await self._engine.questions.answer(
+                wire.TRANSFER, to, deadline=deadline + ANSWER_S, node_id=leader_id
+            )
+        except Unanswered as unanswered:
+            if not unanswered.sent:
+                raise NoLeader(f"The leader {leader_id} cannot be reached from this node: try again.") from None
             raise Unavailable("The transfer was not confirmed in time; 'kvnode leader' shows who leads.") from None
-        finally:
-            del self._asked[number]
+        new_leader, term, code, message = answer
         if new_leader is None:
             raise Conflict(message) if code == Conflict.code else Unavailable(message, code)
         return new_leader, term
 
-    def _received(self, node_id: str, message: wire.Message) -> None:
-        if message[0] == wire.TRANSFER:
-            self._keep(self._answer(node_id, message[1], message[2]))
-            return
-        future = self._asked.get(message[1])
-        if future is not None and not future.done():
-            future.set_result(list(message[2:]))
+    def _asked(self, node_id: str, message: wire.Message) -> None:
+        self._engine.answers.answer(node_id, message, lambda: self._answer(message[1], message[2]))
 
-    async def _answer(self, node_id: str, number: int, to: str | None) -> None:
+    async def _answer(self, number: int, to: str | None) -> wire.Message:
         engine = self._engine
         try:
             if not engine.replica.is_leader:
                 raise Unavailable("Leadership has just moved: try again in a moment.")
             leader_id, term = await self._from_here(to, engine.clock() + DEADLINE_S)
-            answer: wire.Message = (wire.TRANSFER_ANSWER, number, leader_id, term, "", "")
         except KvnodeError as error:
-            answer = (wire.TRANSFER_ANSWER, number, None, 0, error.code, error.message)
-        engine.network.send(node_id, answer)
+            return (wire.TRANSFER_ANSWER, number, None, 0, error.code, error.message)
+        return (wire.TRANSFER_ANSWER, number, leader_id, term, "", "")

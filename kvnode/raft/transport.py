@@ -138,6 +138,14 @@ class Network:
         link.send(self._encoded[1])
         return True
 
+    def process_at(self, node_id: str) -> bytes | None:
+        """Which process answers where that node is dialled, while there is a connection."""
+        return self._at_address.get(node_id)
+
+    def process_of(self, node_id: str) -> bytes | None:
+        """Which process the messages of that node come from, while there is a connection."""
+        return self._claims.get(node_id)
+
     def is_up(self, node_id: str) -> bool:
         return node_id in self._dialled
 
