@@ -214,6 +214,12 @@ class Conflict(Definite):
     code = "conflict"
 
 
+class LastReadyNode(Conflict):
+    """No other node of the cluster is ready to serve clients."""
+
+    code = "last_ready_node"
+
+
 # --- after the proposal has left: the answer did not come in time --------------------------------
 
 

@@ -20,6 +20,7 @@ from kvnode import __version__, errors, logs, values
 from kvnode.client import Access
 from kvnode.config import Config
 from kvnode.front import Front
+from kvnode.http.checks import is_ready
 from kvnode.http.looplag import watch_loop_lag
 from kvnode.joining import join
 from kvnode.meters import HttpMeters
@@ -65,6 +66,7 @@ async def serve(config: Config, hung_up: Sequence[int] = ()) -> int:
     with _signals(hung_up) as signals:
         settings = raft_settings(config)
         group = RaftGroup(settings)
+        group.is_ready = is_ready
         meters = HttpMeters()
         http = Front(config, group, meters)
         await http.open()

@@ -71,7 +71,7 @@ def _row(group: dict[str, Any], member: dict[str, Any]) -> tuple[str, ...]:
         "yes" if reachable else "no",
         member["http"],
         member["raft"],
-        member["health"],
+        member["health"] or ("draining" if member.get("draining") else None),
     )
     return tuple("-" if cell is None else str(cell) for cell in cells)
 
@@ -129,19 +129,29 @@ def transfer(node: str | None, output: str, url: str, timeout_s: float) -> None:
 
 
 @click.command()
+@click.argument("node", required=False)
+@click.option("--undo", is_flag=True, help="The node takes new work again.")
+@click.option("--force", is_flag=True, help="Although no other node is ready.")
 @output_option
 @connected
-def drain(output: str, url: str, timeout_s: float) -> None:
-    """Take the node at --url out of rotation: its probes fail, it hands over the leadership, and watches go elsewhere.
+def drain(node: str | None, undo: bool, force: bool, output: str, url: str, timeout_s: float) -> None:
+    """Take NODE out of rotation: its probes fail, it hands over the leadership, and watches go elsewhere.
 
-    It still serves what comes, until it is stopped; starting it again ends the drain. Exit code 1 where it has to go on
-    leading.
+    Without NODE it is the node at --url, or whichever a balancer there chooses; the answer names it. It still serves
+    what comes, until it is stopped; --undo, or starting it again, ends the drain. Refused for the last node that is
+    ready, unless forced. Exit code 1 where it has to go on leading.
     """
-    body = call(url, timeout_s, lambda c: c.drain())
+    if undo and force:
+        raise click.UsageError("--force is for draining; --undo needs none")
+    if undo:
+        body = call(url, timeout_s, lambda c: c.undrain(node))
+    else:
+        body = call(url, timeout_s, lambda c: c.drain(node, force))
     if output == "json":
         print_json(body)
-    elif not body["leads"]:
-        print(f"draining; {body['leader_id'] or 'nobody'} leads")
-    if body["leads"]:
-        print(f"kvnode: The node drains and still leads: {body['message']}", file=sys.stderr)
+    else:
+        state = "is draining" if body["draining"] else "is not draining"
+        print(f"{body['node']} {state}; {body['leader_id'] or 'nobody'} leads")
+    if body["draining"] and body["leads"]:
+        print(f"kvnode: {body['node']} drains and still leads: {body['message']}", file=sys.stderr)
         raise SystemExit(1)

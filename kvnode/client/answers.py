@@ -18,7 +18,7 @@ _BY_CODE: Final = {
         errors.BadRequest, errors.TooLarge, errors.UnsupportedMediaType, errors.NotFound, errors.Unavailable,
         errors.NoLeader, errors.NotLeader, errors.Unverified, errors.Overloaded, errors.ShuttingDown,
         errors.Starting, errors.DiskFull, errors.KeyNotFound, errors.LeaseNotFound, errors.TooManyLeases,
-        errors.IdempotencyKeyReused, errors.Conflict, errors.Compacted,
+        errors.IdempotencyKeyReused, errors.Conflict, errors.LastReadyNode, errors.Compacted,
         errors.OutcomeUnknown,
     )
 }  # fmt: skip

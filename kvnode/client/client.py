@@ -22,6 +22,7 @@ from kvnode.client.watching import Event, watch
 Consistency = Literal["linearizable", "stale"]
 
 MEMBERS: Final = "/admin/api/v1/members"
+DRAIN: Final = "/admin/api/v1/drain"
 SESSION_KEY: Final = "/admin/api/v1/session-key"
 TOKENS: Final = "/admin/api/v1/tokens"
 PAGE_KEYS_MAX: Final = 1_000
@@ -231,9 +232,20 @@ class Client:
         kind = {"Content-Type": "application/octet-stream"}
         return parsed(await self._calls.call("POST", "/admin/api/v1/restore", kind, backup), shapes.RESTORED)
 
-    async def drain(self) -> dict[str, Any]:
-        """The first node that answers is drained: its probes fail, it hands over, and it still serves."""
-        return parsed(await self._calls.call("POST", "/admin/api/v1/drain", in_order=True), shapes.DRAINED)
+    async def drain(self, node: str | None = None, force: bool = False) -> dict[str, Any]:
+        """`node` is drained, None for the one that answers first: its probes fail, it hands over, and it still serves.
+
+        Raises LastReadyNode where no other node is ready, unless forced.
+        """
+        document = {"node": node} if node is not None else {}
+        data = json.dumps(document | {"force": True} if force else document).encode()
+        return parsed(await self._calls.call("POST", DRAIN, JSON, data, in_order=True), shapes.DRAINED)
+
+    async def undrain(self, node: str | None = None) -> dict[str, Any]:
+        """`node`, None for the one that answers first, takes new work again."""
+        query = {"node": node} if node is not None else {}
+        path = DRAIN + ("?" + urlencode(query) if query else "")
+        return parsed(await self._calls.call("DELETE", path, in_order=True), shapes.DRAINED)
 
     async def members(self) -> dict[str, Any]:
         """The configuration: the body of `GET /admin/api/v1/members`."""

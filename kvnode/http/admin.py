@@ -1,25 +1,30 @@
-"""Administration: what the cluster looks like from here, handing over the leadership, draining this node."""
+"""Administration: what the cluster looks like from here, handing over the leadership, draining a node."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from aiohttp import web
 
-from kvnode.errors import BadRequest, KvnodeError
+from kvnode.errors import BadRequest
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.body import read_body
+from kvnode.http.document import read_object
 from kvnode.http.group import Group
-from kvnode.http.route import Methods
+from kvnode.http.paths import Query
+from kvnode.http.route import Endpoint, Methods
 from kvnode.raft.status import is_leader
 
 REQUEST_BYTES_MAX: Final = 65_536
 TRANSFER_TIMEOUT_S: Final = 5.0
 # One Raft group holds all keys; the API has room for more.
 GROUP_ID: Final = "default"
+_DRAIN: Final = frozenset(("node", "force"))
+_UNDRAIN: Final = frozenset(("node",))
 
 
 def routes(group: Group, node_id: str, version: str) -> dict[str, Methods]:
@@ -49,24 +54,38 @@ def routes(group: Group, node_id: str, version: str) -> dict[str, Methods]:
 
     async def drain(request: web.BaseRequest, rest: str, query: str) -> Answer:
         """Probes fail first; then leadership moves. A node that has to go on leading says why, and still drains."""
-        led = is_leader(group.status())
-        group.begin_drain()
-        kept: str | None = None
-        if led:
-            try:
-                await group.transfer(None, TRANSFER_TIMEOUT_S)
-            except KvnodeError as error:
-                kept = error.message
-        status = group.status()
-        leads = is_leader(status)
-        document = {"draining": True, "leader_id": status.leader_id, "leads": leads, "message": kept if leads else None}
-        return json_answer(200, document)
+        document = await read_object(request, REQUEST_BYTES_MAX, _DRAIN, optional=True)
+        return json_answer(200, asdict(await group.drain(_node(document), _force(document))))
+
+    async def undrain(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        """The node is named in the query or, as for draining it, in the body, which some proxies drop."""
+        document = await read_object(request, REQUEST_BYTES_MAX, _UNDRAIN, optional=True)
+        parameters = Query(query)
+        if "node" in parameters and "node" in document:
+            raise BadRequest("The node is named in the query and in the body; name it once.")
+        named = _node(dict(parameters)) if "node" in parameters else _node(document)
+        return json_answer(200, asdict(await group.undrain(named)))
 
     return {
         "/admin/api/v1/cluster": {"GET": cluster, "HEAD": cluster},
         "/admin/api/v1/leader/transfer": {"POST": transfer},
-        "/admin/api/v1/drain": {"POST": drain},
+        "/admin/api/v1/drain": {"POST": drain, "DELETE": Endpoint(undrain, "node")},
     }
+
+
+def _node(document: Mapping[str, Any]) -> str | None:
+    """The node that is meant, None for the one that was asked."""
+    node = document.get("node")
+    if node is not None and (not isinstance(node, str) or not node):
+        raise BadRequest('"node" is the id of a node.')
+    return node
+
+
+def _force(document: Mapping[str, Any]) -> bool:
+    force = document.get("force", False)
+    if not isinstance(force, bool):
+        raise BadRequest('"force" is true or false.')
+    return force
 
 
 async def _transfer_target(request: web.BaseRequest) -> str | None:

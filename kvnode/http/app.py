@@ -78,6 +78,7 @@ STATUS_OF: Final = {
     "method_not_allowed": 405,
     "request_timeout": 408,
     "conflict": 409,
+    "last_ready_node": 409,
     "compacted": 410,
     "precondition_failed": 412,
     "too_large": 413,

@@ -87,3 +87,8 @@ READY: Final[dict[str, Check]] = {
     "draining": _draining,
     "blocking_errors": _blocking_errors,
 }
+
+
+def is_ready(status: RaftStatus) -> bool:
+    """Whether every check of READY passes."""
+    return all(check(status) is None for check in READY.values())

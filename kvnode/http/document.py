@@ -16,9 +16,16 @@ from kvnode.limits import CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, LEASE_ID_MAX, T
 _MISSING: Final = object()
 
 
-async def read_object(request: web.BaseRequest, bytes_max: int, fields: frozenset[str]) -> dict[str, Any]:
-    """The body's JSON object, whatever its Content-Type (curl sends JSON as a form). BadRequest, TooLarge."""
+async def read_object(
+    request: web.BaseRequest, bytes_max: int, fields: frozenset[str], optional: bool = False
+) -> dict[str, Any]:
+    """The body's JSON object, whatever its Content-Type (curl sends JSON as a form). BadRequest, TooLarge.
+
+    `optional`: no body is an empty object.
+    """
     body = await read_body(request, bytes_max)
+    if optional and not body.strip():
+        return {}
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from kvnode.errors import KvnodeError
 from kvnode.meters import RaftLevels, RaftMeters
-from kvnode.raft.status import Membership, MemberStatus, RaftStatus
+from kvnode.raft.status import Drained, Membership, MemberStatus, RaftStatus
 from kvnode.results import Result
 from kvnode.session import SessionKeys
 from kvnode.store import KeyValueStore
@@ -98,4 +98,8 @@ class Group(Protocol):
 
     async def remove_member(self, node_id: str, force: bool) -> Membership: ...
     async def promote_member(self, node_id: str) -> Membership: ...
-    def begin_drain(self) -> None: ...
+
+    async def drain(self, node_id: str | None, force: bool) -> Drained:
+        """Takes a node (None: this one) out of rotation; not the last one that is ready, unless forced."""
+
+    async def undrain(self, node_id: str | None) -> Drained: ...

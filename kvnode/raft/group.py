@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -26,6 +26,7 @@ from kvnode.raft.barrier import read_barrier
 from kvnode.raft.bulk import Bulk, Share
 from kvnode.raft.core import check_release
 from kvnode.raft.disk import Directory
+from kvnode.raft.drain import Drains
 from kvnode.raft.engine import Engine
 from kvnode.raft.expiry import EngineLeader, Expiry
 from kvnode.raft.feature_level import too_new
@@ -42,7 +43,7 @@ from kvnode.raft.session import EngineNode, SessionKey
 from kvnode.raft.settings import RaftSettings
 from kvnode.raft.snapshot import Snapshots
 from kvnode.raft.standing import seen_lag, seen_status, unseen_status
-from kvnode.raft.status import Membership, MemberStatus, RaftStatus, leader_refusal
+from kvnode.raft.status import Drained, Membership, MemberStatus, RaftStatus, leader_refusal
 from kvnode.raft.transfer import Transfer
 from kvnode.raft.watchdog import Watchdog
 from kvnode.results import Result
@@ -67,10 +68,13 @@ class RaftGroup:
         self._segments: Segments | None = None
         self._cluster_id = b""
         self.draining = False  # Read-only outside this class.
+        self._leaving = False  # it drains because it is about to stop
         self._stopping = False
         self._transfer: Transfer | None = None
         self._expiry: Expiry | None = None
         self._reconfiguration: Reconfiguration | None = None
+        self._drains: Drains | None = None
+        self.is_ready: Callable[[RaftStatus], bool] = lambda status: status.started  # by the checks of /readyz
         self.store = KeyValueStore()
         self.watchdog = Watchdog()
         self.session = SessionKey(self.store, settings.session_keys, settings.secret)
@@ -119,6 +123,13 @@ class RaftGroup:
             engine.on[wire.REQUESTS] = forwarded_requests
             self._transfer = Transfer(engine)
             self._reconfiguration = Reconfiguration(engine, self._transfer)
+            self._drains = Drains(
+                engine,
+                self._transfer,
+                lambda: self.is_ready(self.status()),
+                lambda: self.draining,
+                self._set_draining,
+            )
             try:
                 await engine.start()
             except BaseException:
@@ -149,6 +160,8 @@ class RaftGroup:
             self._expiry.stop()
         if self._reconfiguration is not None:
             self._reconfiguration.stop()
+        if self._drains is not None:
+            self._drains.stop()
         if self._engine is not None:
             await self._engine.stop()
         if self._disk is not None:
@@ -156,12 +169,39 @@ class RaftGroup:
             self._disk = None
 
     def begin_drain(self) -> None:
-        """From now on this node wants no new work: probes fail, watches end, it leads where no other can, it serves."""
-        self.draining = True
-        self.watches.close("shutting_down")
+        """This node is about to stop, and wants no new work: probes fail, watches end, it leads where no other can, it
+        serves. There is no way back.
+        """
+        self._leaving = True
+        self._set_draining(True)
+
+    async def drain(self, node_id: str | None, force: bool) -> Drained:
+        """The same for any node (None: this one), until `undrain`, and not for the last that is ready unless forced.
+
+        Raises NotFound, LastReadyNode, Starting, Unavailable or OutcomeUnknown.
+        """
+        self._running()
+        assert self._drains is not None
+        return await self._drains.begin(node_id, force)
+
+    async def undrain(self, node_id: str | None) -> Drained:
+        """That node takes new work again. Raises as `drain`, and ShuttingDown where it is about to stop."""
+        self._running()
+        assert self._drains is not None
+        return await self._drains.end(node_id)
+
+    def _set_draining(self, draining: bool) -> None:
+        if self._leaving and not draining:
+            raise ShuttingDown("This node is about to stop: its drain cannot be taken back.")
+        self.draining = draining
+        if draining:
+            self.watches.close("shutting_down")
+        else:
+            self.watches.reopen()
         if self._engine is not None:
-            self._engine.draining = True
-            self._engine.reads.draining()
+            self._engine.draining = draining
+            if draining:
+                self._engine.reads.draining()
 
     def _failed(self, fatal: Fatal) -> None:
         if not self.fatal.done():
@@ -314,7 +354,8 @@ class RaftGroup:
         """Every member as this node sees it, sorted by id."""
         engine, settings = self._engine, self._settings
         if engine is not None:
-            return seen_members(engine, self.status())
+            drains = self._drains.drains if self._drains is not None else lambda node_id: False
+            return seen_members(engine, self.status(), drains)
         return unseen_members(settings.peers)
 
     def meters(self) -> RaftMeters:

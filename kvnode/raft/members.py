@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 from kvnode.raft.engine import Engine
@@ -21,9 +22,10 @@ def membership(cluster_id: bytes, configuration: Configuration, urls: Mapping[st
     return Membership(cluster_id.hex(), configuration.index, records)
 
 
-def seen_members(engine: Engine, status: RaftStatus) -> tuple[MemberStatus, ...]:
-    """Every member as this node sees it, sorted by id."""
-    return tuple(_member(engine, status, member) for _, member in sorted(engine.roster.current.members.items()))
+def seen_members(engine: Engine, status: RaftStatus, drains: Callable[[str], bool]) -> tuple[MemberStatus, ...]:
+    """Every member as this node sees it, sorted by id. `drains`: whether another one has said that it drains."""
+    members = (_member(engine, status, member) for _, member in sorted(engine.roster.current.members.items()))
+    return tuple(replace(m, draining=status.draining if m.id == status.node_id else drains(m.id)) for m in members)
 
 
 def unseen_members(peers: Mapping[str, tuple[str, int]]) -> tuple[MemberStatus, ...]:

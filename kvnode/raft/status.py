@@ -25,6 +25,7 @@ class MemberStatus:
     applied_index: int | None
     lag: int | None
     reachable: bool
+    draining: bool = False  # as far as this node has heard
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,17 @@ class Membership:
     cluster_id: str
     index: int
     members: tuple[MemberRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """What came of draining a node, or of taking that back. `message`: why the node still leads, where it does."""
+
+    node: str
+    draining: bool
+    leader_id: str | None
+    leads: bool
+    message: str | None
 
 
 @dataclass(frozen=True, slots=True)

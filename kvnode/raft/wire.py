@@ -52,6 +52,10 @@ MEMBERS: Final = 19  # the latest configuration that is known to be committed, p
 CHANGE: Final = 20  # request id, what (`reconfiguration.Change`), packed
 CHANGED: Final = 21  # request id, the configuration that came of it, packed, or None, error code, message
 REQUESTS: Final = 22  # X-Request-Ids of a group that was forwarded
+# From feature level 1 on:
+DRAIN: Final = 23  # request id, what (`drain.Drains`), although nobody else is ready
+DRAIN_ANSWER: Final = 24  # request id, what the node does now, leader id or None, error code, message
+DRAINING: Final = 25  # whether the node that sends it drains
 
 _NO: Final = type(None)
 # The types of each message's fields, its kind's own in front, in every combination that there may be.
@@ -80,6 +84,9 @@ _SHAPES: Final[dict[int, frozenset[tuple[type, ...]]]] = {
         CHANGE: (int, bytes),
         CHANGED: (int, (bytes, _NO), str, str),
         REQUESTS: (list,),
+        DRAIN: (int, int, bool),
+        DRAIN_ANSWER: (int, str, (str, _NO), str, str),
+        DRAINING: (bool,),
     }.items()
 }
 

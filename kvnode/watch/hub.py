@@ -99,6 +99,10 @@ class Hub:
         for watcher in list(self._watchers):
             self.end(watcher, reason)
 
+    def reopen(self) -> None:
+        """Takes watchers again."""
+        self._closed_for = None
+
     # --- watching -----------------------------------------------------------------------------------
 
     def watch(self, selector: Selector, from_revision: int, wake: Callable[[], None]) -> Watcher:

@@ -42,7 +42,7 @@ def test_a_drained_leader_hands_over_ends_its_watches_with_a_place_to_go_on_from
     assert "event: end" in told
     assert f'"from_revision":{revision + 1}' in told
     assert cluster.leader() != leader
-    assert drained.out.decode() == f"draining; {cluster.leader()} leads\n"
+    assert drained.out.decode() == f"{leader} is draining; {cluster.leader()} leads\n"
     probe = cluster.request(leader, "GET", LEADER_PROBE)
     assert (probe.status, cluster.probe(leader, "/readyz"), cluster.probe(leader, "/livez")) == (503, 503, 200)
     assert cluster.put("k", b"through the drained one", via=leader)["version"] == 2

@@ -79,10 +79,17 @@ def test_what_kubernetes_does_before_it_stops_a_node_makes_it_drain(
     environment = {"PATH": f"{program}:/usr/bin:/bin", "KVNODE_URL": cluster.url("n1"), "KVNODE_TOKEN_FILE": str(file)}
     assert script.endswith("; sleep 3")
     command = [shell, option, script.removesuffix("; sleep 3")]
-    # A node that is alone goes on leading, which is exit code 1; the shell goes on to its pause all the same.
+    # The last node that is ready is not drained, which is exit code 1; the shell goes on to its pause all the same, and
+    # SIGTERM, which comes next, drains it.
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
-    assert "The node drains" in done.stderr
-    assert cluster.probe("n1", "/readyz/draining") == 503
+    assert done.returncode == 1
+    assert "No node but n1 would be ready" in done.stderr
+    # step: with others that are ready, it drains
+    cluster = make_cluster(size=3, env={"KVNODE_TOKEN_FILE": str(file)}).start()
+    environment["KVNODE_URL"] = cluster.url("n2")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout.startswith("n2 is draining")) == (0, True)
+    assert cluster.probe("n2", "/readyz/draining") == 503
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import msgpack
 
-from kvnode.errors import KvnodeError
+from kvnode.errors import KvnodeError, NotFound
 from kvnode.meters import RaftLevels, RaftMeters
-from kvnode.raft.status import MemberRecord, Membership, MemberStatus, RaftStatus, applied_lag, leader_refusal
+from kvnode.raft.status import Drained, MemberRecord, Membership, MemberStatus, RaftStatus, applied_lag, leader_refusal
 from kvnode.results import Result
 from kvnode.session import SessionKeys, fingerprint_of
 from kvnode.store import KeyValueStore
@@ -83,6 +83,7 @@ class SingleGroup:
         self.asked = asyncio.Event()  # a verification has begun
         self.proposals = 0
         self.left_s: float | None = None
+        self.drained_with_force = False
         self.changes: list[tuple[object, ...]] = []
 
     def becomes(self, **changes: Any) -> None:
@@ -186,6 +187,25 @@ class SingleGroup:
     def begin_drain(self) -> None:
         self.becomes(draining=True)
         self.watches.close("shutting_down")
+
+    async def drain(self, node_id: str | None, force: bool) -> Drained:
+        """This node alone is there to be drained: n1."""
+        if node_id not in (None, "n1"):
+            raise NotFound("There is no such node.")
+        self.drained_with_force = force
+        self.begin_drain()
+        try:
+            await self.transfer(None)
+        except KvnodeError as error:
+            return Drained("n1", True, "n1", True, error.message)
+        return Drained("n1", True, "n2", False, None)
+
+    async def undrain(self, node_id: str | None) -> Drained:
+        if node_id not in (None, "n1"):
+            raise NotFound("There is no such node.")
+        self.becomes(draining=False)
+        self.watches.reopen()
+        return Drained("n1", False, self.present.leader_id, False, None)
 
     def _fail(self) -> None:
         if self.raises is not None:

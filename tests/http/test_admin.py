@@ -9,6 +9,7 @@ import pytest
 from kvnode import errors
 from tests.http.serving import Served
 
+DRAIN = "/admin/api/v1/drain"
 TRANSFER = "/admin/api/v1/leader/transfer"
 
 
@@ -28,8 +29,8 @@ async def test_the_cluster_as_this_node_sees_it(node: Served) -> None:
                 "leader_id": "n1",
                 "term": 3,
                 "members": [
-                    {"id": "n1", "role": "leader", "reachable": True, **member},
-                    {"id": "n2", "role": "unknown", "reachable": False, **unknown},
+                    {"id": "n1", "role": "leader", "reachable": True, "draining": False, **member},
+                    {"id": "n2", "role": "unknown", "reachable": False, "draining": False, **unknown},
                 ],
                 "is_leader": True,
             }
@@ -75,16 +76,50 @@ async def test_a_transfer_that_makes_no_sense(node: Served, body: bytes, status:
     assert (await node.ask("POST", TRANSFER, body=body)).status == status
 
 
-async def test_drain_fails_the_probes_at_once(node: Served) -> None:
-    drained = {"draining": True, "leader_id": "n2", "leads": False, "message": None}
-    assert (await node.ask("POST", "/admin/api/v1/drain")).json == drained
-    assert (await node.ask("GET", "/admin/healthz/leader")).status == 503
-    assert (await node.ask("GET", "/readyz")).status == 503
-    assert (await node.ask("GET", "/livez")).status == 200
+async def test_drain_fails_the_probes_at_once_until_it_is_taken_back(node: Served) -> None:
+    drained = {"node": "n1", "draining": True, "leader_id": "n2", "leads": False, "message": None}
+    for body in (None, b"", b"{}", b'{"node":"n1"}', b'{"node":null,"force":false}', b'{"force":true}'):
+        assert (await node.ask("POST", DRAIN, body=body)).json == drained
+        assert (await node.ask("GET", "/admin/healthz/leader")).status == 503
+        assert (await node.ask("GET", "/readyz/draining")).status == 503
+        assert (await node.ask("GET", "/livez")).status == 200
+        assert (await node.ask("GET", "/v1/watch?wait=0s")).json["error"] == "shutting_down"
+        back = await node.ask("DELETE", DRAIN if body is None else DRAIN + "?node=n1")
+        assert back.json == {**drained, "draining": False}
+        assert (await node.ask("GET", "/readyz/draining")).status == 200
+        assert (await node.ask("GET", "/v1/watch?wait=0s")).status == 200
+    assert node.group.drained_with_force
+    assert (await node.ask("DELETE", DRAIN, body=b'{"node":"n1"}')).status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body", "status"),
+    [
+        ("POST", "", b"no", 400),
+        ("POST", "", b"[]", 400),
+        ("POST", "", b'{"node":1}', 400),
+        ("POST", "", b'{"node":""}', 400),
+        ("POST", "", b'{"force":1}', 400),
+        ("POST", "", b'{"forse":true}', 400),
+        ("POST", "?node=n1", b"", 400),
+        ("POST", "", b'{"node":"n9"}', 404),
+        ("DELETE", "", b'{"force":true}', 400),
+        ("DELETE", "?force", None, 400),
+        ("DELETE", "?node=", None, 400),
+        ("DELETE", "?node=n1", b'{"node":"n1"}', 400),
+        ("DELETE", "?node=n9", None, 404),
+    ],
+)
+async def test_a_drain_that_makes_no_sense(
+    node: Served, method: str, target: str, body: bytes | None, status: int
+) -> None:
+    reply = await node.ask(method, DRAIN + target, body=body)
+    assert (reply.status, reply.json["outcome"]) == (status, "not_applied")
+    assert not node.group.draining
 
 
 async def test_a_leader_that_nobody_takes_over_from_drains_all_the_same_and_says_why(node: Served) -> None:
     node.group.raises = errors.Conflict("Nobody answers.")
-    kept = {"draining": True, "leader_id": "n1", "leads": True, "message": "Nobody answers."}
-    assert (await node.ask("POST", "/admin/api/v1/drain")).json == kept
+    kept = {"node": "n1", "draining": True, "leader_id": "n1", "leads": True, "message": "Nobody answers."}
+    assert (await node.ask("POST", DRAIN)).json == kept
     assert (await node.ask("GET", "/admin/healthz/leader")).headers["kvnode-reason"] == "draining"

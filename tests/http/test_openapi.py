@@ -42,7 +42,7 @@ include-operation-id = "watch"
 parameters = { wait = "0s" }
 
 [[operations]]
-include-operation-id = "drain"
+include-operation-id = ["drain", "undrain"]
 enabled = false
 """
 # Not all that fits the schemas is taken: two parameters may exclude each other, and a cursor is one that was given out.
@@ -113,7 +113,7 @@ def test_a_live_node_keeps_to_the_document(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stdout[-6_000:] + done.stderr[-1_000:]
         assert "unexpectedly" not in cluster.log("n1")
-        drained = cluster.request("n1", "POST", "/admin/api/v1/drain")
+        drained = cluster.request("n1", "POST", "/admin/api/v1/drain", b'{"force":true}')
         assert (drained.status, drained.json()["draining"]) == (200, True)
     assert (match := re.search(r"([0-9]+) generated", done.stdout))
     assert int(match[1]) > 500, "so many were tried that it means something"

@@ -38,7 +38,7 @@ ALLOWED = {
     "/v1/kv/a/b/": "GET, HEAD, PUT, DELETE",
     "/admin/api/v1/cluster": READING,
     "/admin/api/v1/leader/transfer": "POST",
-    "/admin/api/v1/drain": "POST",
+    "/admin/api/v1/drain": "POST, DELETE",
     "/admin/api/v1/restore": "POST",
     "/admin/api/v1/session": "GET, HEAD, POST, DELETE",
     "/admin/api/v1/session-key": READING,

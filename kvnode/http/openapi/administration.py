@@ -44,9 +44,21 @@ ADMINISTRATION: Final[dict[str, Operation]] = {
     ),
     "POST /admin/api/v1/drain": Operation(
         "drain",
-        "This node's probes fail from now on, and it hands over; it still serves.",
+        "A node's probes fail from now on, and it hands over; it still serves. Without `node`: the one that answers.",
         json("Draining", "It drains."),
+        (*ADMIN, "last_ready_node"),
+        (),
+        {JSON: ref("Drain")},
+        body_required=False,
+    ),
+    "DELETE /admin/api/v1/drain": Operation(
+        "undrain",
+        "A node takes new work again. It is named in the query or in the body; without: the one that answers.",
+        json("Draining", "It drains no more."),
         ADMIN,
+        ("node_to_undrain",),
+        {JSON: ref("Undrain")},
+        body_required=False,
     ),
     "GET /admin/api/v1/backup": Operation(
         "backup",

@@ -80,6 +80,7 @@ PARAMETERS: Final[dict[str, Schema]] = {
     "exclude": _query("exclude", text(), "A check to leave out; may be repeated."),
     "force": _query("force", _FLAG, "Although the member still runs, or others do not."),
     "member_to_remove": _query("id", _NODE, "The member, where the body does not name it."),
+    "node_to_undrain": _query("node", _NODE, "The node, where the body does not name it."),
     "If-Match": _header("If-Match", _TAGS, "Only while the key's ETag is one of these; `*`: only while it exists."),
     "If-None-Match": _header("If-None-Match", _TAGS, "304 where the key's ETag is one of these."),
     "If-None-Match-any": _header("If-None-Match", {"const": "*"}, "Only while the key does not exist."),

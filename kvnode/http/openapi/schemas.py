@@ -212,9 +212,12 @@ SCHEMAS: Final[dict[str, Schema]] = {
     ),
     "Transfer": closed({}, {"to": nullable(_NODE)}),
     "Transferred": closed({"leader_id": _NODE, "term": whole()}),
+    "Drain": closed({}, {"node": nullable(_NODE), "force": _FLAG}),
+    "Undrain": closed({}, {"node": nullable(_NODE)}),
     "Draining": closed(
         {
-            "draining": {"const": True},
+            "node": _NODE,
+            "draining": {"type": "boolean"},
             "leader_id": nullable(text()),
             "leads": {"type": "boolean"},
             "message": nullable(text(about="Why it still leads.")),
