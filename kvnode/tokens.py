@@ -27,12 +27,15 @@ class Token(NamedTuple):
     digest: bytes
     created_ms: int
 
-    def generation(self, key: bytes) -> bytes:
+    def generation(self, key: bytes, cluster_id: str) -> bytes:
         """What no other token has, also not one with the same id: what its sessions are bound to.
 
-        Keyed, so that a cookie is no help in guessing a first token that somebody made up.
+        Nor the same token in a cluster that was made of a backup or by `recover`, with the same key: what the former
+        cluster had ended since is not known there. Keyed, so that a cookie is no help in guessing a first token that
+        somebody made up.
         """
-        fields = b"%b%d %b %b" % (self.digest, self.created_ms, self.role.encode(), self.id.encode())
+        numbers = b"%b%d %b" % (self.digest, self.created_ms, cluster_id.encode())
+        fields = b"%b %b %b" % (numbers, self.role.encode(), self.id.encode())
         return hashlib.blake2b(fields, digest_size=GENERATION_BYTES, key=key, person=b"kvnode token").digest()
 
 

@@ -99,7 +99,9 @@ class Credentials:
             return None
         session, key = read
         token = self.named(session.token_id)
-        if token is None or not compare_digest(token.generation(key), session.generation) or not self.goes_on(session):
+        if token is None or not self.goes_on(session):
+            return None
+        if not compare_digest(token.generation(key, self._group.status().cluster_id), session.generation):
             return None
         return Admission(self, token, session)
 

@@ -50,7 +50,7 @@ def routes(group: Group, credentials: Credentials) -> dict[str, Methods]:
         if token is None:
             raise Forbidden("A session begins with a token; send it as 'Authorization: Bearer TOKEN'.")
         ends_at_s = int(time.time()) + SESSION_S
-        number, generation = group.session.known.number, token.generation(keys[0])
+        number, generation = group.session.known.number, token.generation(keys[0], group.status().cluster_id)
         session = Session(secrets.token_bytes(SESSION_ID_BYTES), token.id, generation, number, ends_at_s)
         cookie = _cookie(request, sign(keys[0], session), SESSION_S)
         document = _whose(Admission(credentials, token, session)) | {"ends_at": ends_at_s}

@@ -194,6 +194,17 @@ async def test_a_cookie_of_an_open_node_is_worth_nothing_once_tokens_are_on() ->
         assert (await node.ask("GET", SESSION, mine)).status == 200
 
 
+async def test_a_session_ends_with_its_cluster() -> None:
+    """One that is made of a backup may have the same key and tokens, and knows nothing of what was ended."""
+    group = with_reader()
+    async with serve(group, token=FIRST) as node:
+        cookie = await began(node, READER)
+        group.becomes(cluster_id="another")
+        assert (await node.ask("GET", "/v1/kv", cookie)).status == 401
+        group.becomes(cluster_id="c")
+        assert (await node.ask("GET", "/v1/kv", cookie)).status == 200
+
+
 async def test_a_session_says_whose_it_is_and_may_no_more() -> None:
     async with serve(with_reader(), token=FIRST) as node:
         reader, first = await began(node, READER), await began(node, WITH_FIRST)
