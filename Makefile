@@ -111,7 +111,7 @@ compose-up: .env ## three containers and HAProxy on http://127.0.0.1:8080
 
 compose-up-secure: .env ## the same with TLS and tokens on https://127.0.0.1:8080; the token is in secrets/token
 	sh deploy/compose-secrets.sh
-	$(COMPOSE) -f docker-compose.yml -f docker-compose.secure.yml up --build --detach
+	KVNODE_SECRETS_GID=$$(ls -dn secrets | awk '{print $$4}') $(COMPOSE) -f docker-compose.yml -f docker-compose.secure.yml up --build --detach
 
 compose-down: .env ## stops the containers; the data stays in its volumes
 	$(COMPOSE) down

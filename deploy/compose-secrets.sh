@@ -2,7 +2,8 @@
 # Makes, once, what docker-compose.secure.yml mounts, in the folder secrets/ beside it: the cluster's secret, the first token, a
 # certificate authority, a certificate for each node and for HAProxy, and HAProxy's configuration with TLS in it.
 #
-# The folder is its owner's alone. The files in it are not, because the nodes run as another user, who sees them mounted.
+# The folder is its owner's alone. What is secret in it is readable for its group too: the nodes run as another user, who sees
+# the files mounted and is in that group (KVNODE_SECRETS_GID). A node takes no secret that everybody can read.
 set -eu
 cd "$(dirname "$0")/.."
 [ ! -e secrets/haproxy.cfg ] || exit 0
@@ -30,7 +31,8 @@ END
   rm "$name.csr" "$name.ext"
 done
 cat haproxy.pem haproxy.key >haproxy.crt
-chmod 0644 -- *
+chmod 0640 -- *
+chmod 0644 -- *.pem
 chmod 0600 ca.key
 tls='ssl verify required ca-file /run/secrets/ca.pem'
 sed -e 's|^  bind :8080$|  bind :8080 ssl crt /run/secrets/haproxy.crt|' \

@@ -23,7 +23,7 @@ from kvnode.proxies import Proxies
 from kvnode.raft.group import RaftGroup
 from kvnode.rate_limited_log import LINES
 from kvnode.reception import NEWCOMERS_MAX, Reception, bound
-from kvnode.security import token_in
+from kvnode.security import refuse_public, token_in
 from kvnode.tls import Certificate
 from kvnode.values import HostPort
 
@@ -87,6 +87,7 @@ class Front:
     def read_token_again(self) -> None:
         """The token in --token-file counts from here on, and the one before does not. Raises StartupError."""
         assert self.token_file is not None
+        refuse_public("token-file", self.token_file)
         self._server.app.renew_token(token_in(self.token_file))
 
     async def _receive(self) -> None:

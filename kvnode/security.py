@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,11 @@ from kvnode.values import HostPort, Malformed
 
 SECRET_VARIABLE: Final = "KVNODE_CLUSTER_SECRET"
 TOKEN_VARIABLE: Final = "KVNODE_TOKEN"  # what the client commands read as well
+SECRETS: Final = {  # options that name a secret's file, and the variables that may hold the secret itself
+    "cluster-secret-file": SECRET_VARIABLE,
+    "token-file": TOKEN_VARIABLE,
+    "session-key-file": "KVNODE_SESSION_KEY",
+}
 SECRET_BYTES_MIN: Final = 16  # 128 bits, if every byte is random; `openssl rand -hex 32` is comfortably over it
 SECRET_BYTES_MAX: Final = 4_096
 TOKEN_CHARS_MAX: Final = 512  # it travels in a header line with each request
@@ -42,6 +48,10 @@ class Security:
     connections_max: int
     connections_per_client: int
     warnings: tuple[str, ...]
+    # (option, file) of what secrets were read from, for `refuse_public`, and of the certificates' keys. Where a secret
+    # stands is no part of what it is: nodes that were given the same one in two ways have the same configuration.
+    secret_files: tuple[tuple[str, Path], ...] = field(default=(), compare=False)
+    key_files: tuple[tuple[str, Path], ...] = field(default=(), compare=False)
 
 
 def load(given: Settings, environ: Mapping[str, str], http: HostPort, raft: HostPort) -> Security:
@@ -75,6 +85,16 @@ def load(given: Settings, environ: Mapping[str, str], http: HostPort, raft: Host
         insecure=insecure,
         tls=None if tls is None else (tls[0], tls[1]),
         tls_ca=Path(tls_ca.text) if tls_ca else None,
+        secret_files=tuple(
+            (option, file)
+            for option, variable in SECRETS.items()
+            if (file := _file_of(given, environ, option, variable)) is not None
+        ),
+        key_files=tuple(
+            (option, Path(setting.text))
+            for option in ("tls-key", "raft-key")
+            if (setting := given.get(option)) is not None
+        ),
         token_file=_file_of(given, environ, "token-file", TOKEN_VARIABLE) if token else None,
         raft_tls=None if raft_tls is None else (raft_tls[0], raft_tls[1], raft_tls[2]),
         peers_0_1=peers_0_1,
@@ -85,6 +105,27 @@ def load(given: Settings, environ: Mapping[str, str], http: HostPort, raft: Host
         connections_per_client=given.parse("max-connections-per-client", count, CONNECTIONS_MAX) or 0,
         warnings=tuple(warnings),
     )
+
+
+def refuse_public(option: str, file: Path) -> None:
+    """Raises StartupError for a secret that every user of the machine can read, as sshd does for its keys.
+
+    A group may: Kubernetes hands secrets to a container by its fsGroup. A pipe has no readers but the one who opens it.
+    """
+    if is_public(file):
+        raise StartupError(
+            f"The file {str(file)!r} of --{option} holds a secret, and every user of this machine can read it: "
+            f"chmod 600 {file}."
+        )
+
+
+def is_public(file: Path) -> bool:
+    """Whether everybody can read it. False for what cannot be looked at: to read it fails with a better sentence."""
+    try:
+        mode = file.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISREG(mode) and bool(mode & stat.S_IROTH)
 
 
 def secret_of(given: Settings, environ: Mapping[str, str], option: str, variable: str, what: str) -> bytes:

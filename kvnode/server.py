@@ -27,6 +27,7 @@ from kvnode.meters import HttpMeters
 from kvnode.raft.group import RaftGroup
 from kvnode.raft.settings import RaftSettings
 from kvnode.raft.status import is_leader
+from kvnode.security import is_public, refuse_public
 from kvnode.tls import Certificate, MutualCertificate
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ def run(config: Config, hung_up: Sequence[int] = ()) -> int:
 
     `hung_up`: the SIGHUPs that came before this call, and those until the loop takes them over.
     """
+    # Journal, snapshots and identity hold all values and the hashes of tokens: they are this user's alone.
+    os.umask(0o077)
     logs.start(config.node_id, config.log_format, config.log_level, config.log_requests)
     # What a request makes is freed by its count of references: the collector finds next to nothing, and by default it
     # looks after every 700th object. What is there already stays for good.
@@ -63,6 +66,8 @@ def run(config: Config, hung_up: Sequence[int] = ()) -> int:
 
 async def serve(config: Config, hung_up: Sequence[int] = ()) -> int:
     """The life of a node: HTTP answers first, with 503 on /healthz until the group has started."""
+    for option, file in config.security.secret_files:
+        refuse_public(option, file)
     with _signals(hung_up) as signals:
         settings = raft_settings(config)
         group = RaftGroup(settings)
@@ -136,6 +141,11 @@ async def _start(group: RaftGroup, signals: _Signals) -> bool:
 def _announce(config: Config, members: int) -> None:
     for warning in config.warnings:
         log.warning("%s", warning)
+    for option, file in config.security.key_files:
+        if is_public(file):
+            log.warning(
+                "The key %s of --%s can be read by every user of this machine: chmod 600 %s.", file, option, file
+            )
     if config.fsync != "always":
         log.warning("--fsync %s: a power cut can lose writes that were acknowledged.", config.fsync)
     raft = values.show_host_port(config.raft)

@@ -189,6 +189,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.security",
     },
     "kvnode.server": {
+        "kvnode.security",
         "kvnode.client",
         "kvnode.front",
         "kvnode.tls",

@@ -114,6 +114,7 @@ def _check_ports(plan: Plan) -> None:
 
 
 def _prepare(plan: Plan) -> None:
+    os.umask(0o077)  # for what is written here; each node sets its own
     try:
         plan.data_dir.mkdir(parents=True, exist_ok=True)
         if plan.haproxy:

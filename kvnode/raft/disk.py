@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from kvnode.errors import StartupError
+
+log = logging.getLogger("kvnode.raft")
+
+OTHERS: Final = 0o077  # what the group and everybody else may do
 
 _IOV_MAX = 1_024  # POSIX allows less; Linux and macOS have exactly this
 
@@ -52,7 +58,8 @@ class Directory:
         self._path = path
         self._descriptors: dict[str, int] = {}
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private(path)
             self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StartupError(
@@ -142,6 +149,34 @@ class Directory:
         descriptor = self._descriptors.pop(name, None)
         if descriptor is not None:
             os.close(descriptor)
+
+
+def make_private(path: Path) -> None:
+    """Takes the directory and the files in it from all other users, whatever the umask was when they were made.
+
+    Raises StartupError where another user owns the directory: he could read, replace or remove everything in it.
+    """
+    found = path.stat()
+    if found.st_uid != os.geteuid():
+        raise StartupError(
+            f"The data directory {path} belongs to another user (number {found.st_uid}, this node runs as "
+            f"{os.geteuid()}): start the node as that user, or give the directory to this one with chown -R."
+        )
+    mended = 0
+    try:
+        if found.st_mode & OTHERS:
+            path.chmod(0o700)
+            mended += 1
+        for entry in os.scandir(path):
+            mode = entry.stat(follow_symlinks=False).st_mode
+            if stat.S_ISREG(mode) and mode & OTHERS:
+                os.chmod(entry.path, 0o600)
+                mended += 1
+    except PermissionError:  # some network file systems have one mode for all
+        log.warning("The data directory %s is open to other users, and its file system keeps it so.", path)
+        return
+    if mended:
+        log.warning("The data directory %s was open to other users: it is this user's alone now.", path)
 
 
 class ReadOnly(Directory):

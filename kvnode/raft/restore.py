@@ -39,7 +39,7 @@ def restore(path: Path, node_id: str, address: tuple[str, int], url: str, store:
     store.revision += leap
     cluster_id = os.urandom(CLUSTER_ID_BYTES)
     alone = Configuration(INDEX, {node_id: Member(node_id, address, url, since=INDEX)})
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     found(new, Claim(node_id, cluster_id, [node_id], recovered=True), INDEX, 1, 2, alone, store)
     if path.exists():
         path.rmdir()

@@ -173,6 +173,7 @@ def secured() -> Access:
     except (OSError, subprocess.SubprocessError) as error:
         raise Failed(f"the secrets could not be made, which takes sh and openssl ({error})") from None
     made = PROJECT / "secrets"
+    ENVIRONMENT["KVNODE_SECRETS_GID"] = str(made.stat().st_gid)
     return Access(
         ["-f", "docker-compose.yml", "-f", "docker-compose.secure.yml"],
         {"Authorization": f"Bearer {(made / 'token').read_text().strip()}"},

@@ -72,6 +72,7 @@ def test_what_kubernetes_does_before_it_stops_a_node_makes_it_drain(
 ) -> None:
     file = tmp_path / "token"
     file.write_text("a-token-of-forty-characters-for-this-test\n")
+    file.chmod(0o440)  # as the StatefulSet mounts it
     cluster = make_cluster(size=1, env={"KVNODE_TOKEN_FILE": str(file)}).start()
     (container,) = one("StatefulSet", "kvnode")["spec"]["template"]["spec"]["containers"]
     shell, option, script = container["lifecycle"]["preStop"]["exec"]["command"]

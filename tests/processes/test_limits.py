@@ -194,7 +194,7 @@ backend nodes
             assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
         lines = [json.loads(line) for line in cluster.log("n1").splitlines()]
         [line] = [line for line in lines if line["room"] == "audit" and line.get("status")]
-        assert line["message"].endswith("at 127.0.0.12: POST /admin/api/v1/tokens: 200.")
+        assert "at 127.0.0.12: POST /admin/api/v1/tokens: 200: made token" in line["message"]
         said = {"event": "audit", "token": "first", "client": "127.0.0.12", "method": "POST", "status": 200}
         assert line | said == line
     finally:
