@@ -362,6 +362,15 @@ def test_which_secret_counts_is_never_a_guess(tmp_path: Path) -> None:
     assert "keep one of the two" in refusal({}, {**variable, "KVNODE_CLUSTER_SECRET_FILE": path})
 
 
+def test_raft_off_loopback_without_certificates_says_what_can_be_read() -> None:
+    off = {"raft": "192.0.2.1:7001", "peers": "n1=192.0.2.1:7001"}
+    (warning,) = config.load(off, {SECRET_NAME: SECRET}).warnings
+    assert warning.startswith("Raft off loopback without --raft-cert: values and the hashes of tokens can be read")
+    certificate = {"raft-cert": "c", "raft-key": "k", "raft-ca": "a"}
+    assert config.load(off | certificate, {SECRET_NAME: SECRET}).warnings == ()
+    assert load(raft="127.0.0.1:7001").warnings == ()
+
+
 def test_a_raft_port_that_peers_do_not_dial_is_only_a_warning() -> None:
     c = load(peers="n1=127.0.0.1:7101,n2=127.0.0.1:7002,n3=127.0.0.1:7003")
     assert len(c.warnings) == 1
