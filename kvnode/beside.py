@@ -36,7 +36,7 @@ def change_beside(store: KeyValueStore, kind: int, request: list[Any]) -> Result
     if kind >= TOKEN_CREATE:
         if kind == TOKEN_REVOKE:
             store.ended_sessions.forget(request[1])
-        return store.tokens.change(kind, request[1], store.revision)
+        return store.tokens.change(kind, request[1], store.revision, store.level)
     return change_session(store, request) if kind == SESSION else change_lease(store, kind, request[1])
 
 

@@ -14,6 +14,8 @@ from kvnode.commands import TOKEN_CREATE
 from kvnode.limits import GENERATION_BYTES, TOKENS_MAX, token_fault
 from kvnode.results import Invalid, Result, TokenChanged, TokenMissing, TokensFull
 
+NAMES_LEVEL: Final = 1  # the feature level from which no two tokens share a name
+NAME_TAKEN: Final = "there is a token with this name"
 FIRST: Final = "first"  # the id of the token that a node was started with, which is in no log
 ANONYMOUS: Final = ""  # what stands for it where a node asks for no token
 
@@ -61,14 +63,17 @@ class Tokens:
         """All of them now, TOKENS_MAX at most; immutable."""
         return tuple(self._tokens.values())
 
-    def change(self, kind: int, argument: Any, revision: int) -> Result:
-        """Carries out a creation or a revocation that has no fault."""
+    def change(self, kind: int, argument: Any, revision: int, level: int) -> Result:
+        """Carries out a creation or a revocation that has no fault. `level`: the cluster's feature level."""
         tokens = self._tokens
         if kind == TOKEN_CREATE:
             if argument[0] in tokens:
                 return Invalid(revision, "there is a token with this id")
             if len(tokens) >= TOKENS_MAX:
                 return TokensFull(revision)
+            # Nodes of feature level 0 take a name twice: all have to do the same.
+            if level >= NAMES_LEVEL and any(token.name == argument[1] for token in tokens.values()):
+                return Invalid(revision, NAME_TAKEN)
             tokens[argument[0]] = Token(*argument)
             return TokenChanged(revision, argument[0])
         return TokenMissing(revision) if tokens.pop(argument, None) is None else TokenChanged(revision, argument)

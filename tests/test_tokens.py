@@ -12,7 +12,7 @@ from kvnode.entries import frees_space
 from kvnode.limits import TOKENS_MAX
 from kvnode.results import Invalid, TokenChanged, TokenMissing, TokensFull, Written
 from kvnode.store import KeyValueStore
-from kvnode.tokens import Token
+from kvnode.tokens import NAME_TAKEN, Token
 
 DIGEST = bytes(range(32))
 
@@ -96,3 +96,16 @@ def test_snapshots_carry_tokens_and_older_ones_are_still_read() -> None:
 def test_damaged_tokens_are_refused_with_a_sentence(small: Any) -> None:
     with pytest.raises(ValueError, match="snapshot"):
         KeyValueStore.load([msgpack.packb([4, 0, 0, 0, 0, 0, small])])
+
+
+def test_no_two_tokens_share_a_name_once_all_nodes_know_that() -> None:
+    """Nodes of feature level 0 take a name twice, and all must do the same with one entry."""
+    store = KeyValueStore()
+    assert store.apply(create("a1")) == TokenChanged(0, "a1")
+    assert store.apply(create("a2")) == TokenChanged(0, "a2")
+    store.level = 1
+    assert store.apply(create("a3")) == Invalid(0, NAME_TAKEN)
+    assert store.apply([TOKEN_REVOKE, "a1"]) == TokenChanged(0, "a1")
+    assert store.apply(create("a3")) == Invalid(0, NAME_TAKEN), "the other one still has it"
+    assert store.apply([TOKEN_REVOKE, "a2"]) == TokenChanged(0, "a2")
+    assert store.apply(create("a3")) == TokenChanged(0, "a3")

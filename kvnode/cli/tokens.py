@@ -30,6 +30,8 @@ def create(name: str, role: str, output: str, url: str, timeout_s: float) -> Non
         print_json(made)
         return
     print(made["token"])
+    if "warning" in made:
+        print(f"kvnode: {made['warning']}", file=sys.stderr)
     if sys.stdout.isatty():
         print(f"Its id is {made['id']}; 'kvnode token revoke {made['id']}' ends it.", file=sys.stderr)
 

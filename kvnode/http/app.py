@@ -152,7 +152,7 @@ def create_server(
                 **restore.routes(group),
                 **members.routes(group),
                 **sessions.routes(group, credentials),
-                **tokens.routes(group),
+                **tokens.routes(group, bool(token)),
             },
             door,
         ),

@@ -14,7 +14,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from kvnode.commands import CreateToken, RevokeToken
-from kvnode.errors import BadRequest, TokenNotFound, TooManyTokens
+from kvnode.errors import BadRequest, Conflict, TokenNotFound, TooManyTokens
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.audit import Noted
 from kvnode.http.body import read_body
@@ -22,8 +22,8 @@ from kvnode.http.group import Group
 from kvnode.http.paths import decode
 from kvnode.http.route import Methods
 from kvnode.limits import ROLES, TOKEN_ID_CHARS_MAX, TOKEN_NAME_BYTES_MAX, text_fault
-from kvnode.results import TokenChanged, TokenMissing, TokensFull
-from kvnode.tokens import Token
+from kvnode.results import Invalid, TokenChanged, TokenMissing, TokensFull
+from kvnode.tokens import NAME_TAKEN, Token
 
 PATH: Final = "/admin/api/v1/tokens"
 REQUEST_BYTES_MAX: Final = 65_536
@@ -31,21 +31,29 @@ SECRET_BYTES: Final = 32
 ID_BYTES: Final = 4
 
 
-def routes(group: Group) -> dict[str, Methods]:
+UNASKED: Final = (
+    "This node asks for no token, so this one protects nothing yet: start the nodes with --token-file, and they ask."
+)
+
+
+def routes(group: Group, asks_for_tokens: bool = True) -> dict[str, Methods]:
     async def tokens(request: web.BaseRequest, rest: str, query: str) -> Answer:
         await group.read_barrier()
         return json_answer(200, {"tokens": [_shown(token) for token in group.store.tokens.view()]})
 
     async def create(request: web.BaseRequest, rest: str, query: str) -> Answer:
         name, role = await _wanted(request)
+        _refuse_taken(name, any(token.name == name for token in group.store.tokens.view()))
         secret = secrets.token_urlsafe(SECRET_BYTES)
         token = Token(secrets.token_hex(ID_BYTES), name, role, hashlib.sha256(secret.encode()).digest(), _now_ms())
         result = await group.propose(CreateToken(*token).encode())
         if isinstance(result, TokensFull):
             raise TooManyTokens("The cluster holds as many tokens as it may; revoke those that nobody uses.")
+        _refuse_taken(name, isinstance(result, Invalid) and result.reason == NAME_TAKEN)
         if not isinstance(result, TokenChanged):
             raise BadRequest("The token could not be made; send the request again.")
-        answer = json_answer(200, {**_shown(token), "token": f"kvnode_{token.id}_{secret}"})
+        warning = {} if asks_for_tokens else {"warning": UNASKED}
+        answer = json_answer(200, {**_shown(token), "token": f"kvnode_{token.id}_{secret}", **warning})
         return Noted(answer, f"made token {token.id} ({token.name}, {token.role})")
 
     async def revoke(request: web.BaseRequest, rest: str, query: str) -> Answer:
@@ -65,6 +73,12 @@ def routes(group: Group) -> dict[str, Methods]:
         PATH: {"GET": tokens, "HEAD": tokens, "POST": create},
         PATH + "/{token}": {"DELETE": revoke},
     }
+
+
+def _refuse_taken(name: str, taken: bool) -> None:
+    """The audit log and the listing tell tokens apart by their names. Raises Conflict."""
+    if taken:
+        raise Conflict(f"There is a token named {name!r} already: choose another name, or revoke that one first.")
 
 
 async def _wanted(request: web.BaseRequest) -> tuple[str, str]:

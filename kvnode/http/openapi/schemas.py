@@ -242,7 +242,10 @@ SCHEMAS: Final[dict[str, Schema]] = {
         {"name": text("Whose it is; printable.", minLength=1, maxLength=TOKEN_NAME_BYTES_MAX), "role": _ROLE}
     ),
     "Tokens": closed({"tokens": several(closed(_TOKEN))}),
-    "NewToken": closed({**_TOKEN, "token": text("What a client sends: Authorization: Bearer TOKEN.")}),
+    "NewToken": closed(
+        {**_TOKEN, "token": text("What a client sends: Authorization: Bearer TOKEN.")},
+        {"warning": text("Where the node asks for no token.")},
+    ),
     "RevokedToken": closed({"revoked": text()}),
     "Members": record(Membership),
     "NewMember": closed(
