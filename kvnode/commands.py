@@ -55,7 +55,9 @@ FIELDS: Final = {
 }  # fmt: skip
 PUT_FIELDS: Final = FIELDS[PUT]
 DELETE_FIELDS: Final = FIELDS[DELETE]
-FREEING: Final = frozenset((DELETE, DELETE_PREFIX, REVOKE, EXPIRE, TOKEN_REVOKE))  # what makes the store smaller
+# What makes the store smaller, or ends somebody's right: a full disk must keep neither a stolen token valid nor a
+# stolen session. (The end of a session is noted in bounded space.)
+FREEING: Final = frozenset((DELETE, DELETE_PREFIX, REVOKE, EXPIRE, TOKEN_REVOKE, END_SESSION))
 
 # What a conditional write expects of the key's present `mod_revision`.
 # None: nothing. A tuple: one of these revisions (an empty tuple never matches).

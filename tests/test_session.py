@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kvnode import session
 from kvnode.commands import END_SESSION, LEVEL, SESSION, TOKEN_CREATE, TOKEN_REVOKE, EndSession
+from kvnode.entries import frees_space
 from kvnode.errors import StartupError
 from kvnode.limits import ENDED_SESSIONS_MAX
 from kvnode.results import Invalid, SessionEnded, Turned
@@ -199,6 +200,7 @@ def test_below_its_feature_level_the_end_of_a_session_is_an_unknown_command() ->
     store = KeyValueStore()
     assert ended(store, "first", b"1" * 16, 1_000) == store.apply([99])
     assert len(store.ended_sessions) == 0
+    assert frees_space(EndSession("first", b"1" * 16, 7).encode()), "a full disk must not keep a stolen session valid"
     assert EndSession("first", b"1" * 16, 7).encode() == msgpack.packb([END_SESSION, ["first", b"1" * 16, 7]])
 
 
