@@ -36,7 +36,7 @@ RULES: dict[str, dict[str, str]] = {
     "/v1/leases/{id}/keepalive": {"POST": "full"},
     "/admin/api/v1/cluster": READS,
     "/admin/api/v1/leader/transfer": {"POST": "full"},
-    "/admin/api/v1/drain": {"POST": "full"},
+    "/admin/api/v1/drain": {"POST": "full", "DELETE": "full"},
     "/admin/api/v1/backup": {"GET": "full"},
     "/admin/api/v1/restore": {"POST": "full"},
     "/admin/api/v1/members": {**READS, "POST": "full", "DELETE": "full"},
