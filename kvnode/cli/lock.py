@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from kvnode.cli.calls import Finite, call, connected, output_option
+from kvnode.cli.job import REST_S, Job
 from kvnode.cli.keys import shown
 
 if TYPE_CHECKING:
@@ -19,8 +20,13 @@ if TYPE_CHECKING:
 HELD_BY_ANOTHER: Final = 4
 NOT_STARTED: Final = 127
 LOST: Final = 1
-# Ctrl-C reaches a command in the foreground by itself, so that one is passed on only where there is no terminal.
-PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
+# A lock that is known to be gone may have its next holder already: the command has this long for SIGTERM, which is for
+# what it must undo. One whose lease merely cannot be renewed has until the lease can end, a quarter of the ttl.
+LOST_GRACE_S: Final = 0.5
+KILL_MARGIN_S: Final = 0.2  # SIGKILL comes so long before another can hold the lock
+PASSED_ON: Final = (
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH,
+)  # fmt: skip
 
 
 @click.command()
@@ -54,16 +60,23 @@ def lock(
     """Run COMMAND (behind --) while holding the lock NAME, which one holds at a time.
 
     Waits for the lock, renews it while COMMAND runs, passes signals on, releases it and exits as COMMAND did.
-    COMMAND finds the fencing token in KVNODE_LOCK_TOKEN: it rises with every holder. Exit code 4 where the lock was not
-    free within --wait, 1 where it was lost: COMMAND then gets SIGTERM, and SIGKILL before anybody else can hold it.
+    COMMAND finds the fencing token in KVNODE_LOCK_TOKEN: it rises with every holder. What it left running in its
+    process group is ended before the lock is released. Exit code 4 where the lock was not free within --wait, 1 where
+    it was lost: COMMAND and all that it started get SIGTERM, then SIGKILL before another holder can begin; at once
+    where the lock is known to be gone. --timeout is for one question to the cluster.
     """
     if observe == bool(command):
         raise click.UsageError("give either a COMMAND, after --, or --observe")
     given = None if value is None else value.encode("utf-8", "surrogateescape")
     if observe:
         call(url, timeout_s, lambda c: _observe(c.lock(name), output))
-    else:
-        raise SystemExit(call(url, timeout_s, lambda c: _locked(c, name, command, ttl_s, wait_s, given)))
+        return
+    job = Job()  # forks: before there is a loop or a thread
+    try:
+        code = call(url, timeout_s, lambda c: _locked(c, job, name, command, ttl_s, wait_s, given))
+    finally:
+        job.leave()
+    raise SystemExit(code)
 
 
 async def _observe(lock: Lock, output: str) -> None:
@@ -79,7 +92,13 @@ async def _observe(lock: Lock, output: str) -> None:
 
 
 async def _locked(
-    client: Client, name: str, command: tuple[str, ...], ttl_s: int, wait_s: float | None, value: bytes | None
+    client: Client,
+    job: Job,
+    name: str,
+    command: tuple[str, ...],
+    ttl_s: int,
+    wait_s: float | None,
+    value: bytes | None,
 ) -> int:
     lock = client.lock(name, ttl_s=ttl_s, value=value)
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -98,7 +117,7 @@ async def _locked(
         if not await lock.acquire(wait_s):
             print(f"kvnode: The lock {name} is held by {_who(await lock.holder())}.", file=sys.stderr)
             return HELD_BY_ANOTHER
-        return await _run(lock, command)
+        return await _run(lock, job, command)
     except asyncio.CancelledError:
         if not stopped_by:
             raise
@@ -117,56 +136,54 @@ def _who(value: bytes | None) -> str:
     return "nobody any more; try again" if value is None else shown(value.decode("utf-8", "replace"))
 
 
-async def _run(lock: Lock, command: tuple[str, ...]) -> int:
+async def _run(lock: Lock, job: Job, command: tuple[str, ...]) -> int:
+    """Once the lock is held, and its lease was renewed where the answer came late."""
     environment = os.environ | {"KVNODE_LOCK": lock.name, "KVNODE_LOCK_TOKEN": str(lock.token)}
-    try:
-        process = await asyncio.create_subprocess_exec(*command, env=environment)
-    except OSError as e:
-        print(f"kvnode: {command[0]} cannot be run: {e.strerror}.", file=sys.stderr)
+    refused = await job.start(command, environment)
+    if refused is not None:
+        print(f"kvnode: {command[0]} cannot be run: {refused}.", file=sys.stderr)
         return NOT_STARTED
-    _pass_signals_on(process)
-    ended, lost = asyncio.create_task(process.wait()), asyncio.create_task(lock.lost.wait())
+    assert job.ended is not None
+    loop = asyncio.get_running_loop()
+    for number in PASSED_ON:
+        loop.add_signal_handler(number, job.send, number)
+    loop.add_signal_handler(signal.SIGTSTP, _stand_still, lock, job)
+    lost, stopped = asyncio.create_task(lock.lost.wait()), asyncio.create_task(_stop_with(lock, job))
     try:
-        await asyncio.wait((ended, lost), return_when=asyncio.FIRST_COMPLETED)
-        if ended.done():
-            return _exit_code(ended.result())
+        await asyncio.wait((job.ended, lost), return_when=asyncio.FIRST_COMPLETED)
+        if job.ended.done():
+            ending = asyncio.create_task(job.end(REST_S, all_of_it=False))
+            await asyncio.wait((ending, lost), return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():
+                return _exit_code(job.ended.result())
+            ending.cancel()
         print(f"kvnode: The lock {lock.name} was lost: stopping {command[0]}.", file=sys.stderr)
-        _send(process, signal.SIGTERM)
-        await asyncio.wait((ended,), timeout=max(0.0, lock.ends_in_s))
-        _send(process, signal.SIGKILL)
-        await ended
+        if not await job.end(max(LOST_GRACE_S, lock.ends_in_s - KILL_MARGIN_S), all_of_it=True):
+            print(f"kvnode: {command[0]} cannot be killed: look for what hangs in a device.", file=sys.stderr)
         return LOST
     finally:
         lost.cancel()
+        stopped.cancel()
 
 
-def _pass_signals_on(process: asyncio.subprocess.Process) -> None:
-    loop = asyncio.get_running_loop()
-    for number in PASSED_ON:
-        loop.add_signal_handler(number, _send, process, number)
-    loop.add_signal_handler(signal.SIGINT, _interrupted, process)
+def _stand_still(lock: Lock, job: Job) -> None:
+    """Ctrl-Z: nothing renews the lease while this process is stopped, so its command stands still as well."""
+    job.stop()
+    _stop_here(lock, job)
 
 
-def _interrupted(process: asyncio.subprocess.Process) -> None:
-    try:
-        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
-    except OSError:
-        _send(process, signal.SIGINT)
-        return
-    try:
-        if os.tcgetpgrp(terminal) != os.getpgrp():
-            _send(process, signal.SIGINT)
-    except OSError:
-        _send(process, signal.SIGINT)
-    finally:
-        os.close(terminal)
+def _stop_here(lock: Lock, job: Job) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+    if lock.held:  # and otherwise the command never goes on: it is killed as it stands
+        job.go_on()
 
 
-def _send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    try:
-        process.send_signal(number)
-    except ProcessLookupError:
-        pass
+async def _stop_with(lock: Lock, job: Job) -> None:
+    """The command has the terminal, and was stopped there."""
+    while True:
+        await job.stopped.wait()
+        _stop_here(lock, job)
+        await asyncio.sleep(0.05)
 
 
 def _exit_code(status: int) -> int:

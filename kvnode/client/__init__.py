@@ -5,6 +5,7 @@ from kvnode.client.access import Access, Unreachable, Untrusted
 from kvnode.client.client import Client
 from kvnode.client.leases import Lease, Leases
 from kvnode.client.lock import Lock, LockLost
+from kvnode.client.misuse import WrongState, WrongType, WrongValue
 from kvnode.client.records import Batched, Found, Item, Listed, Page, Put, Txn
 from kvnode.client.sync import SyncClient, SyncLock
 from kvnode.client.transactions import delete, delete_prefix, get, put, when
@@ -29,6 +30,9 @@ __all__ = [
     "Txn",
     "Unreachable",
     "Untrusted",
+    "WrongState",
+    "WrongType",
+    "WrongValue",
     "delete",
     "delete_prefix",
     "errors",

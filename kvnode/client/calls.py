@@ -28,6 +28,7 @@ from yarl import URL
 from kvnode import errors
 from kvnode.client.access import OPEN, Access, Unreachable, Untrusted, no_connection
 from kvnode.client.answers import Answer, refusal
+from kvnode.client.misuse import WrongState, WrongValue, seconds, text, urls_in
 
 CONNECT_S: Final = 2.0
 ATTEMPT_S: Final = 6.0  # for one keyed write at one node: a node answers within 5 s, so what takes longer is lost
@@ -49,20 +50,24 @@ JSON: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
 class Calls:
     """A session and the base URLs of a cluster. `timeout_s` bounds each call as a whole, over all nodes and retries."""
 
-    def __init__(self, urls: Sequence[str], timeout_s: float, access: Access = OPEN) -> None:
+    def __init__(self, urls: str | Sequence[str], timeout_s: float, access: Access = OPEN) -> None:
         self._access = access
-        if not urls:
-            raise errors.BadRequest("No node to talk to: give at least one URL.")
-        self.urls = [_checked(url) for url in urls]
-        self.timeout_s = timeout_s
+        self.urls = [_checked(url) for url in urls_in(urls)]
+        if not self.urls:
+            raise WrongValue("No node to talk to: give at least one URL.")
+        self.timeout_s = seconds("timeout_s", timeout_s)
         self._session: aiohttp.ClientSession | None = None
         self._streams: aiohttp.ClientSession | None = None
         self._node_of: dict[str, str] = {}  # URL -> who answered there last; behind a balancer, one of many
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._leader: str | None = None
         self._own_time: set[str] = set()  # URLs that take their own time, whatever Kvnode-Timeout says (0.1.0)
 
     def open(self) -> None:
-        """With the loop running."""
+        """With the loop running, which is the one that all calls are made in."""
+        if self._session is not None:
+            raise WrongState("The client is open already: `async with` it once, and use it inside.")
+        self._loop = asyncio.get_running_loop()
         session = self._access.session(trace_configs=[_tracing()])
         # aiohttp sends a PUT or DELETE a second time by itself when the connection breaks before the answer. A
         # conditional write that was applied would then be told that it failed. There is no public switch.
@@ -73,20 +78,27 @@ class Calls:
 
     async def close(self) -> None:
         if self._session is not None and self._streams is not None:
-            await self._session.close()
-            await self._streams.close()
+            session, streams = self._session, self._streams
             self._session = self._streams = None
+            await session.close()
+            await streams.close()
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        assert self._session is not None, "use `async with Client(...)`"
-        return self._session
+        return self._open(self._session)
 
     @property
     def streams(self) -> aiohttp.ClientSession:
         """For watches, as many as the caller opens."""
-        assert self._streams is not None, "use `async with Client(...)`"
-        return self._streams
+        return self._open(self._streams)
+
+    def _open(self, session: aiohttp.ClientSession | None) -> aiohttp.ClientSession:
+        if session is None:
+            state = "closed" if self._loop is not None else "not open"
+            raise WrongState(f"The client is {state}: use it inside `async with Client(...) as client`.")
+        if self._loop is not asyncio.get_running_loop():
+            raise WrongState("The client is another event loop's: make one in each loop, and use it there alone.")
+        return session
 
     async def call(
         self,
@@ -103,6 +115,7 @@ class Calls:
 
         `attempt_s`: for a keyed write at one node. `in_order`: the first URL first, whoever leads.
         """
+        self._open(self._session)
         clock = asyncio.get_running_loop().time
         patience_s = self.timeout_s if timeout_s is None else timeout_s
         deadline = clock() + patience_s
@@ -255,7 +268,7 @@ def _checked(url: str) -> str:
     except ValueError:
         parsed = URL()
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise errors.BadRequest(f"{url!r} is no URL of a node; write such as http://127.0.0.1:8001.")
+        raise WrongValue(f"{url!r} is no URL of a node; write such as http://127.0.0.1:8001.")
     return url.rstrip("/")
 
 
@@ -275,9 +288,9 @@ def _reason(e: Exception) -> str:
 
 def once(idempotency_key: str | None) -> dict[str, str]:
     """The header under which a write may be sent any number of times; a key of its own where none is given."""
-    key = uuid4().hex if idempotency_key is None else idempotency_key
+    key = uuid4().hex if idempotency_key is None else text("An idempotency key", idempotency_key)
     if not (1 <= len(key) <= IDEMPOTENCY_KEY_CHARS_MAX and key.isascii() and key.isprintable()):
-        raise errors.BadRequest(f"An idempotency key is 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII characters.")
+        raise WrongValue(f"An idempotency key is 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII characters.")
     return {IDEMPOTENCY_KEY: key}
 
 

@@ -15,6 +15,7 @@ from kvnode.client.answers import Answer, cluster_of, error_of, etag_revision, p
 from kvnode.client.calls import JSON, PAUSE_S, RESEND_S, SETTLED, TRY_S_MIN, Calls, json_bytes, once
 from kvnode.client.leases import Leases
 from kvnode.client.lock import TTL_S, Lock
+from kvnode.client.misuse import WrongValue, octets, seconds, text, whole
 from kvnode.client.records import Batched, Item, Listed, Page, Put, Txn, concluded, listed, written
 from kvnode.client.transactions import Entry
 from kvnode.client.watching import Event, watch
@@ -36,8 +37,9 @@ class Client:
     `access`: a token, and whose certificates are trusted.
     """
 
-    def __init__(self, urls: Sequence[str], timeout_s: float = 10.0, *, access: Access = OPEN) -> None:
+    def __init__(self, urls: str | Sequence[str], timeout_s: float = 10.0, *, access: Access = OPEN) -> None:
         self._calls = Calls(urls, timeout_s, access)
+        self.timeout_s = timeout_s
         self.leases = Leases(self._calls)
 
     async def __aenter__(self) -> Self:
@@ -66,17 +68,20 @@ class Client:
         `ttl` in whole seconds, or the id of a `lease`: the key leaves with it; without either it stays.
         `idempotency_key`: the caller's own, 1 to 64 printable ASCII characters, for a put that it may repeat later.
         """
+        data = octets(value)
         headers = {"Content-Type": content_type or "application/octet-stream", **_if_match(if_match)}
         headers |= once(idempotency_key)
         if if_absent:
             headers["If-None-Match"] = "*"
-        leasing = {name: str(given) for name, given in (("ttl", ttl), ("lease", lease)) if given is not None}
-        body = parsed(await self._calls.call("PUT", _key_path(key, **leasing), headers, value))
+        leasing = {
+            name: str(whole(name, given)) for name, given in (("ttl", ttl), ("lease", lease)) if given is not None
+        }
+        body = parsed(await self._calls.call("PUT", _key_path(key, **leasing), headers, bytes(data)))
         return shaped(lambda: written(body))
 
     async def get(self, key: str, consistency: Consistency = "linearizable", *, revision: int | None = None) -> Item:
         """The key's value; raises KeyNotFound. `revision`: as it was then; Compacted where that is forgotten."""
-        then = {} if revision is None else {"revision": str(revision)}
+        then = {} if revision is None else {"revision": str(whole("revision", revision))}
         answer = await self._calls.call(
             "GET", _key_path(key, consistency=consistency, **then), in_order=consistency == "stale"
         )
@@ -101,6 +106,8 @@ class Client:
 
     async def delete_prefix(self, prefix: str, *, idempotency_key: str | None = None) -> int:
         """Removes all keys that begin with `prefix`, which is not empty, in one step; returns how many."""
+        if not text("The prefix", prefix):
+            raise WrongValue("The prefix is empty: it has one character at least.")
         path = "/v1/kv?" + _query({"prefix": prefix})
         body = parsed(await self._calls.call("DELETE", path, once(idempotency_key)))
         return shaped(lambda: int(body["deleted"]))
@@ -117,7 +124,7 @@ class Client:
         consistency: Consistency = "linearizable",
     ) -> Page:
         """One page of keys in byte order, of those in [start, end) where these are given; limit 1 to 1,000."""
-        query = {"prefix": prefix, "limit": str(limit), "consistency": consistency}
+        query = {"prefix": prefix, "limit": str(whole("limit", limit)), "consistency": consistency}
         optional = {"start": start, "end": end, "cursor": cursor, "keys_only": "true" if keys_only else ""}
         query |= {name: given for name, given in optional.items() if given}
         answer = await self._calls.call("GET", "/v1/kv?" + _query(query), in_order=consistency == "stale")
@@ -159,14 +166,19 @@ class Client:
         failure: Sequence[Entry] = (),
         *,
         idempotency_key: str | None = None,
+        timeout_s: float | None = None,
     ) -> Txn:
         """All or nothing, in one revision: `success` where every comparison holds, otherwise `failure`.
 
         The entries are what `when`, `put`, `get`, `delete` and `delete_prefix` make, or their JSON; up to 128 of each.
+        `timeout_s`: for this call, in place of the client's.
         """
         document = {"compare": [*compare], "success": [*success], "failure": [*failure]}
         data = json_bytes(document)
-        body = parsed(await self._calls.call("POST", "/v1/txn", {**JSON, **once(idempotency_key)}, data))
+        if timeout_s is not None:
+            seconds("timeout_s", timeout_s)
+        headers = {**JSON, **once(idempotency_key)}
+        body = parsed(await self._calls.call("POST", "/v1/txn", headers, data, timeout_s=timeout_s))
         return shaped(lambda: concluded(body))
 
     async def batch(self, operations: Sequence[Entry], *, idempotency_key: str | None = None) -> Sequence[Batched]:
@@ -200,12 +212,14 @@ class Client:
     ) -> AsyncIterator[Event]:
         """Every change to one key, or to all that begin with `prefix`, from `from_revision` on (None: from now).
 
-        Goes on across leader changes and lost nodes without a gap or a repetition, for as long as it is iterated; a
-        node that streams nothing within `timeout_s` is given up with all others. Raises Compacted (list, and watch on
-        from the listing's revision + 1), BadRequest, Unavailable.
+        Goes on across leader changes and lost nodes without a gap or a repetition, for as long as it is iterated,
+        without a leader too; the logger `kvnode.client` warns after `timeout_s` of that. Raises Compacted (list, and
+        watch on from the listing's `watch_from`), BadRequest; Unreachable where no node answers at first.
         """
-        query = {"prefix": prefix} if key is None else {"key": key}
-        return watch(self._calls.streams, self._calls.urls, query, from_revision, self._calls.timeout_s)
+        query = {"prefix": text("The prefix", prefix)} if key is None else {"key": text("The key", key)}
+        if from_revision is not None:
+            whole("from_revision", from_revision)
+        return watch(lambda: self._calls.streams, self._calls.urls, query, from_revision, self._calls.timeout_s)
 
     def lock(self, name: str, *, ttl_s: int = TTL_S, value: bytes | None = None) -> Lock:
         """A lock that no two clients hold at a time; `value` is what others see of its holder."""
@@ -294,26 +308,28 @@ def _after(refusal: errors.Unavailable, error: errors.KvnodeError) -> errors.Kvn
 
 
 def _key_path(key: str, **query: str) -> str:
-    if not key:
-        raise errors.BadRequest("The key is empty: it has one character at least.")
+    if not text("The key", key):
+        raise WrongValue("The key is empty: it has one character at least.")
     try:
         path = "/v1/kv/" + quote(key, safe="")
     except UnicodeEncodeError:
-        raise errors.BadRequest("The key is not UTF-8 text.") from None
+        raise WrongValue("The key is not UTF-8 text.") from None
     # A segment of dots alone would be folded by servers and proxies on the way, and quote() leaves dots as they are.
     path = path.replace(".", "%2E") if set(key) == {"."} else path
     return f"{path}?{_query(query)}" if query else path
 
 
 def _query(parameters: Mapping[str, str]) -> str:
+    for name, given in parameters.items():
+        text(f"The {name}", given)
     try:
         return urlencode(parameters, quote_via=quote, safe="")
     except UnicodeEncodeError:
-        raise errors.BadRequest("A prefix or the end of a range is not UTF-8 text.") from None
+        raise WrongValue("A prefix or the end of a range is not UTF-8 text.") from None
 
 
 def _if_match(revision: int | None) -> dict[str, str]:
-    return {} if revision is None else {"If-Match": f'"{revision}"'}
+    return {} if revision is None else {"If-Match": f'"{whole("if_match", revision)}"'}
 
 
 def _number(text: str | None) -> int | None:

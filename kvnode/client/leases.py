@@ -8,6 +8,7 @@ from typing import Any
 
 from kvnode.client.answers import parsed, shaped
 from kvnode.client.calls import ATTEMPT_S, JSON, Calls, json_bytes, once
+from kvnode.client.misuse import whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +33,23 @@ class Leases:
 
     async def grant(self, ttl_s: int) -> Lease:
         """A new lease of `ttl_s` whole seconds. Raises TooManyLeases."""
-        headers, data = {**JSON, **once(None)}, json_bytes({"ttl": ttl_s})
+        headers, data = {**JSON, **once(None)}, json_bytes({"ttl": whole("ttl_s", ttl_s)})
         return _lease(parsed(await self._calls.call("POST", "/v1/leases", headers, data)))
 
     async def keep_alive(self, lease_id: int, *, attempt_s: float = ATTEMPT_S) -> Lease:
         """The whole ttl is before the lease again; once. A node that does not answer gets `attempt_s`."""
-        path = f"/v1/leases/{lease_id}/keepalive"
+        path = f"/v1/leases/{whole('The id of a lease', lease_id)}/keepalive"
         return _lease(parsed(await self._calls.call("POST", path, once(None), attempt_s=attempt_s)))
 
     async def revoke(self, lease_id: int) -> int:
         """Ends the lease and deletes its keys in one revision; returns how many."""
-        body = parsed(await self._calls.call("DELETE", f"/v1/leases/{lease_id}", once(None)))
+        body = parsed(
+            await self._calls.call("DELETE", f"/v1/leases/{whole('The id of a lease', lease_id)}", once(None))
+        )
         return shaped(lambda: int(body["deleted"]))
 
     async def get(self, lease_id: int) -> Lease:
-        return _lease(parsed(await self._calls.call("GET", f"/v1/leases/{lease_id}")))
+        return _lease(parsed(await self._calls.call("GET", f"/v1/leases/{whole('The id of a lease', lease_id)}")))
 
     async def list(self) -> AsyncIterator[Lease]:
         """Every lease, in the order of their ids."""

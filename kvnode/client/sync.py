@@ -1,23 +1,29 @@
 """The client for programs without an event loop: the same calls, which wait for their answer.
 
 One thread runs a loop for all of them, so leases of locks are renewed while the caller does something else, and
-`SyncClient` may be used from several threads.
+`SyncClient` may be used from several threads, and by one process: a child that was forked has the sockets and not the
+thread. Its calls are refused with one sentence, and nothing that it does or frees touches its parent's connections.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import selectors
 import threading
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
 
 from kvnode.client.access import OPEN, Access
 from kvnode.client.client import Client
 from kvnode.client.leases import Lease, Leases
 from kvnode.client.lock import TTL_S, Lock, LockLost
+from kvnode.client.misuse import WrongState
 from kvnode.client.watching import Event
 
+PARENTS: Final = "The client was opened by the process that forked this one: open another one here."
 CANCEL_S = 1.0  # for a call that was broken off to come to its end
 
 P = ParamSpec("P")
@@ -28,12 +34,21 @@ class Loop:
     """An event loop in a thread of its own."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
+        self._selector = selectors.DefaultSelector()
+        self._loop = asyncio.SelectorEventLoop(self._selector)
+        self.is_parents = False  # this process was forked: the thread is not here, the sockets are
+        _LOOPS.add(self)
         self._thread = threading.Thread(target=self._loop.run_forever, name="kvnode-client", daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """What the coroutine returns or raises; Ctrl-C while it runs ends it."""
+        if self.is_parents:
+            work.close()
+            raise WrongState(PARENTS)
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise WrongState("A SyncClient waits: call it from another thread than its own loop's.")
         ended = threading.Event()
 
         async def whole() -> T:
@@ -57,12 +72,41 @@ class Loop:
             while (found := self.run(_next(source, end))) is not end:
                 yield found
         finally:
-            self.run(cast("AsyncGenerator[T]", source).aclose())
+            if not self.is_parents:
+                self.run(cast("AsyncGenerator[T]", source).aclose())
+
+    def left_behind(self) -> None:
+        """In a child that was forked.
+
+        What polls the sockets is shared with the parent: an object that is freed here would take the parent's sockets
+        out of it. It is replaced here by a file that takes no such orders, which asyncio passes over in silence.
+        """
+        self.is_parents = True
+        self._loop.set_exception_handler(lambda *_: None)  # that the parent's sessions are not closed here is right
+        polls = getattr(self._selector, "fileno", None)  # select(2) has none, and shares nothing
+        if polls is not None:
+            nothing = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nothing, polls(), inheritable=False)
+            os.close(nothing)
 
     def close(self) -> None:
+        if self.is_parents:
+            return
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+_LOOPS: weakref.WeakSet[Loop] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for loop in list(_LOOPS):
+        loop.left_behind()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 async def _next(source: AsyncIterator[T], end: T) -> T:
@@ -107,18 +151,42 @@ class SyncLeases:
 class SyncClient:
     """`Client`, waiting: the same arguments, results and errors. Use as a context manager."""
 
-    def __init__(self, urls: Sequence[str], timeout_s: float = 10.0, *, access: Access = OPEN) -> None:
+    def __init__(self, urls: str | Sequence[str], timeout_s: float = 10.0, *, access: Access = OPEN) -> None:
         self.client = Client(urls, timeout_s, access=access)
 
+        self._loop: Loop | None = None
+        self._closed = False
+
+    @property
+    def loop(self) -> Loop:
+        """Where the calls run. Raises WrongState outside of the context."""
+        if self._loop is None:
+            state = "closed" if self._closed else "not open"
+            raise WrongState(f"The client is {state}: use it inside `with SyncClient(...) as client`.")
+        return self._loop
+
+    @property
+    def leases(self) -> SyncLeases:
+        """As `Client.leases`."""
+        return SyncLeases(self.loop, self.client.leases)
+
     def __enter__(self) -> Self:
-        self.loop = Loop()
-        self.leases = SyncLeases(self.loop, self.client.leases)
-        self.loop.run(self.client.__aenter__())
+        if self._loop is not None:
+            raise WrongState("The client is open already: `with` it once, and use it inside.")
+        loop = Loop()
+        try:
+            loop.run(self.client.__aenter__())
+        except BaseException:
+            loop.close()
+            raise
+        self._loop = loop
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.loop.run(self.client.__aexit__())
-        self.loop.close()
+        loop, self._loop, self._closed = self._loop, None, True
+        if loop is not None and not loop.is_parents:
+            loop.run(self.client.__aexit__())
+            loop.close()
 
     put = _waiting(Client.put)
     get = _waiting(Client.get)
@@ -158,7 +226,7 @@ class SyncLock:
 
     @property
     def held(self) -> bool:
-        return self._lock.held
+        return self._lock.held and not self._loop.is_parents  # whose forks must not both believe in it
 
     def acquire(self, wait_s: float | None = None) -> bool:
         return self._loop.run(self._lock.acquire(wait_s))
@@ -171,6 +239,8 @@ class SyncLock:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
+        if self._loop.is_parents:
+            return  # the parent holds it, and goes on holding it
         lost = not self.held
         self.release()
         if lost and kind is None:

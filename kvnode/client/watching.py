@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from base64 import b64decode
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from random import uniform
 from typing import Any, Final, cast
 from urllib.parse import quote, urlencode
 
@@ -18,13 +20,18 @@ import aiohttp
 from yarl import URL
 
 from kvnode import errors
-from kvnode.client.access import no_connection
+from kvnode.client.access import Unreachable, Untrusted, no_connection
 from kvnode.client.answers import Answer, refusal, shaped
 
 CONNECT_S: Final = 2.0
 SILENCE_S: Final = 25.0  # a node sends something every 10 s: one that missed two heartbeats is gone
-PAUSE_S: Final = 0.1  # between two rounds over all nodes
+# Between two rounds over all nodes: the first short against an election; a watch may wait for a day for a cluster that
+# is down, so the last is no burden to one that comes up.
+PAUSE_S: Final = 0.1
+PAUSE_S_MAX: Final = 2.0
 EVENT_BYTES_MAX: Final = 256 * 1_048_576  # of one revision: what claims to be longer is not a node
+
+log: Final = logging.getLogger("kvnode.client")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,7 @@ class Event:
 
 
 async def watch(
-    session: aiohttp.ClientSession,
+    session: Callable[[], aiohttp.ClientSession],
     urls: Sequence[str],
     query: Mapping[str, str],
     revision: int | None,
@@ -49,35 +56,57 @@ async def watch(
 ) -> AsyncIterator[Event]:
     """Every change from `revision` on (None: from now), until the caller stops listening.
 
-    Raises Compacted when no node knows any more what comes next, BadRequest, and whatever the last node said once
-    `patience_s` have passed without any of them streaming.
+    Goes on for ever, without a leader too, once any node has answered. Raises Unreachable where none has within
+    `patience_s`, Untrusted at once where TLS fails with all; Compacted when no node knows what comes next, or those
+    that may know are not there for `patience_s`; and refusals that time does not mend (BadRequest, no right to it).
     """
     clock = asyncio.get_running_loop().time
     gone: dict[str, errors.Compacted] = {}
-    heard_at, turn = clock(), 0
+    untrusted: set[str] = set()
+    heard_at, turn, answered, warned = clock(), 0, False, False
+    pause_s = PAUSE_S
     while True:
         url = urls[turn % len(urls)]
         failure: errors.KvnodeError = errors.Unavailable(f"{url} ended the watch.")
         try:
             # That a node begins to stream is not enough: it may have to say at once that it cannot.
-            async for newest, events in _stream(session, url, query, revision):
+            async for newest, events in _stream(session(), url, query, revision):
                 if revision is None or newest >= revision:
                     gone.clear()
                 revision = newest + 1
                 for event in events:
                     yield event
-                heard_at = clock()  # however long the caller took
+                heard_at, answered, warned, pause_s = clock(), True, False, PAUSE_S  # however long the caller took
         except errors.Compacted as e:
             gone[url] = failure = e
+            answered = True
             if len(gone) == len(set(urls)):
                 raise
-        except errors.Unavailable as e:
+        except Untrusted as e:
+            untrusted.add(url)
+            if not answered and untrusted == set(urls):
+                raise
             failure = e
+        except Unreachable as e:
+            failure = e
+        except errors.Unavailable as e:
+            failure, answered = e, True
+        except errors.Definite as e:
+            if e.code != errors.TooManyRequests.code:
+                raise
+            failure, answered = e, True
         turn += 1
         if clock() - heard_at >= patience_s:
-            raise failure
+            if gone:
+                raise next(iter(gone.values()))
+            if not answered:
+                raise failure
+            if not warned:
+                warned = True
+                log.warning("No node has streamed for %.0f s, trying on: %s", clock() - heard_at, failure.message)
         if turn % len(urls) == 0:
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(pause_s * uniform(0.75, 1.25))
+            pause_s = min(PAUSE_S_MAX, 2 * pause_s)
 
 
 async def _stream(
@@ -109,7 +138,7 @@ async def _stream(
                 elif not kind and opened:
                     yield newest, []
                 opened = True
-    except aiohttp.ClientSSLError as e:
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as e:
         raise no_connection(url, e) from None
     except (aiohttp.ClientError, TimeoutError, OSError):
         raise errors.Unavailable(f"{url} does not answer, or the connection to it broke.") from None

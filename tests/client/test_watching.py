@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 
 import pytest
@@ -78,3 +79,23 @@ async def test_a_node_that_only_says_that_it_forgot_does_not_keep_a_watch_waitin
     async with scripted(always(stream(b": on\n\n" + GONE, 4))) as node, Client([node.url, dead], 0.5) as client:
         with pytest.raises((errors.Compacted, errors.Unavailable)):
             await told(client, 1, 5)
+
+
+NO_LEADER = Reply(503, b'{"error":"no_leader","message":"None."}')
+
+
+@pytest.mark.parametrize("reply", [NO_LEADER, Reply(503, b"<html></html>"), None])
+async def test_a_watch_waits_for_a_leader_longer_than_a_call_would(
+    reply: Reply | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    replies = [reply] * 6
+
+    async def script(asked: Asked) -> Reply | None:
+        return replies.pop() if replies else stream(delete("a", 1))
+
+    async with scripted(script) as node, Client([node.url], 0.1) as client:
+        async with asyncio.timeout(30):
+            assert await told(client, 1, 1) == [("a", 1)]
+    assert [each.name for each in caplog.records if each.name != "aiohttp.server"] == [
+        "kvnode.client"
+    ]  # once, not for each try

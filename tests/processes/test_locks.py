@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pty
+import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,3 +198,158 @@ async def test_the_cli_prints_the_holder(urls: str) -> None:
     finally:
         process.kill()
         await process.wait()
+
+
+# --- the command, as a whole ----------------------------------------------------------------------------
+
+# A command, its child, one in a session of its own, and one whose parent has gone: none of them ends by SIGTERM.
+FAMILY = """
+import os, signal, subprocess, sys, time
+def live(name):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with open(f"{sys.argv[1]}/{name}.part", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(f"{sys.argv[1]}/{name}.part", f"{sys.argv[1]}/{name}")
+    time.sleep(60)
+if os.fork() == 0:
+    live("child")
+if os.fork() == 0:
+    os.setsid()
+    live("session")
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        live("orphan")
+    os._exit(0)
+live("command")
+"""
+MEMBERS = ("command", "child", "session", "orphan")
+
+
+def family(folder: Path) -> list[int]:
+    """The pids of all four, once they run."""
+    wait_until(lambda: all((folder / name).exists() for name in MEMBERS), 20, "the whole family to run")
+    return [int((folder / name).read_text()) for name in MEMBERS]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("loss", ["deleted", "overwritten"])
+def test_what_a_command_started_ends_at_once_when_the_key_is_gone(urls: str, tmp_path: Path, loss: str) -> None:
+    process = start(urls, loss, sys.executable, "-c", FAMILY, str(tmp_path), ttl_s=60, caught=True)
+    pids = family(tmp_path)
+    lost_at = time.monotonic()
+    change = ("delete", f"locks/{loss}") if loss == "deleted" else ("put", f"locks/{loss}", "mine now")
+    assert kvnode(*change, "--url", urls).code == 0
+    wait_until(lambda: not any(map(is_alive, pids)), 10, "all of it to end")
+    assert time.monotonic() - lost_at < 5  # the ttl is 60 s: it was noticed, not waited for
+    _, err = process.communicate(timeout=10)
+    assert (process.returncode, is_one_sentence(err.decode())) == (1, True)
+
+
+def test_a_killed_holder_leaves_nothing_running(urls: str, tmp_path: Path) -> None:
+    process = start(urls, "nine", sys.executable, "-c", FAMILY, str(tmp_path))
+    pids = family(tmp_path)
+    process.kill()
+    process.wait(10)
+    # Long before its lease ends and the next holder begins.
+    wait_until(lambda: not any(map(is_alive, pids)), 2, "all of it to end")
+
+
+def test_a_killed_guardian_takes_the_command_with_it(urls: str, tmp_path: Path) -> None:
+    process = start(urls, "guard", sys.executable, "-c", FAMILY, str(tmp_path))
+    pids = family(tmp_path)
+    guardian = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
+    assert guardian != process.pid
+    os.kill(guardian, signal.SIGKILL)
+    assert process.wait(10) == 128 + signal.SIGKILL
+    assert not is_alive(pids[0])
+    assert not is_alive(pids[1])
+    for pid in pids[2:]:  # in sessions of their own: nothing finds them without the guardian, as job.py says
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_what_a_command_left_in_its_group_ends_before_the_lock_is_free(urls: str, tmp_path: Path) -> None:
+    left = tmp_path / "left"
+    done = kvnode("lock", "--url", urls, "rest", "--", "sh", "-c", f"sleep 50 & echo $! >{left}; exit 5")
+    assert done.code == 5
+    assert not is_alive(int(left.read_text()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_reach_the_whole_group(urls: str, tmp_path: Path, number: signal.Signals) -> None:
+    ready = tmp_path / "ready"
+    # The shell waits for its child, so what ends it is that the child hears the signal as well.
+    script = f"trap 'exit 9' {number.name[3:]}; echo >{ready}; sleep 50"
+    process = start(urls, "group", "sh", "-c", script)
+    wait_until(ready.exists, 20, "the command to run")
+    process.send_signal(number)
+    assert process.wait(10) == 9
+
+
+def test_a_command_has_the_terminal_and_its_ctrl_c(urls: str) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        script = (
+            'read line; echo "read $line."; trap "echo caught; exit 4" INT; echo waiting; while :; do sleep 0.1; done'
+        )
+        os.execve(sys.executable, [*COMMAND, "lock", "--url", urls, "tty", "--", "sh", "-c", script], environment())
+    shown = bytearray()
+    try:
+        os.write(terminal, b"hello\n")
+        _read_until(terminal, shown, b"waiting")
+        assert b"read hello." in shown
+        os.write(terminal, b"\x03")
+        _read_until(terminal, shown, b"caught")
+        _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 4
+    finally:
+        os.close(terminal)
+
+
+def _read_until(terminal: int, shown: bytearray, text: bytes) -> None:
+    deadline = time.monotonic() + 20
+    while text not in shown:
+        assert time.monotonic() < deadline, shown
+        if select.select([terminal], [], [], 0.1)[0]:
+            shown += os.read(terminal, 4096)
+
+
+async def test_a_key_that_is_gone_ends_the_block_at_once(urls: str) -> None:
+    async with Client([urls]) as client:
+
+        async def hold(is_deleted: bool) -> None:
+            async with client.lock("watched", ttl_s=60) as held:
+                await (client.delete(held.key) if is_deleted else client.put(held.key, b"mine now"))
+                await asyncio.wait_for(asyncio.sleep(60), 20)
+
+        for is_deleted in (True, False):
+            began = time.monotonic()
+            with pytest.raises(LockLost):
+                await hold(is_deleted)
+            assert time.monotonic() - began < 5
+            await client.delete_prefix("locks/watched")
+
+
+async def test_a_lock_is_waited_for_longer_than_a_call_while_there_is_no_leader(cluster: Cluster) -> None:
+    urls = [cluster.url(name) for name in cluster.nodes]
+    gone = cluster.followers()
+    for name in gone:
+        cluster.freeze(name)
+    async with Client(urls, 0.5) as client:
+        lock = client.lock("patient")
+        waiting = asyncio.create_task(lock.acquire())
+        watching = asyncio.create_task(anext(client.watch(key="locks/patient")))
+        await asyncio.wait((waiting, watching), timeout=4)  # eight times what a call may take
+        assert not waiting.done()
+        assert not watching.done()
+        for name in gone:
+            cluster.thaw(name)
+        assert await asyncio.wait_for(waiting, 20)
+        watching.cancel()
+        await lock.release()
