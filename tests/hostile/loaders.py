@@ -271,7 +271,7 @@ class Fuzz:
             self.seen[f"{way}: refused"] += 1
             return
         self.seen[f"{way}: accepted"] += 1
-        self._check(loaded)
+        self._check(loaded, twin=rng.random() < 0.3)
 
     def _load(self, way: str, chunks: list[bytes], revision: int, items: int) -> KeyValueStore:
         if way == "snapshot":
@@ -288,17 +288,19 @@ class Fuzz:
             raise ValueError(result.reason)
         return store
 
-    def _check(self, store: KeyValueStore) -> None:
+    def _check(self, store: KeyValueStore, twin: bool) -> None:
+        """`twin`: a store that was loaded again goes through the same, which doubles the work."""
         other = reloaded(store)
         for command in self.commands:
             result = store.apply(command)
             self._no_failure(store)
-            if other.apply(command) != result:
+            if twin and other.apply(command) != result:
                 raise Failed(f"a store that was loaded again answers {command!r} otherwise")
             self.seen["commands"] += 1
             if isinstance(result, Invalid) and command[0] != TOKEN_CREATE:
                 self.seen[f"invalid: {result.reason}"] += 1
-        if list(other.view().chunks()) != list(reloaded(store).view().chunks()):
+        again = reloaded(store)
+        if twin and list(other.view().chunks()) != list(again.view().chunks()):
             raise Failed("two stores that began and went on alike differ")
 
     @staticmethod
