@@ -20,9 +20,10 @@ FUZZ_ARGS ?=
 BENCH_ARGS ?=
 DEV_ARGS ?=
 CHAOS_ARGS ?=
+LOADERS_ARGS ?=
 ROLLING_ARGS ?=
 
-.PHONY: help setup haproxy proxies dev test lint format fuzz chaos pages rolling bench cost bench-failover bench-million compose-up compose-up-secure compose-down compose-test clean
+.PHONY: help setup haproxy proxies dev test lint format fuzz hostile-loaders chaos pages rolling bench cost bench-failover bench-million compose-up compose-up-secure compose-down compose-test clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -76,6 +77,9 @@ format: $(STAMP) ## puts the code into the one format
 
 fuzz: $(STAMP) ## thousands of simulated schedules; a failure prints the seed that repeats it
 	$(BIN)/python -m tests.simulation.fuzz $(FUZZ_ARGS)
+
+hostile-loaders: $(STAMP) ## a million crafted backups and snapshots: each is refused, or as good as any (half an hour)
+	$(BIN)/python -m tests.hostile.loaders --count 1000000 $(LOADERS_ARGS)
 
 chaos: $(STAMP) ## real nodes under load, killed, frozen, cut off, out of disk; nothing may be lost
 	$(BIN)/python -m tests.chaos.run $(CHAOS_ARGS)

@@ -173,7 +173,8 @@ class KeyValueStore:
             if len(self.failures) < FAILURES_KEPT:
                 self.failures.append(error)
             return Invalid(revision, FAILED)
-        self._settle()
+        if self._before or self.leases.before:
+            self._settle()
         return result
 
     def _apply_in_steps(self, command: list[Any], kind: int) -> Result:

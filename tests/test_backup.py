@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from pathlib import Path
 
+import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from kvnode.changes import CHANGE_REPLACED
 from kvnode.commands import REPLACE
 from kvnode.errors import TooLarge
 from kvnode.http.restore import _command
+from kvnode.outcomes import Outcomes
 from kvnode.results import Invalid, Replaced, Written
 from kvnode.store import KeyValueStore
 
@@ -108,3 +110,21 @@ def test_more_keys_than_a_loop_can_load_between_two_elections_are_for_a_new_clus
     monkeypatch.setattr("kvnode.http.restore.ITEMS_MAX", 49)
     with pytest.raises(TooLarge, match="up to 49 keys"):
         _command(data)
+    store = store_of(0)
+    for _ in range(60):
+        store.apply([5, 60])  # a lease takes a node as long as a key
+    with pytest.raises(TooLarge, match="49 keys, as many leases"):
+        _command(b"".join(backup.pieces(store.view(), "c1")))
+
+
+def test_what_a_running_cluster_does_not_take_over_is_not_sent_to_its_nodes() -> None:
+    store = store_of(20)
+    for number in range(1_500):  # three chunks
+        store.apply([1, "once", b"1", "", None, f"request-{number}"])
+    command, revision = _command(b"".join(backup.pieces(store.view(), "c1")))
+    contents = KeyValueStore()
+    assert contents.apply(msgpack.unpackb(command)) == Replaced(revision + 1, len(store))
+    assert list(contents.walk("", None)) == list(store.walk("", None))
+    assert contents.leases.ids(0, 9) == store.leases.ids(0, 9)
+    store._outcomes = Outcomes()
+    assert len(command) == len(_command(b"".join(backup.pieces(store.view(), "c1")))[0])

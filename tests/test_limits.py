@@ -131,6 +131,8 @@ def test_a_small_command_cannot_fill_the_memory() -> None:
         b"\x91" * 600 + b"\xc4\x00",
         b"\xdd\xff\xff\xff\xff",
         b"\x91\xc6\xff\xff\xff\xff",
+        msgpack.packb([b"\x91" * 100_000 + b"\x90"]),
+        msgpack.packb([b"\xdc\x10\x00" * 300]),
     ):
         packed = zlib.compress(contents)
         store = KeyValueStore()
@@ -226,7 +228,7 @@ def test_apply_answers_every_transaction_of_hostile_values() -> None:
 
 
 def test_crafted_files_are_refused_or_as_good_as_any() -> None:
-    """The short run of `python -m tests.hostile.loaders`; OPERATIONS.md names the long one."""
+    """The short run of `make hostile-loaders`."""
     seen = loaders.run(1_500, 1)
     assert sum(count for what, count in seen.items() if what.endswith("accepted")) > 300, seen
     assert sum(count for what, count in seen.items() if what.endswith("refused")) > 500, seen

@@ -24,7 +24,8 @@ from kvnode.limits import CONTENTS_BYTES_MAX, REPLACE_BYTES_MAX
 from kvnode.results import Replaced
 
 PATH: Final = "/admin/api/v1/restore"
-# Each node loads them in its loop, in less than the shortest election timeout: these take half a second.
+# Keys, and as many leases. Each node loads them in its loop, in less than the shortest election timeout: so many keys
+# take half a second.
 ITEMS_MAX: Final = 131_072
 
 
@@ -52,12 +53,27 @@ def _command(data: bytes) -> tuple[bytes, int]:
         head, chunks = backup.chunks_of(data)
     except backup.Damaged as damage:
         raise BadRequest(f"This is no whole backup ({damage}): nothing was restored; use another one.") from None
+    chunks, leases = _keys_and_leases(chunks)
     packed = packed_contents(chunks)
-    if len(packed) > REPLACE_BYTES_MAX or head.items > ITEMS_MAX:
+    if len(packed) > REPLACE_BYTES_MAX or head.items > ITEMS_MAX or leases > ITEMS_MAX:
         raise TooLarge(
-            f"A running cluster takes a backup of up to {ITEMS_MAX:,} keys and {REPLACE_BYTES_MAX >> 20} MiB, once "
-            f"compressed: this one has {head.items:,} and {len(packed) / 1_048_576:.1f}; make a new cluster of it with "
-            "'kvnode restore --data-dir'."
+            f"A running cluster takes a backup of up to {ITEMS_MAX:,} keys, as many leases, and "
+            f"{REPLACE_BYTES_MAX >> 20} MiB, once compressed: this one has {head.items:,}, {leases:,} and "
+            f"{len(packed) / 1_048_576:.1f}; make a new cluster of it with 'kvnode restore --data-dir'."
         )
     command: bytes = msgpack.packb((REPLACE, packed), use_bin_type=True)
     return command, head.revision
+
+
+def _keys_and_leases(chunks: list[bytes]) -> tuple[list[bytes], int]:
+    """A backup's chunks without the outcomes of idempotency keys, which a running cluster keeps its own of: each node
+    would load them in its loop for nothing. And how many leases are left."""
+    header = msgpack.unpackb(chunks[0])
+    outcomes, leases = ([*header[3:5], 0, 0])[:2]
+    first = 1
+    while outcomes:
+        outcomes -= len(msgpack.unpackb(chunks[first]))
+        first += 1
+    if len(header) > 3:
+        header[3] = 0
+    return [msgpack.packb(header, use_bin_type=True), *chunks[first:]], leases

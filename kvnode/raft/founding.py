@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from kvnode.errors import StartupError
+from kvnode.limits import COUNTER_MAX
 from kvnode.raft import identity
 from kvnode.raft.disk import Directory
 from kvnode.raft.identity import Claim
@@ -18,7 +20,12 @@ from kvnode.store import KeyValueStore
 def found(
     path: Path, claimed: Claim, index: int, term: int, vote_term: int, alone: Configuration, store: KeyValueStore
 ) -> None:
-    """Writes the directory: `store` as the state after entry `index` of `term`, no vote cast yet in `vote_term`."""
+    """Writes the directory: `store` as the state after entry `index` of `term`, no vote cast yet in `vote_term`.
+
+    Raises StartupError, before anything is written, where a leap took a counter too far for a node to load.
+    """
+    if max(store.revision, store.leases.last_id) > COUNTER_MAX:
+        raise StartupError(f"Revisions and lease ids end at {COUNTER_MAX}: leap over fewer of them.")
     target = Directory(path)
     try:
         identity.write(target, claimed)
