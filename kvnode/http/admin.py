@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,7 +11,6 @@ from aiohttp import web
 
 from kvnode.errors import BadRequest
 from kvnode.http.answer import Answer, json_answer
-from kvnode.http.body import read_body
 from kvnode.http.document import read_object
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
@@ -90,16 +88,7 @@ def _force(document: Mapping[str, Any]) -> bool:
 
 async def _transfer_target(request: web.BaseRequest) -> str | None:
     """The node that is to lead, None where the body leaves the choice to the leader."""
-    body = await read_body(request, REQUEST_BYTES_MAX)
-    if not body.strip():
-        return None
-    try:
-        document: Any = json.loads(body)
-    except (ValueError, RecursionError):
-        raise BadRequest("The body is not JSON.") from None
-    if not isinstance(document, dict) or not set(document) <= {"to"}:
-        raise BadRequest('The body is a JSON object with "to" at most.')
-    to = document.get("to")
+    to = (await read_object(request, REQUEST_BYTES_MAX, frozenset(("to",)), optional=True)).get("to")
     if to is not None and (not isinstance(to, str) or not to):
         raise BadRequest('"to" is the id of a node.')
     return to

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import TYPE_CHECKING, Final, cast
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -12,7 +12,15 @@ from kvnode.deadline import remaining_s
 from kvnode.errors import BadRequest, TooLarge, UnsupportedMediaType
 from kvnode.http.credentials import check_still_admitted
 
+if TYPE_CHECKING:
+    from kvnode.http.connection import Connection
+
 BODY_DEADLINE_S: Final = 30.0
+
+
+def connection_of(request: web.BaseRequest) -> Connection:
+    """The connection that a request came on: `Server` makes no others."""
+    return cast("Connection", request.protocol)
 
 
 def whole_body(request: web.BaseRequest, bytes_max: int) -> bytes | None:

@@ -112,6 +112,10 @@ class Connection(web.RequestHandler):
         self.host: str | None = "\n"
 
     @property
+    def budgets(self) -> Budgets:
+        return self._app.budgets
+
+    @property
     def address(self) -> str:
         """The client's, by the connection itself or by what its balancer said in front of it."""
         if not self._named and isinstance(self.peername, tuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -11,7 +10,7 @@ from aiohttp import web
 from kvnode import values
 from kvnode.errors import BadRequest
 from kvnode.http.answer import Answer, json_answer
-from kvnode.http.body import read_body
+from kvnode.http.document import read_object
 from kvnode.http.group import Group
 from kvnode.http.paths import Query, decode
 from kvnode.http.route import Endpoint, Methods
@@ -20,7 +19,7 @@ from kvnode.values import HostPort, Malformed
 
 PATH: Final = "/admin/api/v1/members"
 REQUEST_BYTES_MAX: Final = 65_536
-_FIELDS: Final = {"id", "raft", "http", "learner", "moved", "force"}
+_FIELDS: Final = frozenset(("id", "raft", "http", "learner", "moved", "force"))
 
 
 def routes(group: Group) -> dict[str, Methods]:
@@ -28,14 +27,15 @@ def routes(group: Group) -> dict[str, Methods]:
         return _answer(group.membership())
 
     async def add(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        document = await _document(request)
+        document = await read_object(request, REQUEST_BYTES_MAX, _FIELDS, optional=True)
         node_id, address = _node_id(document.get("id")), _address(document.get("raft"))
         url, learner, moved = _url(document.get("http")), _flag(document, "learner"), _flag(document, "moved")
         return _answer(await group.add_member(node_id, address, url, learner, moved))
 
     async def remove(request: web.BaseRequest, rest: str, query: str) -> Answer:
         """The member is named in the path, in the query as `id`, or in the body."""
-        document, parameters = await _document(request), Query(query)
+        document = await read_object(request, REQUEST_BYTES_MAX, _FIELDS, optional=True)
+        parameters = Query(query)
         node_id = decode(rest, "member") if rest else parameters.get("id") or document.get("id")
         force = parameters.flag("force") or _flag(document, "force")
         return _answer(await group.remove_member(_node_id(node_id), force))
@@ -52,19 +52,6 @@ def routes(group: Group) -> dict[str, Methods]:
 
 def _answer(membership: Membership) -> Answer:
     return json_answer(200, asdict(membership))
-
-
-async def _document(request: web.BaseRequest) -> dict[str, Any]:
-    body = await read_body(request, REQUEST_BYTES_MAX)
-    if not body.strip():
-        return {}
-    try:
-        document: Any = json.loads(body)
-    except (ValueError, RecursionError):
-        raise BadRequest("The body is not JSON.") from None
-    if not isinstance(document, dict) or not set(document) <= _FIELDS:
-        raise BadRequest(f"The body is a JSON object with {', '.join(sorted(_FIELDS))} at most.")
-    return document
 
 
 def _node_id(value: object) -> str:

@@ -7,7 +7,6 @@ noted in the replicated state until it would have been over.
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from typing import Any, Final
@@ -18,8 +17,8 @@ from kvnode.commands import EndSession
 from kvnode.errors import BadRequest, Forbidden, Starting, Unauthorized, Unavailable
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.audit import Noted
-from kvnode.http.body import read_body
 from kvnode.http.credentials import Admission, Credentials, cookie_name, shown
+from kvnode.http.document import read_object
 from kvnode.http.door import SESSION_PATH as PATH
 from kvnode.http.group import Group
 from kvnode.http.route import Methods
@@ -118,13 +117,7 @@ def _shown(known: SessionKeys, status: RaftStatus) -> dict[str, Any]:
 
 
 async def _grace_s(request: web.BaseRequest) -> int:
-    body = await read_body(request, REQUEST_BYTES_MAX)
-    try:
-        document: Any = json.loads(body) if body.strip() else {}
-    except (ValueError, RecursionError):
-        raise BadRequest("The body is not JSON.") from None
-    if not isinstance(document, dict) or not set(document) <= {"grace_s"}:
-        raise BadRequest('The body is a JSON object with "grace_s" at most.')
+    document = await read_object(request, REQUEST_BYTES_MAX, frozenset(("grace_s",)), optional=True)
     grace_s = document.get("grace_s", GRACE_S)
     if type(grace_s) is not int or not 0 <= grace_s <= SESSION_GRACE_S_MAX:
         raise BadRequest(f'"grace_s" is a whole number of seconds, 0 to {SESSION_GRACE_S_MAX}.')

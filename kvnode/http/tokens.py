@@ -6,7 +6,6 @@ A token is made on the node that is asked, which shows it once: what goes into t
 from __future__ import annotations
 
 import hashlib
-import json
 import secrets
 import time
 from typing import Any, Final
@@ -17,7 +16,7 @@ from kvnode.commands import CreateToken, RevokeToken
 from kvnode.errors import BadRequest, Conflict, TokenNotFound, TooManyTokens
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.audit import Noted
-from kvnode.http.body import read_body
+from kvnode.http.document import read_object
 from kvnode.http.group import Group
 from kvnode.http.paths import decode
 from kvnode.http.route import Methods
@@ -83,13 +82,7 @@ def _refuse_taken(name: str, taken: bool) -> None:
 
 async def _wanted(request: web.BaseRequest) -> tuple[str, str]:
     """The name and the role of the token to make."""
-    body = await read_body(request, REQUEST_BYTES_MAX)
-    try:
-        document: Any = json.loads(body)
-    except (ValueError, RecursionError):
-        raise BadRequest("The body is not JSON.") from None
-    if not isinstance(document, dict) or not set(document) <= {"name", "role"}:
-        raise BadRequest('The body is a JSON object with "name" and "role".')
+    document = await read_object(request, REQUEST_BYTES_MAX, frozenset(("name", "role")))
     name, role = document.get("name"), document.get("role")
     fault = text_fault("token's name", name, 1, TOKEN_NAME_BYTES_MAX)
     if fault is not None or not str(name).isprintable():

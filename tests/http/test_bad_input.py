@@ -5,6 +5,9 @@ The operations and their parameters are those of /openapi.json, which has them a
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
 from kvnode.http.openapi.operation import JSON
@@ -133,3 +136,61 @@ async def test_a_bad_body_is_refused_and_changes_nothing(used: Served, route: st
     large = await used.ask(method, path, {"Content-Length": str(8 * 1_048_576 + 1)})
     assert (large.status, large.json["error"]) == (413, "too_large")
     assert (used.group.store.revision, used.group.proposals, used.group.changes) == (*before, [])
+
+
+BATCH = 1_048_576
+HOSTILE = {
+    "empty objects": (b'{"operations":[' + b"{}," * (BATCH // 3) + b"{}]}", 413),
+    "nested objects": (b'{"operations":[' + b'{"a":{}},' * (BATCH // 9) + b"{}]}", 413),
+    "many names": (b"{" + b",".join(b'"%x":1' % number for number in range(50_000)) + b"}", 413),
+    "empty strings": (b'{"operations":[' + b'"",' * (BATCH // 3) + b'""]', 413),
+    "small numbers": (b'{"operations":[' + b"1e1," * (BATCH // 4) + b"1]}", 413),
+    "elements behind escaped quotes": (b'{"operations":["' + b"\\\\" * 99 + b'"' + b",1" * 40_000 + b"]}", 413),
+    "a deep nest": (b"[" * 20_000, 400),
+    "a long number": (b'{"operations":[' + b"1" * BATCH + b"]}", 400),
+    "not a number": (b'{"operations":[NaN]}', 400),
+    "infinity": (b'{"operations":[-Infinity]}', 400),
+    "a name twice": (b'{"operations":[],"operations":[{"delete":{"key":"a"}}]}', 400),
+    "a name twice inside": (b'{"operations":[{"delete":{"key":"a","key":"b"}}]}', 400),
+    "a lone surrogate": (b'{"operations":[{"delete":{"key":"\\ud800"}}]}', 400),
+    "no UTF-8": (b'{"operations":[{"delete":{"key":"\xff"}}]}', 400),
+    "a zero byte": (b'{"operations":[]}\0', 400),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+async def test_json_is_bounded_before_it_is_parsed(node: Served, what: str) -> None:
+    body, status = HOSTILE[what]
+    refused = await node.ask("POST", "/v1/batch", body=body)
+    code = {400: "bad_request", 413: "too_large"}[status]
+    assert (refused.status, refused.json["error"], refused.json["outcome"]) == (status, code, "not_applied")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/txn"),
+        ("POST", "/v1/leases"),
+        ("POST", "/admin/api/v1/tokens"),
+        ("POST", "/admin/api/v1/members"),
+        ("DELETE", "/admin/api/v1/members"),
+        ("POST", "/admin/api/v1/leader/transfer"),
+        ("POST", "/admin/api/v1/session-key/rotate"),
+    ],
+)
+async def test_every_body_is_read_by_the_same_rules(node: Served, method: str, path: str) -> None:
+    for body in (b'{"to":"n1","to":"n2"}', b"[" * 4_000, b'{"ttl":' + b"1" * 3_000 + b"}", b'{"ttl":NaN}', b"[]"):
+        refused = await node.ask(method, path, body=body)
+        assert (refused.status, refused.json["error"]) == (400, "bad_request"), body[:40]
+
+
+async def test_what_stands_in_strings_is_no_element(node: Served) -> None:
+    """The largest batch, each key of it made of what counts outside strings, and a text that is JSON itself."""
+    keys = [f"{number:04}" + ',:{["\\' * 100 for number in range(999)]
+    operations: list[dict[str, Any]] = [
+        {"put": {"key": key, "value": "", "content_type": "a/b", "ttl": 9}} for key in keys
+    ]
+    operations.append({"put": {"key": "text", "text": json.dumps([{"a": ["b,c"]}] * 20_000)}})
+    answer = await node.ask("POST", "/v1/batch", body=json.dumps({"operations": operations}).encode())
+    assert answer.status == 200
+    assert [result["key"] for result in answer.json["results"]] == [*keys, "text"]

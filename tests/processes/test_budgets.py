@@ -117,7 +117,7 @@ def feature_level(cluster: Cluster) -> int:
 
 def raw(method: str, path: str, body: bytes = b"", headers: str = "") -> bytes:
     length = f"Content-Length: {len(body)}\r\n" if body else ""
-    return f"{method} {path} HTTP/1.1\r\nHost: n\r\n{length}{headers}\r\n".encode() + body
+    return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{length}{headers}\r\n".encode() + body
 
 
 @contextmanager
@@ -163,7 +163,7 @@ UNREAD = {
 def test_clients_that_do_not_read_share_one_budget(trio: Cluster, what: str) -> None:
     with watched(trio) as leader:
         address, before = trio.nodes[leader].http, figures(trio, leader)[REFUSED]
-        with unread(address, 300, UNREAD[what]):
+        with unread(address, 120, UNREAD[what]):
             refused = trio.request(leader, "GET", "/v1/kv?prefix=big/", timeout_s=10.0)
             if "1.0" not in what:
                 wait_until(lambda: figures(trio, leader)[REFUSED] > before, 10.0, "a request over the budget")
@@ -187,3 +187,12 @@ def test_clients_that_have_stalled_make_room_for_one_that_reads(trio: Cluster) -
             lambda: trio.request(leader, "GET", "/v1/kv?prefix=big/").status == 200, 10.0, "room for one that reads"
         )
         assert figures(trio, leader)[CUT] > before
+
+
+def test_large_json_is_refused_before_it_is_parsed(trio: Cluster) -> None:
+    """Eight bodies of 8 MiB at once, each of which would hold the event loop for a second."""
+    body = b'{"operations":[' + b'{"a":{}},' * 930_000 + b"{}]}"
+    with watched(trio) as leader:
+        found = in_parallel(8, lambda _: trio.request(leader, "POST", "/v1/batch", body, timeout_s=30.0))
+        assert {answer.status for answer in found} <= {413, 503}
+        assert {answer.json()["outcome"] for answer in found} == {"not_applied"}
