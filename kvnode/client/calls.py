@@ -41,9 +41,10 @@ IDEMPOTENCY_KEY_CHARS_MAX: Final = 64
 PAUSE_S: Final = 0.1
 PAUSE_S_MAX: Final = 0.5
 # A later try with less time than this is not begun: its answer could not be back, and what was definite would be in
-# doubt. A node needs 80 ms of it (docs/OPERATIONS.md, Limits).
+# doubt. A node takes no less than 100 ms (docs/OPERATIONS.md, Limits).
 TRY_S_MIN: Final = 0.15
 TIMEOUT: Final = "Kvnode-Timeout"
+NODE_TIMEOUT_S_MIN: Final = 0.1  # what a node takes in that header
 JSON: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
 
 
@@ -215,7 +216,7 @@ class Calls:
             async with self.session.request(
                 method,
                 URL(url + path, encoded=True),  # as it stands: yarl would fold `a/../b` and `%2F`
-                headers={**headers, TIMEOUT: f"{timeout_s:.3f}"},
+                headers={**headers, TIMEOUT: f"{max(timeout_s, NODE_TIMEOUT_S_MIN):.3f}"},
                 data=data,
                 timeout=timeout,
                 allow_redirects=False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Literal, Self, cast
 from urllib.parse import quote, urlencode
 
@@ -27,6 +27,36 @@ DRAIN: Final = "/admin/api/v1/drain"
 SESSION_KEY: Final = "/admin/api/v1/session-key"
 TOKENS: Final = "/admin/api/v1/tokens"
 PAGE_KEYS_MAX: Final = 1_000
+
+
+class Listing(AsyncIterator[Listed]):
+    """The keys of a range, one by one. `watch_from` is 0 until the first page has come."""
+
+    def __init__(self, page: Callable[[str], Awaitable[Page]]) -> None:
+        """`page` gives the keys from a start on. No cursor: one of this version is none to a node of 0.1.0."""
+        self.watch_from = 0
+        self._items = self._walk(page)
+
+    async def _walk(self, page: Callable[[str], Awaitable[Page]]) -> AsyncGenerator[Listed]:
+        start = ""
+        while True:
+            found = await page(start)
+            # A stale page may be older than the one before it: then what it misses is to be watched as well.
+            self.watch_from = min(self.watch_from or found.watch_from, found.watch_from)
+            for item in found.items:
+                yield item
+            if found.cursor is None:
+                return
+            start = found.items[-1].key + "\0"  # nothing sorts between the two
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Listed:
+        return await anext(self._items)
+
+    async def aclose(self) -> None:
+        await self._items.aclose()
 
 
 class Client:
@@ -129,9 +159,17 @@ class Client:
         query |= {name: given for name, given in optional.items() if given}
         answer = await self._calls.call("GET", "/v1/kv?" + _query(query), in_order=consistency == "stale")
         body = parsed(answer)
-        return shaped(lambda: Page(tuple(map(listed, body["items"])), body.get("cursor"), body["revision"]))
+        known = 0 if cursor else shaped(lambda: int(body["revision"])) + 1  # what a node of 0.1.0 leaves out
+        return shaped(
+            lambda: Page(
+                tuple(map(listed, body["items"])),
+                body.get("cursor"),
+                body["revision"],
+                int(body.get("watch_from", known)),
+            )
+        )
 
-    async def iterate(
+    def iterate(
         self,
         prefix: str = "",
         *,
@@ -139,17 +177,16 @@ class Client:
         end: str = "",
         keys_only: bool = False,
         consistency: Consistency = "linearizable",
-    ) -> AsyncIterator[Listed]:
-        """Every key of a range in byte order, fetched page by page; each page is of its own moment."""
-        cursor: str | None = None
-        while True:
-            page = await self.list(
-                prefix, start=start, end=end, cursor=cursor, keys_only=keys_only, consistency=consistency
+    ) -> Listing:
+        """Every key of a range in byte order, fetched page by page; each page is of its own moment.
+
+        The result's `watch_from` is the revision to watch from, so that no change between the pages is missed.
+        """
+        return Listing(
+            lambda behind: self.list(
+                prefix, start=max(start, behind), end=end, keys_only=keys_only, consistency=consistency
             )
-            for item in page.items:
-                yield item
-            if (cursor := page.cursor) is None:
-                return
+        )
 
     async def count(self, prefix: str = "", *, consistency: Consistency = "linearizable") -> int:
         """How many keys begin with `prefix`."""

@@ -42,11 +42,16 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Part of a listing; `cursor` asks for the next, None at the end."""
+    """Part of a listing; `cursor` asks for the next, None at the end.
+
+    `watch_from`: the revision to watch from, so that nothing is missed that happened since the first page; 0 on a later
+    page of a node of 0.1.0, which does not know it.
+    """
 
     items: tuple[Listed, ...]
     cursor: str | None
     revision: int
+    watch_from: int = 0
 
 
 @dataclass(frozen=True, slots=True)

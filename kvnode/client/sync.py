@@ -17,10 +17,11 @@ from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
 
 from kvnode.client.access import OPEN, Access
-from kvnode.client.client import Client
+from kvnode.client.client import Client, Listing
 from kvnode.client.leases import Lease, Leases
 from kvnode.client.lock import TTL_S, Lock, LockLost
 from kvnode.client.misuse import WrongState
+from kvnode.client.records import Listed
 from kvnode.client.watching import Event
 
 PARENTS: Final = "The client was opened by the process that forked this one: open another one here."
@@ -148,6 +149,22 @@ class SyncLeases:
         return self.loop.iterate(self.leases.list())
 
 
+class SyncListing(Iterator[Listed]):
+    """`Listing`, waiting."""
+
+    def __init__(self, loop: Loop, listing: Listing) -> None:
+        self._listing = listing
+        self._items = loop.iterate(listing)
+
+    @property
+    def watch_from(self) -> int:
+        """As `Listing.watch_from`."""
+        return self._listing.watch_from
+
+    def __next__(self) -> Listed:
+        return next(self._items)
+
+
 class SyncClient:
     """`Client`, waiting: the same arguments, results and errors. Use as a context manager."""
 
@@ -199,9 +216,9 @@ class SyncClient:
     cluster = _waiting(Client.cluster)
     transfer = _waiting(Client.transfer)
 
-    def iterate(self, prefix: str = "", **options: Any) -> Iterator[Any]:
+    def iterate(self, prefix: str = "", **options: Any) -> SyncListing:
         """As `Client.iterate`."""
-        return self.loop.iterate(self.client.iterate(prefix, **options))
+        return SyncListing(self.loop, self.client.iterate(prefix, **options))
 
     def watch(self, prefix: str = "", *, key: str | None = None, from_revision: int | None = None) -> Iterator[Event]:
         """As `Client.watch`; close the iterator (or leave it to the garbage collector) to end the watch."""

@@ -27,7 +27,7 @@ SENTENCES = {
     "revoked": "What this watch was let in with has ended (its token was revoked, or its session is over): go on "
     "from this revision with another one.",
     "compacted": "This node does not know any more what happened from the revision asked for up to the oldest: try "
-    "another node, or list the keys and watch from the revision after the listing's.",
+    "another node, or list the keys and watch from the listing's watch_from.",
 }
 
 

@@ -27,6 +27,7 @@ PAGE_KEYS_DEFAULT: Final = 100
 # Keys and values of a page, two of the largest: it ends early rather than grow past this. A thousand keys of 1 MiB
 # would be more than a gigabyte of answer.
 PAGE_BYTES: Final = 2 * 1_048_576 + 65_536
+REVISION_DIGITS_MAX: Final = 19  # of 2^63
 ITEM_BYTES: Final = 160  # what one takes in a page at most, beside its key, its value and its content type
 
 
@@ -48,7 +49,8 @@ class Listing:
     async def list(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         parameters = Query(query)
         first, end = _bounds(parameters)
-        start = max(first, _behind_cursor(parameters))
+        behind, watched_from = _behind_cursor(parameters)
+        start = max(first, behind)
         limit = _limit(parameters)
         counted = parameters.get("count", "false")
         if counted != "only":
@@ -56,12 +58,26 @@ class Listing:
         keys_only = parameters.flag("keys_only")
         headers = await consistency(self._group, parameters)
         await self._budgets.turns.take()
-        return self._page(first, start, end, limit, counted, keys_only, headers)
+        # Without a cursor a watch begins behind this page. A stale page may be older than the one before it.
+        behind_this = self._group.store.revision + 1
+        watch_from = behind_this if watched_from is None else min(watched_from, behind_this)
+        return self._page(first, start, end, limit, counted, keys_only, headers, watch_from)
 
     def _page(
-        self, first: str, start: str, end: str | None, limit: int, counted: str, keys_only: bool, headers: bytes
+        self,
+        first: str,
+        start: str,
+        end: str | None,
+        limit: int,
+        counted: str,
+        keys_only: bool,
+        headers: bytes,
+        watch_from: int,
     ) -> Answer:
-        """Keys and references to their items first, so that its size is known before any of it is made."""
+        """Keys and references to their items first, so that its size is known before any of it is made.
+
+        `watch_from`: the revision behind the listing's first page, 0 where the cursor of a node of 0.1.0 hides it.
+        """
         store = self._group.store
         revision = store.revision
         headers += b"Kvnode-Revision: %d\r\n" % revision
@@ -86,9 +102,10 @@ class Listing:
             pieces += self._item(name, packed, keys_only)
         if items:
             pieces[-1] = pieces[-1][:-1]  # no comma after the last
-        cursor = f'"cursor":"{urlsafe_b64encode(last.encode()).decode()}",' if more else ""
+        cursor = f'"cursor":"{_cursor(last, watch_from)}",' if more else ""
         count = f'"count":{store.count(first, end)},' if counted == "true" else ""
-        pieces.append(f'],{cursor}{count}"revision":{revision}}}\n'.encode())
+        watch = f',"watch_from":{watch_from}' if watch_from else ""
+        pieces.append(f'],{cursor}{count}"revision":{revision}{watch}}}\n'.encode())
         return Answer(200, JSON_TYPE + headers, b"".join(pieces)).holding(hold)
 
     def _item(self, name: str, packed: bytes, keys_only: bool) -> Iterable[bytes]:
@@ -127,15 +144,28 @@ def _bounds(parameters: Query) -> tuple[str, str | None]:
     return start, min(ends, default=None)
 
 
-def _behind_cursor(parameters: Query) -> str:
-    """Where a page starts: behind the last key of the one before, whatever was written or deleted meanwhile."""
+def _cursor(last: str, watch_from: int) -> str:
+    """What asks for the page behind `last`: with the revision to watch from, which is the first page's for all."""
+    encoded = urlsafe_b64encode(last.encode()).decode()
+    return f"{watch_from}.{encoded}" if watch_from else encoded
+
+
+def _behind_cursor(parameters: Query) -> tuple[str, int | None]:
+    """Where a page starts: behind the last key of the one before, whatever was written or deleted meanwhile.
+
+    And the revision to watch from that the page before named: None without a cursor, 0 where it named none (0.1.0).
+    """
     if "cursor" not in parameters:
-        return ""
+        return "", None
+    revision, dot, encoded = parameters["cursor"].rpartition(".")
     try:
-        last = b64decode(parameters["cursor"].encode("ascii"), b"-_", validate=True).decode()
+        if dot and not (revision.isascii() and revision.isdigit() and len(revision) <= REVISION_DIGITS_MAX):
+            raise ValueError
+        last = b64decode(encoded.encode("ascii"), b"-_", validate=True).decode()
     except ValueError:
         raise BadRequest("The cursor is not one that this API gave out; begin the listing again.") from None
-    return last + "\0"  # nothing sorts between a key and itself followed by a zero
+    # Nothing sorts between a key and itself followed by a zero.
+    return last + "\0", int(revision) if dot else 0
 
 
 def _limit(parameters: Query) -> int:

@@ -22,6 +22,7 @@ from kvnode.http.later import Later
 from kvnode.http.route import Handler
 
 TIMEOUT: Final = istr("Kvnode-Timeout")
+# From a tenth of a second, which SECONDS says: half of that is left for the node, two looks at its deadlines.
 TIMEOUT_S_MAX: Final = 100_000  # a day and more: the node's own deadlines, all of them shorter, hold anyway
 # What is kept of the time for the answer's way back: a tenth, within bounds that suit a local and a distant client.
 MARGIN_S_MIN: Final = 0.05
@@ -31,7 +32,7 @@ MARGIN_S_MAX: Final = 0.5
 # seconds whatever it is told, and there is no use in asking it when less is left.
 HONOURED: Final = b"Kvnode-Timeout: honoured\r\n"
 
-SECONDS: Final = r"([1-9][0-9]{0,4}(\.[0-9]{1,9})?|0\.0{0,8}[1-9][0-9]{0,8})"
+SECONDS: Final = r"([1-9][0-9]{0,4}(\.[0-9]{1,9})?|0\.[1-9][0-9]{0,8})"
 _SECONDS: Final = re.compile(SECONDS, re.ASCII)
 
 
@@ -40,7 +41,7 @@ def timeout_s(request: web.BaseRequest) -> float:
     given = request.headers.getall(TIMEOUT)
     if len(given) != 1 or not _SECONDS.fullmatch(given[0]):
         raise BadRequest(
-            f"The header Kvnode-Timeout is one number of seconds above 0 and below {TIMEOUT_S_MAX}, such as 2.5."
+            f"The header Kvnode-Timeout is one number of seconds from 0.1 to below {TIMEOUT_S_MAX}, such as 2.5."
         )
     return float(given[0])
 

@@ -173,3 +173,59 @@ async def test_any_number_of_watches_leaves_connections_for_calls(node: str) -> 
         for number in range(150):
             await client.put(f"many/{number}", b"%d" % number)
         assert await asyncio.gather(*watches) == [b"%d" % number for number in range(150)]
+
+
+async def test_a_watch_behind_a_listing_in_pages_misses_nothing_between_them(node: str) -> None:
+    keys = [f"paged/{number:04}" for number in range(1_001)]
+    async with Client([node]) as client:
+        for at in range(0, len(keys), 500):
+            await client.batch([put(key, b"old") for key in keys[at : at + 500]])
+        listing = client.iterate("paged/")
+        held = {}
+        async for item in listing:
+            if not held:
+                await client.put(keys[0], b"new")  # it was on the first page, whose second is still to come
+            held[item.key] = item.value
+        assert list(held) == keys
+        async for event in client.watch("paged/", from_revision=listing.watch_from):
+            held[event.key] = event.value
+            break
+        assert held[keys[0]] == b"new"
+        first = await client.list("paged/", limit=1)
+        await client.put(keys[0], b"newer")
+        second = await client.list("paged/", limit=1, cursor=first.cursor)
+        assert second.watch_from == first.watch_from == first.revision + 1
+        empty = client.iterate("paged/none/")
+        assert [item async for item in empty] == []
+        assert empty.watch_from == second.revision + 1
+
+
+def test_a_waiting_listing_names_the_revision_as_well(node: str) -> None:
+    with SyncClient(node) as client:
+        client.put("waiting/a", b"1")
+        listing = client.iterate("waiting/")
+        assert [item.key for item in listing] == ["waiting/a"]
+        client.put("waiting/a", b"2")
+        events = client.watch("waiting/", from_revision=listing.watch_from)
+        assert next(events).value == b"2"
+        events.close()  # type: ignore[attr-defined]
+
+
+async def test_a_page_of_a_node_of_0_1_0_is_watched_from_behind_it_where_it_is_the_first() -> None:
+    pages = iter(
+        [
+            b'{"items":[{"key":"a","create_revision":1,"mod_revision":1,"version":1}],"cursor":"YQ==","revision":5}',
+            b'{"items":[{"key":"b","create_revision":2,"mod_revision":2,"version":1}],"revision":9}',
+        ]
+    )
+
+    async def script(asked: Asked) -> Reply:
+        return Reply(200, next(pages))
+
+    async with scripted(script) as old, Client(old.url) as client:
+        listing = client.iterate()
+        assert [item.key async for item in listing] == ["a", "b"]
+        assert listing.watch_from == 6
+    # No cursor: one that another node gave out would be none to this one.
+    assert ["cursor" in asked.raw_path for asked in old.asked] == [False, False]
+    assert "start=a%00" in old.asked[1].raw_path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from base64 import b64encode
+from base64 import b64encode, urlsafe_b64encode
 from urllib.parse import quote
 
 import pytest
@@ -34,6 +34,7 @@ async def test_a_listing_in_full(node: Served) -> None:
             {"key": "b", "value": b64encode(b"b").decode(), "create_revision": 1, "mod_revision": 3, "version": 2},
         ],
         "revision": 3,
+        "watch_from": 4,
     }
     assert reply.headers["kvnode-revision"] == "3"
     keys_only = await node.ask("GET", "/v1/kv?keys_only=true&limit=1")
@@ -68,6 +69,36 @@ async def test_pages_join_without_gap_or_repeat(node: Served) -> None:
     assert seen == sorted(keys)
 
 
+async def test_every_page_names_the_revision_behind_the_first_one(node: Served) -> None:
+    fill(node, *"abcdef")
+    page = (await node.ask("GET", "/v1/kv?limit=2")).json
+    first = page["watch_from"]
+    assert first == page["revision"] + 1 == 7
+    for pages in range(1, 10):
+        if "cursor" not in page:
+            break
+        fill(node, "a")  # behind the page that shows it: the listing does not have it any more
+        page = (await node.ask("GET", f"/v1/kv?limit=2&cursor={quote(page['cursor'])}")).json
+        assert (page["watch_from"], page["revision"]) == (first, 6 + pages)
+    assert pages == 3
+
+
+async def test_a_page_that_is_older_than_the_first_is_watched_from_where_it_is(node: Served) -> None:
+    fill(node, *"abc")
+    ahead = (await node.ask("GET", "/v1/kv?limit=1")).json["cursor"].replace("4.", "900.")  # of a node that is ahead
+    assert (await node.ask("GET", f"/v1/kv?cursor={ahead}&consistency=stale")).json["watch_from"] == 4
+
+
+async def test_a_cursor_of_0_1_0_goes_on_and_names_no_revision_that_it_does_not_know(node: Served) -> None:
+    fill(node, *"abcd")
+    page = (await node.ask("GET", f"/v1/kv?limit=2&cursor={urlsafe_b64encode(b'a').decode()}")).json
+    assert [item["key"] for item in page["items"]] == ["b", "c"]
+    assert "watch_from" not in page
+    assert "." not in page["cursor"]
+    rest = (await node.ask("GET", f"/v1/kv?cursor={page['cursor']}")).json
+    assert [item["key"] for item in rest["items"]] == ["d"]
+
+
 async def test_limits(node: Served) -> None:
     fill(node, *(f"{i:04}" for i in range(1001)))
     assert len(await names(node, "")) == 100
@@ -98,6 +129,11 @@ async def test_a_page_of_large_values_ends_early(node: Served) -> None:
         "keys_only=maybe",
         "cursor=%C3%A9",
         "cursor=_",
+        "cursor=.YQ==",
+        "cursor=-1.YQ==",
+        "cursor=1.5.YQ==",
+        f"cursor={'9' * 20}.YQ==",
+        "cursor=٣.YQ==",
         "cursor=_w==",
         "prefix=%ff",
         "consistency=x",

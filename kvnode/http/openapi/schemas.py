@@ -88,7 +88,15 @@ SCHEMAS: Final[dict[str, Schema]] = {
         "anyOf": [
             closed(
                 {"items": several(ref("Item"), 0, PAGE_KEYS_MAX), "revision": whole()},
-                {"cursor": text("Asks for the next page; none on the last."), "count": whole()},
+                {
+                    "cursor": text("Asks for the next page; none on the last."),
+                    "count": whole(),
+                    "watch_from": whole(
+                        1,
+                        about="Watch from this revision to miss nothing after the first page. Missing only behind a "
+                        "cursor that a node of 0.1.0 gave out.",
+                    ),
+                },
             ),
             closed({"count": whole(), "revision": whole()}),
         ]
