@@ -113,7 +113,7 @@ def _check_border(head: Head, store: KeyValueStore) -> None:
         raise Damaged("its head does not fit what it holds")
     if (fault := restored_fault(store.revision, store.leases.last_id)) is not None:
         raise Damaged(fault)
-    if store.session != NONE or store.level or len(store.ended_sessions):
+    if store.session != NONE or store.level or store.ended_sessions.view():
         # Whoever made such a file would know the key that signs the new cluster's sessions.
         raise Damaged("it holds a session key, ended sessions or a feature level, which no backup does")
 

@@ -34,9 +34,10 @@ def change_beside(store: KeyValueStore, kind: int, request: list[Any]) -> Result
             return Invalid(store.revision, "unknown command")  # as the members say that know no such command
         return store.ended_sessions.end(request[1], store.revision, store.tokens.may_name)
     if kind >= TOKEN_CREATE:
+        changed = store.tokens.change(kind, request[1], store.revision, store.level)
         if kind == TOKEN_REVOKE:
-            store.ended_sessions.forget(request[1])
-        return store.tokens.change(kind, request[1], store.revision, store.level)
+            store.ended_sessions.forget(request[1])  # last: from here on nothing raises, so nothing is taken back
+        return changed
     return change_session(store, request) if kind == SESSION else change_lease(store, kind, request[1])
 
 

@@ -20,9 +20,11 @@ from kvnode.beside import packed_contents
 from kvnode.commands import (
     DELETE,
     DELETE_PREFIX,
+    END_SESSION,
     EXPIRE,
     FIELDS,
     GRANT,
+    LEVEL,
     PUT,
     RENEW,
     REPLACE,
@@ -32,7 +34,7 @@ from kvnode.commands import (
     TOKEN_REVOKE,
     TXN,
 )
-from kvnode.limits import COUNTER_MAX
+from kvnode.limits import COUNTER_MAX, SESSION_ID_BYTES
 from kvnode.results import Deleted, Granted, Invalid, LeaseMissing, Refused, Replaced, Reused, Revoked, Turned, Written
 from kvnode.store import FAILURES_KEPT, KeyValueStore
 from kvnode.transactions import GET
@@ -181,6 +183,8 @@ def test_apply_answers_every_command_of_hostile_values(kind: Any) -> None:
         SESSION: [SESSION, 2, b"k", b"f", 1],
         TOKEN_CREATE: [TOKEN_CREATE, TOKEN],
         TOKEN_REVOKE: [TOKEN_REVOKE, "token-1"],
+        END_SESSION: [END_SESSION, ["token-0", b"s" * SESSION_ID_BYTES, 2_000_000_000]],
+        LEVEL: [LEVEL, 2],
         REPLACE: [REPLACE, packed_contents(list(loaders.sound()[3].view().chunks()))],
     }
     rng = random.Random(f"{kind}")
@@ -255,13 +259,16 @@ EACH_KIND: list[list[Any]] = [
     [EXPIRE, [[3, 0], [1, 1], [2, 0]]],
     [TOKEN_CREATE, TOKEN],
     [TOKEN_REVOKE, "token-1"],
+    [TOKEN_REVOKE, "token-0"],
+    [END_SESSION, ["token-0", b"s" * SESSION_ID_BYTES, 2_000_000_000]],
+    [LEVEL, 2],
     [SESSION, 2, b"k", b"f", 0],
     [REPLACE, packed_contents(list(loaders.sound()[3].view().chunks()))],
 ]  # fmt: skip
 
 
 # Only plain containers change in these, one after the other, with what was made before: there is nothing to raise.
-STORING = {"added", "_append", "replace", "_take_back", "_settle", "take_back"}
+STORING = {"added", "forget", "_append", "replace", "_take_back", "_settle", "take_back"}
 
 
 @contextmanager
@@ -270,7 +277,11 @@ def failing_at(call: int) -> Iterator[None]:
     left = itertools.count(call, -1)
 
     def trace(frame: FrameType, event: str, _: Any) -> None:
-        if event != "call" or "/kvnode/" not in frame.f_code.co_filename or frame.f_code.co_name == "apply":
+        if (
+            event != "call"
+            or "/kvnode/" not in frame.f_code.co_filename
+            or frame.f_code.co_name in ("apply", "<genexpr>")
+        ):
             return
         caller: FrameType | None = frame
         while caller is not None:

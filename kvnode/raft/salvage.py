@@ -18,6 +18,7 @@ from kvnode.limits import (
     COUNTER_RESTORED_MAX,
     KEY_BYTES_MAX,
     TOKENS_MAX,
+    ended_sessions_fault,
     granted_fault,
     item_fault,
     level_fault,
@@ -75,6 +76,11 @@ def _small(small: dict[Any, Any], done: Salvaged) -> Iterator[tuple[str, Any]]:
     done.left_out += len(tokens) - len(kept) if type(tokens) is list else 1
     if kept:
         yield "tokens", list(kept.values())[:TOKENS_MAX]
+    ended = small.get("ended_sessions", [])
+    sound = [entry for entry in ended if ended_sessions_fault(entry) is None] if type(ended) is list else []
+    done.left_out += len(ended) - len(sound) if type(ended) is list else 1
+    if sound:
+        yield "ended_sessions", list({entry[0]: entry for entry in sound}.values())
     for name, fault in (("session", session_keys_fault), ("level", level_fault)):
         if name in small and fault(small[name]) is None:
             yield name, small[name]

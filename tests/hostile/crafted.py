@@ -90,6 +90,7 @@ ONLY_IN_A_SNAPSHOT: dict[str, list[Any]] = {
     "a lease id above what a backup may bring": [[10, 1, 0, 0, COUNTER_RESTORED_MAX + 1], [ITEM]],
     "the highest of all": [[COUNTER_MAX, 1, 0, 0, COUNTER_MAX], [ITEM]],
     "a session key": [[10, 1, 0, 0, 0, {"session": KEYS}], [ITEM]],
+    "ended sessions": [[10, 1, 0, 0, 0, {"ended_sessions": [["first", [2_000_000_000, []]]]}], [ITEM]],
     "a feature level": [[10, 1, 0, 0, 0, {"level": 1}], [ITEM]],
     "an ended session": [[10, 1, 0, 0, 0, {"ended_sessions": [["first", [0, [b"\0" * 7 + b"1" * 17]]]]}], [ITEM]],
 }

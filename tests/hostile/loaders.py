@@ -30,8 +30,10 @@ from kvnode.beside import packed_contents
 from kvnode.commands import (
     DELETE,
     DELETE_PREFIX,
+    END_SESSION,
     EXPIRE,
     GRANT,
+    LEVEL,
     PUT,
     RENEW,
     REPLACE,
@@ -41,7 +43,7 @@ from kvnode.commands import (
     TOKEN_REVOKE,
     TXN,
 )
-from kvnode.limits import COUNTER_MAX, COUNTER_RESTORED_MAX
+from kvnode.limits import COUNTER_MAX, COUNTER_RESTORED_MAX, SESSION_ID_BYTES
 from kvnode.outcomes import fingerprint
 from kvnode.results import Invalid
 from kvnode.store import KeyValueStore
@@ -91,7 +93,10 @@ def commands() -> list[list[Any]]:
         [SESSION, 0, b"k" * 32, b"f" * 8, 0],
         [SESSION, 1, b"l" * 32, b"g" * 8, 60],
         [TOKEN_CREATE, TOKEN],
+        [END_SESSION, ["token-0", b"s" * SESSION_ID_BYTES, 2_000_000_000]],
         [TOKEN_REVOKE, "token-1"],
+        [LEVEL, 1],
+        [END_SESSION, ["token-0", b"t" * SESSION_ID_BYTES, 2_000_000_000]],
         [REVOKE, 4],
         [EXPIRE, [[lease, 0] for lease in SMALL]],
     )
@@ -155,6 +160,10 @@ def sound() -> list[KeyValueStore]:
         full.apply([TOKEN_CREATE, [f"token-{number}", "name", "read_only", bytes([number]) * 32, 1_700_000_000_000]])
     full.apply([SESSION, 0, b"k" * 32, b"f" * 8, 0])
     full.apply([SESSION, 1, b"l" * 32, b"g" * 8, 60])
+    full.apply([LEVEL, 1])
+    for number in range(4):
+        full.apply([END_SESSION, [f"token-{number % 2}", bytes([number]) * SESSION_ID_BYTES, 2_000_000_000 - number]])
+    assert full.ended_sessions.view()
     plain = KeyValueStore()
     for key in ("a", "b", "p/1"):
         plain.apply([PUT, key, b"1", "", None])
@@ -203,7 +212,7 @@ def mutated(rng: random.Random, parts: Parts) -> None:
     if place == 4 and len(parts.header) == 7 and isinstance(parts.header[6], dict):
         target = parts.header[6]
         if rng.random() < 0.1:
-            target[rng.choice(("level", "session", "tokens", "later", b"level"))] = hostile(rng, 1)
+            target[rng.choice(("level", "session", "tokens", "later", b"level", "ended_sessions"))] = hostile(rng, 1)
             return
     while True:  # a place in the tree, deeper three times out of four
         keys = list(target) if isinstance(target, dict) else list(range(len(target)))
@@ -250,7 +259,8 @@ class Fuzz:
         parts = Parts(rng.choice(self.stores))
         way = rng.choice(("backup", "snapshot", "replace"))
         if way != "snapshot" and len(parts.header) == 7 and rng.random() < 0.9:
-            parts.header[6].pop("session", None)  # which no backup holds
+            for name in ("session", "ended_sessions", "level"):  # which no backup holds
+                parts.header[6].pop(name, None)
         for _ in range(rng.choice((0, 1, 1, 1, 1, 2, 3))):
             mutated(rng, parts)
         if rng.random() < 0.9:
@@ -297,7 +307,7 @@ class Fuzz:
             if twin and other.apply(command) != result:
                 raise Failed(f"a store that was loaded again answers {command!r} otherwise")
             self.seen["commands"] += 1
-            if isinstance(result, Invalid) and command[0] != TOKEN_CREATE:
+            if isinstance(result, Invalid) and command[0] not in (TOKEN_CREATE, END_SESSION):
                 self.seen[f"invalid: {result.reason}"] += 1
         again = reloaded(store)
         if twin and list(other.view().chunks()) != list(again.view().chunks()):
