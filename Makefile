@@ -22,8 +22,9 @@ DEV_ARGS ?=
 CHAOS_ARGS ?=
 LOADERS_ARGS ?=
 ROLLING_ARGS ?=
+HOSTILE_ARGS ?=
 
-.PHONY: help setup haproxy proxies dev test lint format fuzz hostile-loaders chaos pages rolling bench cost bench-failover bench-million compose-up compose-up-secure compose-down compose-test clean
+.PHONY: help setup haproxy proxies dev test lint format fuzz hostile-loaders chaos hostile pages rolling bench cost bench-failover bench-million compose-up compose-up-secure compose-down compose-test clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -83,6 +84,9 @@ hostile-loaders: $(STAMP) ## a million crafted backups and snapshots: each is re
 
 chaos: $(STAMP) ## real nodes under load, killed, frozen, cut off, out of disk; nothing may be lost
 	$(BIN)/python -m tests.chaos.run $(CHAOS_ARGS)
+
+hostile: $(STAMP) ## crafted files, frames, JSON, HTTP, transactions and slow readers at a real cluster for two minutes
+	$(BIN)/python -m tests.hostile.run $(HOSTILE_ARGS)
 
 pages: $(STAMP) ## does what docs/OPERATIONS.md says, from the first cluster on, and compares what is printed
 	KVNODE_PAGES=1 $(BIN)/python -m pytest tests/test_operating.py
