@@ -49,6 +49,7 @@ BAD: dict[str, list[str] | None] = {
     "exclude": None,
     "force": FLAGS,
     "member_to_remove": ["", " ", "a/b", "n" * 64],
+    "node_to_undrain": [""],
     "If-Match": TAGS,
     "If-None-Match": TAGS,
     "If-None-Match-any": ["", '"1"', "x", "*, *"],

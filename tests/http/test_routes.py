@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvnode.client import LockLost
+from kvnode.client import LockLost, Untrusted
 from kvnode.errors import Fatal, KvnodeError, StartupError
 from kvnode.http import admin, kv, metrics, probes, sessions, watch
 from kvnode.http.app import STATUS_OF
@@ -17,7 +17,7 @@ from tests.http.single import SingleGroup
 
 METHODS = ["GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"]
 READING = "GET, HEAD"
-OF_THE_CLIENT_ALONE = {LockLost}  # what no node ever answers
+OF_THE_CLIENT_ALONE = {LockLost, Untrusted}  # what no node ever answers
 ALLOWED = {
     "/admin/healthz": READING,
     "/admin/healthz/leader": READING,

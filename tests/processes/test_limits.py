@@ -121,7 +121,10 @@ def test_a_believed_balancer_says_who_the_client_is(
         refused = ask(connection, path, headers, token="wrong-token-of-" + client)
         assert refused.status == 401
     first = f" from {client}: no valid token"
-    assert first in cluster.log("n1")[seen:] or (client == PROXY and first in cluster.log("n1"))
+    # The node writes its log from a thread of its own, a moment after the answer.
+    wait_until(
+        lambda: first in cluster.log("n1")[seen:] or (client == PROXY and first in cluster.log("n1")), 5.0, "the line"
+    )
     assert "192.0.2.66" not in cluster.log("n1")
 
 
