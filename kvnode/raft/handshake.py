@@ -188,7 +188,7 @@ class Acceptor:
         hello = unpacked(body)
         if hello[:1] == [VERSION_0_1]:
             raise Refused(
-                "it is of kvnode 0.1, and nothing protects what that sends: upgrade it, "
+                "it is of version 0.1, and nothing protects what that sends: upgrade it, "
                 "or start this node with --allow-old-peers for the time of a rolling upgrade"
             )
         if not hello or hello[0] != _VERSION or not has_types(hello, int, bytes, str, str, bytes):
