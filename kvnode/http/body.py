@@ -45,6 +45,8 @@ async def read_body(request: web.BaseRequest, bytes_max: int) -> bytes:
     """The whole body, `bytes_max` at most. TooLarge, UnsupportedMediaType or BadRequest, all definite."""
     body = whole_body(request, bytes_max)
     if body is None:
+        # What is announced is not held for it, or a line of text would hold as much as a body: what comes is.
+        connection_of(request).budgets.bodies.require(request.content_length or 0)
         if hdrs.EXPECT in request.headers:
             _invite(request)
         body = await _collect(request, bytes_max)
@@ -60,10 +62,11 @@ def _invite(request: web.BaseRequest) -> None:
 
 
 async def _collect(request: web.BaseRequest, bytes_max: int) -> bytes:
-    content = request.content
+    content, connection = request.content, connection_of(request)
     pieces = []
     size = 0
     deadline_s = remaining_s(BODY_DEADLINE_S)
+    connection.reading = True
     try:
         async with asyncio.timeout(deadline_s):
             while not content.at_eof():
@@ -72,12 +75,15 @@ async def _collect(request: web.BaseRequest, bytes_max: int) -> bytes:
                 if size > bytes_max:
                     raise _too_large(bytes_max)
                 pieces.append(piece)
+                connection.budgets.bodies.require(0)
     except TimeoutError:
         raise BadRequest(f"The body did not arrive within {max(0.0, deadline_s):.3g} s.", "request_timeout") from None
     except (web.RequestPayloadError, HttpProcessingError):
         raise BadRequest("The body is not framed as HTTP says; check Content-Length or the chunks.") from None
     except ConnectionError:
         raise BadRequest("The client went away before its body was complete.") from None
+    finally:
+        connection.reading = False
     check_still_admitted(request)  # by now, so long after its head
     return b"".join(pieces)
 

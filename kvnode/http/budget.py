@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from itertools import islice
 from time import perf_counter
 from typing import Final
 
 from kvnode.errors import Overloaded
+from kvnode.limits import CONTENTS_BYTES_MAX
 
 # Answers that clients have not taken: the largest pages of 20 clients, and an eighth of the memory of a small machine.
 ANSWER_BYTES_MAX: Final = 64 * 1_048_576
+# Requests that are not complete, or wait behind another one: a restore of the largest backup beside the largest batch.
+BODY_BYTES_MAX: Final = CONTENTS_BYTES_MAX + 8 * 1_048_576
+# What one connection may hold of that without being counted. Nearly every request is whole with its first piece, is
+# answered from there, and not counted either.
+UNCOUNTED_BYTES: Final = 4_096
 # An answer up to this size is written without asking: the kernel takes it at once, unless its client does not read.
 SMALL_BYTES: Final = 65_536
 # While the budget is spent, who has taken nothing for so long makes room. A client that reads takes something in every
@@ -30,25 +37,33 @@ TURNS_WAITING_MAX: Final = 1_024  # that is five seconds of waiting, the longest
 
 
 class Budget:
-    """Bytes that requests hold at one time. Not for threads."""
+    """Bytes that requests hold at one time. Not for threads.
 
-    __slots__ = ("_sentence", "cut", "in_use", "limit", "refused", "unread")
+    `incoming`: of what is arriving, where a client that goes on is known by what has come, not by what is left to go.
+    """
 
-    def __init__(self, limit: int, sentence: str) -> None:
+    __slots__ = ("_sentence", "cut", "in_use", "incoming", "limit", "refused", "stalled")
+
+    def __init__(self, limit: int, sentence: str, *, incoming: bool = False) -> None:
         self.limit = limit
+        self.incoming = incoming
         self.in_use = 0
         self.refused = 0  # requests, since the process began
         self.cut = 0  # connections that were ended to make room, or because there was none for them
         self._sentence = sentence
-        # What clients do not take: since when, and how much was left then. In the order of that time.
-        self.unread: dict[Hold, tuple[asyncio.WriteTransport, float, int]] = {}
+        # Who waits for its client: since when, and how much was left then. In the order of that time.
+        self.stalled: dict[Hold, tuple[asyncio.WriteTransport, float, int]] = {}
 
     def hold(self, size: int) -> Hold:
         """So many bytes until they are released. Raises Overloaded (definite) where they do not fit."""
+        self.require(size)
+        return Hold(self, size)
+
+    def require(self, size: int) -> None:
+        """Raises Overloaded (definite) where so many bytes more do not fit."""
         if not self.fits(size):
             self.refused += 1
             raise Overloaded(self._sentence)
-        return Hold(self, size)
 
     def fits(self, size: int) -> bool:
         """Whether there is room; makes room where clients have stalled."""
@@ -64,14 +79,14 @@ class Budget:
     def _make_room(self) -> bool:
         """Ends the connection that has been stalled for longest. False: none has been for STALLED_S."""
         now = asyncio.get_running_loop().time()
-        for hold in list(self.unread)[:STALLED_LOOKS]:
-            transport, since, left_before = self.unread[hold]
+        for hold in list(islice(self.stalled, STALLED_LOOKS)):
+            transport, since, left_before = self.stalled[hold]
             if now - since < STALLED_S:
                 return False
-            left = transport.get_write_buffer_size()
+            left = hold.left(transport)
             if left < left_before:
-                del self.unread[hold]
-                self.unread[hold] = (transport, now, left)  # it reads, if slowly
+                del self.stalled[hold]
+                self.stalled[hold] = (transport, now, left)  # it goes on, if slowly
                 continue
             self.cut += 1
             hold.release()
@@ -94,17 +109,18 @@ class Hold:
         self._budget.in_use += size - self.size
         self.size = size
 
-    def unread(self, transport: asyncio.WriteTransport) -> bool:
-        """The client does not take what this stands for as fast as that. False: there is no room for it."""
+    def left(self, transport: asyncio.WriteTransport) -> int:
+        """What becomes less when the client goes on."""
+        return -self.size if self._budget.incoming else transport.get_write_buffer_size()
+
+    def wait(self, transport: asyncio.WriteTransport) -> bool:
+        """It is up to the client now when this is given back. False: there is no room for it."""
         budget, now = self._budget, asyncio.get_running_loop().time()
-        budget.unread[self] = (transport, now, transport.get_write_buffer_size())
-        if budget.fits(0):
-            return True
-        budget.cut += 1
-        return False
+        budget.stalled[self] = (transport, now, self.left(transport))
+        return budget.fits(0)
 
     def release(self) -> None:
-        self._budget.unread.pop(self, None)
+        self._budget.stalled.pop(self, None)
         self.resize(0)
 
     def __del__(self) -> None:
@@ -161,11 +177,17 @@ class Budgets:
             ANSWER_BYTES_MAX,
             "This node's clients have not taken too many of its answers yet: send the request again in a moment.",
         )
+        self.bodies = Budget(
+            BODY_BYTES_MAX,
+            "Too many bytes of unfinished requests are on this node: send the request again in a moment.",
+            incoming=True,
+        )
         self.turns = Turns()
 
     def levels(self) -> dict[str, tuple[int, int]]:
         """(bytes in use, limit) of each."""
-        return {"answers": (self.answers.in_use, self.answers.limit)}
+        budgets = {"answers": self.answers, "bodies": self.bodies}
+        return {name: (budget.in_use, budget.limit) for name, budget in budgets.items()}
 
     def refusals(self) -> Counter[tuple[str, str]]:
         """How often each was spent, and what came of it."""
@@ -173,6 +195,8 @@ class Budgets:
             {
                 ("answers", "refused"): self.answers.refused,
                 ("answers", "cut"): self.answers.cut,
+                ("bodies", "refused"): self.bodies.refused,
+                ("bodies", "cut"): self.bodies.cut,
                 ("turns", "refused"): self.turns.refused,
             }
         )

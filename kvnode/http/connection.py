@@ -20,7 +20,7 @@ from aiohttp import web
 from aiohttp.web_protocol import _ErrInfo
 
 from kvnode.http.answer import WRITE_DEADLINE_S, Answer
-from kvnode.http.budget import SMALL_BYTES, Budgets, Hold
+from kvnode.http.budget import SMALL_BYTES, UNCOUNTED_BYTES, Budgets, Hold
 from kvnode.http.credentials import Admission
 from kvnode.http.later import Later
 from kvnode.http.request import Request
@@ -28,6 +28,7 @@ from kvnode.http.request import Request
 # For the head of a connection's first request, and of any other from the first piece that came alone: silence, or one
 # byte a minute, would hold a place for ever.
 HEAD_S: Final = 30.0
+HEAD_COPIES: Final = 3  # a head that is arriving is kept as it came, in pieces, and as text
 # While the node stops: for a new connection's first request, which follows it by one way through the network.
 FIRST_S: Final = 0.25
 PARTING_S: Final = 0.25  # for a client to close an idle connection after this node has; it takes a round trip
@@ -75,9 +76,11 @@ class Connection(web.RequestHandler):
 
     __slots__ = (
         "_app",
+        "_arrived",
         "_asleep",
         "_came_at",
         "_carrier",
+        "_head_bytes",
         "_late",
         "_limits",
         "_named",
@@ -89,6 +92,7 @@ class Connection(web.RequestHandler):
         "credential",
         "host",
         "listener",
+        "reading",
     )
 
     def __init__(self, server: web.Server, app: App, **settings: Any) -> None:
@@ -98,6 +102,9 @@ class Connection(web.RequestHandler):
         self._asleep: asyncio.Future[None] | None = None  # aiohttp's waiter, while a request is answered without it
         self._pending: tuple[Request, Any] | None = None
         self._late: asyncio.TimerHandle | None = None
+        self._arrived: Hold | None = None  # what came of requests that are not answered yet, where it is much
+        self._head_bytes = 0  # of a head that is not complete
+        self.reading = False  # a handler reads the body, and answers when there is no room for it
         self._unread: Hold | None = None  # what the client was sent and has not taken
         self.listener: Listener | None = None
         self._limits: ConnectionLimits | None = None
@@ -216,9 +223,11 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         waiter = self._waiter
         if waiter is None or not self._welcome:
+            requests = self._request_count
             super().data_received(data)  # something is being answered: what comes is queued behind it
             if self._messages:
                 self._in_time()
+            self._count(len(data), self._request_count - requests)
             return
         self._waiter = None  # aiohttp notes what came, and wakes nobody
         super().data_received(data)
@@ -226,16 +235,49 @@ class Connection(web.RequestHandler):
         if not self._messages:
             if self._late is None and not self._upgraded:  # a request has begun, and the rest of its head is to come
                 self._late = self._loop.call_later(HEAD_S, self.force_close)
+            self._count(len(data), 0)
             return
         if self._late is not None:
             self._in_time()
         if not waiter.done() and not self._at_once(waiter):
             waiter.set_result(None)
+            self._count(0, 1)
+
+    def _count(self, size: int, requests: int) -> None:
+        """So many bytes came that the short way does not answer at once, and so many requests began in them."""
+        current = self._current_request
+        newest = self._messages[-1][1] if self._messages else None if current is None else current.content
+        in_head = not requests and (newest is None or newest.is_eof())
+        self._head_bytes = self._head_bytes + size if in_head else 0
+        self._hold_arrived(0 if current is None else current.content.total_bytes)
+
+    def _hold_arrived(self, current_bytes: int) -> None:
+        """Holds what the present request has brought, and what is queued behind it."""
+        size = current_bytes + HEAD_COPIES * self._head_bytes
+        for _, payload in self._messages:
+            size += payload.total_bytes
+        hold, transport = self._arrived, self._carrier
+        if size <= UNCOUNTED_BYTES or transport is None:
+            if hold is not None:
+                hold.release()
+                self._arrived = None
+            return
+        bodies = self._app.budgets.bodies
+        if hold is None:
+            hold = self._arrived = bodies.hold_anyway(size)
+            fits = hold.wait(transport)
+        else:
+            hold.resize(size)
+            fits = bodies.fits(0)
+        if not fits and not self.reading:
+            bodies.cut += 1
+            transport.abort()  # nothing reads it yet that could refuse it
 
     def _in_time(self) -> None:
         if self._late is not None:
             self._late.cancel()
             self._late = None
+            self._head_bytes = 0
 
     def _at_once(self, waiter: asyncio.Future[None]) -> bool:
         """Answers the one request that waits, or begins to. False: it is for aiohttp's task."""
@@ -294,6 +336,8 @@ class Connection(web.RequestHandler):
         """Writes an answer that is settled. False: the client does not take all of it at once."""
         transport = self.transport
         assert transport is not None
+        if self._arrived is not None:
+            self._hold_arrived(0)
         hold, answer.hold = answer.hold, None
         if hold is None:
             transport.write(answer.encoded(request))
@@ -378,7 +422,8 @@ class Connection(web.RequestHandler):
         if transport is not None:
             if self._unread is None:
                 self._unread = self._app.budgets.answers.hold_anyway(transport.get_write_buffer_size())
-            if not self._unread.unread(transport):
+            if not self._unread.wait(transport):
+                self._app.budgets.answers.cut += 1
                 transport.abort()  # nothing gentler gives the memory back
         if self.listener is not None:
             self.listener.paused()
@@ -403,11 +448,23 @@ class Connection(web.RequestHandler):
             self._limits.went(self)
         self._carrier = None
         self._taken()
+        if self._arrived is not None:
+            self._arrived.release()
+            self._arrived = None
         self._in_time()
         if exc is not None and not isinstance(exc, ConnectionError):
             # Broken TLS ends in an ssl.SSLError, and whoever waits for the rest of a body would take it for a fault.
             exc = ConnectionResetError(str(exc))
+        current = self._current_request
         super().connection_lost(exc)
+        # The garbage collector would find these in its own time: they know their connection, and it knows them.
+        unread = [payload for _, payload in self._messages]
+        if current is not None and not self.reading and not current.content.is_eof():  # a whole one may still be read
+            unread.append(current.content)
+        for payload in unread:
+            if payload.exception() is None:
+                payload.read_nowait(-1)
+        self._messages.clear()
 
 
 def _unread(transport: asyncio.Transport) -> bool:
