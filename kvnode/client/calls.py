@@ -44,6 +44,8 @@ PAUSE_S_MAX: Final = 0.5
 # doubt. A node takes no less than 100 ms (docs/OPERATIONS.md, Limits).
 TRY_S_MIN: Final = 0.15
 TIMEOUT: Final = "Kvnode-Timeout"
+# A node that did not answer is asked last for so long: a frozen one would cost every call the whole time of a try.
+SILENT_S: Final = 30.0
 NODE_TIMEOUT_S_MIN: Final = 0.1  # what a node takes in that header
 JSON: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
 
@@ -62,6 +64,7 @@ class Calls:
         self._node_of: dict[str, str] = {}  # URL -> who answered there last; behind a balancer, one of many
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leader: str | None = None
+        self._silent_until: dict[str, float] = {}  # URLs whose last try got no answer: they are asked last so long
         self._own_time: set[str] = set()  # URLs that take their own time, whatever Kvnode-Timeout says (0.1.0)
 
     def open(self) -> None:
@@ -192,8 +195,11 @@ class Calls:
         first = [url for url in self.urls if self._leader is not None and self._node_of.get(url) == self._leader]
         if self._leader is not None and not first:
             first = [url for url in self.urls if url not in self._node_of]
-        yield from first
-        yield from (url for url in self.urls if url not in first)
+        ordered = [*first, *(url for url in self.urls if url not in first)]
+        if self._silent_until:
+            now = asyncio.get_running_loop().time()
+            ordered.sort(key=lambda url: self._silent_until.get(url, 0.0) > now)  # otherwise in their order
+        yield from ordered
 
     async def _send(
         self,
@@ -224,6 +230,8 @@ class Calls:
             ) as response:
                 answer = Answer(response.status, response.headers, await response.read())
         except (aiohttp.ClientError, TimeoutError, OSError) as e:
+            if isinstance(e, TimeoutError):
+                self._silent_until[url] = asyncio.get_running_loop().time() + SILENT_S
             if not connected:
                 raise no_connection(url, e) from None
             if is_read:
@@ -231,6 +239,7 @@ class Calls:
             raise errors.OutcomeUnknown(
                 f"{url} did not answer ({_reason(e)}): the request may or may not have been carried out."
             ) from None
+        self._silent_until.pop(url, None)
         if node := answer.headers.get("Kvnode-Node"):
             self._node_of[url] = node
         self._leader = answer.headers.get("Kvnode-Leader")

@@ -103,7 +103,7 @@ async def watch(
                 raise failure
             if not warned:
                 warned = True
-                log.warning("No node has streamed for %.0f s, trying on: %s", clock() - heard_at, failure.message)
+                log.warning("No node has streamed for %.0f s, trying again: %s", clock() - heard_at, failure.message)
         if turn % len(urls) == 0:
             await asyncio.sleep(pause_s * uniform(0.75, 1.25))
             pause_s = min(PAUSE_S_MAX, 2 * pause_s)

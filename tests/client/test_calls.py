@@ -271,6 +271,18 @@ async def test_a_frozen_node_leaves_time_to_ask_the_next(monkeypatch: pytest.Mon
         assert await asyncio.wait_for(c.put("k", b"v"), 10) == client.Put(5, 2, False)
 
 
+async def test_a_node_that_did_not_answer_is_asked_last_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "ATTEMPT_S", 0.3)
+    async with scripted(say_nothing) as frozen, scripted(always(PUT)) as well, Client([frozen.url, well.url], 20) as c:
+        for _ in range(3):
+            await asyncio.wait_for(c.put("k", b"v"), 10)
+        assert (len(frozen.asked), len(well.asked)) == (1, 3)
+        monkeypatch.setattr(calls, "SILENT_S", 0.0)  # and is first again once that is over
+        c._calls._silent_until[frozen.url] = 0.0
+        await asyncio.wait_for(c.put("k", b"v"), 10)
+    assert len(frozen.asked) == 2
+
+
 @pytest.mark.parametrize("key", ["", "k" * 65, "é", "a\r\nb"])
 async def test_an_idempotency_key_that_no_node_takes_never_leaves(key: str) -> None:
     async with Client([nobody()]) as c:
