@@ -248,6 +248,7 @@ def in_parallel_sent(connections: list[socket.socket], asked: bytes) -> None:
     deadline = time.monotonic() + 5.0
     while left and time.monotonic() < deadline:
         _, ready, _ = select.select([], list(left), [], 0.1)
+        time.sleep(0.02)  # or this thread would keep the interpreter from the one that probes
         for connection in ready:
             try:
                 left[connection] = left[connection][connection.send(left[connection][:262_144]) :]
