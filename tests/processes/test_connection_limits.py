@@ -61,14 +61,14 @@ def _open(cluster: Cluster) -> float:
 
 
 def get(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: n1\r\n\r\n".encode()
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
 
 def ask(address: tuple[str, int], path: str, source: str = "127.0.0.1", timeout_s: float = PROBE_S) -> tuple[int, str]:
     """The status and body of one request on a connection of its own; 0 where there is no answer in time."""
     with socket.create_connection(address, timeout_s, source_address=(source, 0)) as connection:
         connection.settimeout(timeout_s)
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: n1\r\nConnection: close\r\n\r\n".encode())
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         answer = b""
         try:
             while piece := connection.recv(65_536):
@@ -114,7 +114,7 @@ def test_a_connection_that_was_used_since_is_not_the_longest_idle(cluster: Clust
     assert not alive(idle[3])
 
 
-@pytest.mark.parametrize("raw", [b"", b"G", b"GET /livez HTTP/1.1\r\nHost: n1\r\nX-Slow: "])
+@pytest.mark.parametrize("raw", [b"", b"G", b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Slow: "])
 def test_silent_and_half_said_requests_make_room_too(cluster: Cluster, held: Held, raw: bytes) -> None:
     for n in range(2 * MOST):
         held.open(f"127.0.0.{2 + n % 4}", raw)
