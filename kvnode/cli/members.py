@@ -62,6 +62,19 @@ def promote(node: str, output: str, url: str, timeout_s: float) -> None:
     _print(call(url, timeout_s, lambda c: c.change_members("POST", f"/{quote(node, safe='')}/promote")), output)
 
 
+@member.command("replace")
+@click.argument("node")
+@output_option
+@connected
+def replace_member(node: str, output: str, url: str, timeout_s: float) -> None:
+    """Take NODE back, a voter whose data directory is lost.
+
+    It becomes a learner, which has promised nothing yet, and a voter again once it has caught up. Start it as before,
+    with an empty --data-dir. (The leader does the same by itself where such a node answers at NODE's address.)
+    """
+    _print(call(url, timeout_s, lambda c: c.change_members("POST", f"/{quote(node, safe='')}/replace")), output)
+
+
 def _print(membership: dict[str, Any], output: str) -> None:
     if output == "json":
         print_json(membership)

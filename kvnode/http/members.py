@@ -43,10 +43,14 @@ def routes(group: Group) -> dict[str, Methods]:
     async def promote(request: web.BaseRequest, rest: str, query: str) -> Answer:
         return _answer(await group.promote_member(_node_id(decode(rest, "member"))))
 
+    async def replace(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        return _answer(await group.replace_member(_node_id(decode(rest, "member"))))
+
     return {
         PATH: {"GET": members, "HEAD": members, "POST": add, "DELETE": Endpoint(remove, "id", "force")},
         PATH + "/{member}": {"DELETE": Endpoint(remove, "force")},
         PATH + "/{member}/promote": {"POST": promote},
+        PATH + "/{member}/replace": {"POST": replace},
     }
 
 

@@ -14,7 +14,7 @@ from typing import Final
 from kvnode.errors import Fatal
 from kvnode.raft import wire
 from kvnode.raft.disk import Disk
-from kvnode.raft.identity import dismiss
+from kvnode.raft.identity import admit, dismiss
 from kvnode.raft.membership import Roster
 from kvnode.raft.transport import Network
 
@@ -31,7 +31,7 @@ class Acquaintance:
         self._network = network
         self._disk = disk
         self._fail = fail
-        self._dismissed = False
+        self._dismissed = self._admitted = False
 
     def changed(self) -> None:
         network, peers = self._network, self._peers()
@@ -39,6 +39,10 @@ class Acquaintance:
         network.meet(leaving | peers)
         if leaving:
             asyncio.get_running_loop().call_later(LET_GO_S, lambda: network.meet(self._peers()))
+        if self._roster.admitted is not None and not self._admitted:
+            # Before anything of the log arrives: without this, the node would then take itself for its old one.
+            self._admitted = True
+            admit(self._disk, self._roster.admitted)
         sentence = self._roster.dismissed
         if sentence is not None and not self._dismissed:
             self._dismissed = True

@@ -109,6 +109,7 @@ class ElectionGate:
         core = self._core
         granted = (
             proposed > core.term
+            and core.can_vote()
             and not core.is_leader
             and not self.leader_is_alive()
             and (last_term, last_index) >= core.last

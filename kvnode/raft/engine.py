@@ -25,9 +25,10 @@ from kvnode.raft.compaction import Compaction
 from kvnode.raft.expiry import EngineLeader
 from kvnode.raft.feature_level import FeatureLevel
 from kvnode.raft.flusher import Flusher
-from kvnode.raft.handshake import Identity
+from kvnode.raft.handshake import Identity, Refused
 from kvnode.raft.journal import Journal
 from kvnode.raft.membership import Roster
+from kvnode.raft.memory import Memory
 from kvnode.raft.news import News
 from kvnode.raft.outstanding import Outstanding
 from kvnode.raft.proposals import Proposals
@@ -70,6 +71,7 @@ class Engine:
         watches: Hub,
         cluster_id: bytes,
         roster: Roster,
+        began_empty: bool,
         fail: Callable[[Fatal], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -92,8 +94,11 @@ class Engine:
             instance=instance,
             secret=settings.secret,
             cluster_level=lambda: self.store.level,
+            fresh=lambda: self.memory.fresh,
+            refuse_fresh=lambda node_id: self.memory.refuse_fresh(node_id),
             peers_0_1=settings.peers_0_1,
         )
+        self.memory = Memory(began_empty, journal, store, roster, lambda: self.leader_id)
         self.network = Network(me, roster, self, settings.certificate)
         self._acquaintance = Acquaintance(roster, self.network, snapshots.disk, fail)
         self.members_changed = self._acquaintance.changed
@@ -112,7 +117,7 @@ class Engine:
             election_timeout_max_s=settings.election_timeout_max_s,
             heartbeat_s=settings.heartbeat_s,
             is_fit=lambda: not self.draining and self.storage.full is None and not self.storage.hangs,
-            can_vote=lambda: not self.storage.hangs,
+            can_vote=lambda: not (self.storage.hangs or self.memory.lost),
         )
         self.proposals = Proposals(instance, store.apply, self.clock)
         self.writes = Writes(self.replica, self.proposals, self.storage, self.network, lambda: self.leader_id)
@@ -326,6 +331,9 @@ class Engine:
 
     def told(self, packed: bytes) -> None:
         self._guarded(lambda: self._acquaintance.heard(packed))
+
+    def refused(self, refused: Refused) -> None:
+        self.memory.refused(refused.code)
 
     def received(self, node_id: str, bodies: list[bytes]) -> None:
         if not self._stopped:

@@ -119,7 +119,18 @@ class RaftGroup:
             self.watches.restart()
             members = roster(settings, disk, claimed, journal, newest)
             at = self._cluster_id
-            engine = Engine(settings, segments, journal, snapshots, self.store, self.watches, at, members, self._failed)
+            engine = Engine(
+                settings,
+                segments,
+                journal,
+                snapshots,
+                self.store,
+                self.watches,
+                at,
+                members,
+                claimed.began_empty,
+                self._failed,
+            )
             engine.on[wire.REQUESTS] = forwarded_requests
             self._transfer = Transfer(engine)
             self._reconfiguration = Reconfiguration(engine, self._transfer)
@@ -304,6 +315,10 @@ class RaftGroup:
 
     async def promote_member(self, node_id: str) -> Membership:
         return await self._change(Change("promote", node_id))
+
+    async def replace_member(self, node_id: str) -> Membership:
+        """A voter that has lost its data directory becomes a learner of its name, and a voter once it has caught up."""
+        return await self._change(Change("replace", node_id))
 
     async def _change(self, change: Change) -> Membership:
         self._running()

@@ -155,6 +155,8 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
 
     def _vote_asked(self, node: Node, term: int, last_index: int, last_term: int, transfer: bool) -> None:
         core = self._core
+        if not core.can_vote():
+            return  # what it promises would not last, or it does not know what it has promised (`memory.py`)
         if not transfer and term > core.term and (core.is_leader or core.election.leader_is_alive()):
             return  # stickiness (Raft dissertation §4.2.3): who hears a leader needs no other
         request = {

@@ -2,8 +2,8 @@
 
     dialer    "KVN1" | frame [version, cluster id, from, to, nonce]
     acceptor  frame [true, nonce]                                     or  frame [false, reason]
-    dialer    frame [http url, instance, index, level, proof]
-    acceptor  frame [true, http url, instance, level, proof]          or  frame [false, reason]
+    dialer    frame [http url, instance, index, level, fresh, proof]
+    acceptor  frame [true, http url, instance, level, fresh, proof]   or  frame [false, reason]
                                                                       or  frame [false, reason, code, members, proof]
 
 The dialer proves itself first: whoever merely connects to a node gets nothing from it that is made with the secret, so
@@ -24,6 +24,9 @@ removed while it was away learns of it. One that knows more than the acceptor is
 
 `level` is the highest feature level that a node knows (`commands.FEATURE_LEVEL`). A node that knows less than the
 cluster has reached is refused by those that know what the cluster has reached.
+
+`fresh`: the node's data directory was empty when it was started as one of a first cluster, and it has not taken part in
+one since. What it has promised before, if it ever did, is forgotten (`memory.py`).
 
 Frames are at most `FRAME_BYTES_MAX` here, whatever a stranger claims. The stream that follows is the dialer's
 alone: each node sends on the connection that it dialled, so that frames of one node never overtake each other. Each of
@@ -57,6 +60,7 @@ OTHER_CLUSTER: Final = "other_cluster"
 STRANGER: Final = "stranger"
 DUPLICATE: Final = "duplicate"
 TOO_OLD: Final = "too_old"
+FORGETFUL: Final = "forgetful"
 
 NO_SECRET: Final = "it does not know this cluster's secret: give all nodes the same one"
 NO_PROTOCOL: Final = "it does not speak this protocol"
@@ -102,6 +106,8 @@ class Identity:
     instance: bytes
     secret: bytes = field(repr=False)
     cluster_level: Callable[[], int] = int
+    fresh: Callable[[], bool] = bool
+    refuse_fresh: Callable[[str], None] = lambda node_id: None  # raises Refused for a node that must not be
     peers_0_1: bool = False
 
 
@@ -142,7 +148,7 @@ class Dialer:
             raise Refused("it answers in an unknown protocol")
         self._said += framed(body)
         self._keys = _Keys(self._me.secret, self._said)
-        fields = [self._me.http_url, self._me.instance, self._index, FEATURE_LEVEL]
+        fields = [self._me.http_url, self._me.instance, self._index, FEATURE_LEVEL, self._me.fresh()]
         proof = framed(packed([*fields, self._keys.proof(b"dialer", self._said, fields)]))
         self._said += proof
         return proof
@@ -159,13 +165,15 @@ class Dialer:
                 raise Refused(f"it refused: {printable(reason, 200)}", told, code)
             raise Refused(f"it refused: {printable(reason)}", kind="it refused")
         raise_if_refused(answer)
-        if not has_types(answer, bool, str, bytes, int, bytes):
+        if not has_types(answer, bool, str, bytes, int, bool, bytes):
             raise Refused("it answers in an unknown protocol")
         *fields, proof = answer
         if not hmac.compare_digest(proof, keys.proof(b"acceptor", self._said, fields)):
             raise Refused(NO_SECRET)
-        _, http_url, instance, level = fields
+        _, http_url, instance, level, fresh = fields
         raise_if_too_old(level, self._me.cluster_level())
+        if fresh:
+            self._me.refuse_fresh(self._peer_id)
         return Peer(self._peer_id, http_url, instance, level, keys.frame_key(self._said))
 
 
@@ -212,7 +220,7 @@ class Acceptor:
 
     def proved(self, body: bytes) -> Peer:
         answer, keys, me = unpacked(body), self._keys, self._me
-        if keys is None or not has_types(answer, str, bytes, int, int, bytes):
+        if keys is None or not has_types(answer, str, bytes, int, int, bool, bytes):
             raise Refused(NO_PROTOCOL)
         *fields, proof = answer
         self._proved = hmac.compare_digest(proof, keys.proof(b"dialer", self._said, fields))
@@ -227,16 +235,18 @@ class Acceptor:
             )
         if not self._proved:
             raise Refused(NO_SECRET)
-        http_url, instance, index, level = fields
+        http_url, instance, index, level, fresh = fields
         raise_if_too_old(level, me.cluster_level())
         if self._node_id not in self._circle and index <= self._circle.index:
             raise Refused(f"node {self._node_id!r} is not a member of this cluster", self._circle.packed)
+        if fresh:
+            me.refuse_fresh(self._node_id)
         return Peer(self._node_id, http_url, instance, level, keys.frame_key(self._said))
 
     def welcome(self) -> bytes:
         """The frame after which the other side sends what it has to say. Only where `proved` has given the peer."""
         assert self._keys is not None
-        fields = [True, self._me.http_url, self._me.instance, FEATURE_LEVEL]
+        fields = [True, self._me.http_url, self._me.instance, FEATURE_LEVEL, self._me.fresh()]
         return framed(packed([*fields, self._keys.proof(b"acceptor", self._said, fields)]))
 
     def refusal(self, refused: Refused) -> bytes:

@@ -40,6 +40,7 @@ class Claim:
     told: Configuration | None = None
     recovered: bool = False
     dismissed: str | None = None
+    began_empty: bool = False  # as one of a first cluster: the directory was empty then (`memory.py`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def claim(
     """Whose directory this is, written down if it is new. Raises StartupError if it is another's."""
     if not is_claimed(disk):
         if invitation is None:
-            claimed = Claim(node_id, cluster_id_of(name, peers), sorted(peers))
+            claimed = Claim(node_id, cluster_id_of(name, peers), sorted(peers), began_empty=True)
         else:
             told = invitation.configuration
             claimed = Claim(node_id, invitation.cluster_id, sorted(told.members), told)
@@ -105,6 +106,11 @@ def check_peers(disk: Disk, claimed: Claim, peers: Mapping[str, tuple[str, int]]
         )
 
 
+def admit(disk: Disk, configuration: Configuration) -> None:
+    """The node lost its directory and was let in again: from now on this one says so, as that of a node that joined."""
+    write(disk, replace(written(disk), told=configuration, members=sorted(configuration.members)))
+
+
 def dismiss(disk: Disk, sentence: str) -> None:
     """The node was removed: its directory says so from now on, with the sentence that a start is refused with."""
     write(disk, replace(written(disk), dismissed=sentence))
@@ -118,6 +124,8 @@ def write(disk: Disk, claimed: Claim) -> None:
         identity["told"] = claimed.told.packed.hex()
     if claimed.recovered:
         identity["recovered"] = True
+    if claimed.began_empty:
+        identity["began_empty"] = True
     if claimed.dismissed is not None:
         identity["dismissed"] = claimed.dismissed
     part = f"{FILE}.part"
@@ -140,4 +148,5 @@ def written(disk: Disk) -> Claim:
         told = unpacked(bytes.fromhex(identity["told"])) if "told" in identity else None
     except (ValueError, KeyError, TypeError) as error:
         raise StartupError(f"{disk.where(FILE)} cannot be read: restore it from a copy.") from error
-    return Claim(node_id, cluster_id, members, told, identity.get("recovered") is True, dismissed)
+    recovered, began_empty = identity.get("recovered") is True, identity.get("began_empty") is True
+    return Claim(node_id, cluster_id, members, told, recovered, dismissed, began_empty)

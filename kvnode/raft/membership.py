@@ -153,7 +153,9 @@ class Roster:
         self.newest = told if told is not None and told.index > first.index else first
         self.known: dict[str, Member] = {}
         self.dismissed: str | None = None
+        self.admitted: Configuration | None = None  # the one by which a node that had forgotten its promises was let in
         self.on_change: Callable[[], None] = lambda: None
+        self.is_fresh: Callable[[], bool] = lambda: False  # this node has never promised anything (`memory.py`)
         journal.on_configuration = self._changed
         self._changed()
 
@@ -206,7 +208,9 @@ class Roster:
             return
         before, now = self.newest.members.get(self.node_id), configuration.members.get(self.node_id)
         self.newest = configuration
-        if before is not None and (now is None or now.since != before.since):
+        if self.is_fresh() and now is not None and not now.voter:
+            self._base = self.admitted = configuration  # as a node that has joined, from here on
+        elif before is not None and (now is None or now.since != before.since):
             again = "" if now is None else ", and its name was given to another one"
             self.dismissed = (
                 f"Node {self.node_id} was removed from the cluster by entry {configuration.index} of its log{again}: "

@@ -22,6 +22,7 @@ from kvnode import errors
 from kvnode.errors import BadRequest, Conflict, KvnodeError, NoLeader, NotFound, OutcomeUnknown, Unavailable
 from kvnode.raft import wire
 from kvnode.raft.engine import Engine
+from kvnode.raft.handshake import FORGETFUL
 from kvnode.raft.membership import (
     HTTP_URL_CHARS_MAX,
     MEMBERS_MAX,
@@ -38,6 +39,7 @@ log = logging.getLogger("kvnode.raft")
 
 DEADLINE_S: Final = 5.0
 LOOK_S: Final = 0.1  # a learner that has all that was committed this long ago has caught up
+REPLACE_AGAIN_S: Final = 1.0
 _STEP_S: Final = 0.005
 _ANSWER_S: Final = 0.5  # for the leader's answer, behind its own deadline
 
@@ -53,7 +55,7 @@ class Change:
     `force`: also where no majority would be left.
     """
 
-    action: Literal["add", "remove", "promote"]
+    action: Literal["add", "remove", "promote", "replace"]
     node_id: str
     address: tuple[str, int] = ("", 0)
     http_url: str = ""
@@ -151,10 +153,29 @@ class Reconfiguration:
             if member.voter:
                 self._check_those_who_stay(current.voters - {change.node_id}, change)
             return current.lacking(change.node_id, index)
+        if change.action == "replace":
+            return self._replacing(current, member, index)
         if member.voter:
             return None
         self._check_ready(member)
         return current.having(replace(member, voter=True, wanted=False), index)
+
+    def _replacing(self, current: Configuration, member: Member, index: int) -> Configuration | None:
+        """A voter that has forgotten what it promised goes, and a learner of its name comes, by one entry.
+
+        Of the voters one is missing afterwards and none is new, so the majorities before and after it meet.
+        """
+        if not member.voter:
+            return None
+        if self._engine.is_reachable(member.node_id):
+            raise Conflict(
+                f"Node {member.node_id} answers, and knows what it has promised: only one that has lost its data "
+                "directory is replaced. Stop it and give it an empty --data-dir first."
+            )
+        if self._engine.store.level < 1:
+            raise Conflict("Upgrade all members first: a node of an older version would not understand this change.")
+        self._check_those_who_stay(current.voters - {member.node_id}, Change("replace", member.node_id))
+        return current.having(replace(member, voter=False, wanted=True, since=index), index)
 
     def _adding(
         self, current: Configuration, member: Member | None, change: Change, index: int
@@ -234,8 +255,21 @@ class Reconfiguration:
                 self._goal = 2**63
                 continue
             if replica.may_change_members and not engine.writes.transferring:
+                await self._replace_one()
                 await self._promote_one()
             self._goal = replica.raftCommitIndex
+
+    async def _replace_one(self) -> None:
+        """A voter at whose own address a node answers that has forgotten its promises (`memory.py`)."""
+        for node_id, refused in list(self._engine.network.refusals.items()):
+            if refused.code == FORGETFUL and node_id in self._roster.current.voters:
+                try:
+                    await self._from_here(Change("replace", node_id), self._engine.clock() + DEADLINE_S)
+                    log.warning("Node %s has lost its data: it is a learner now, until it has caught up.", node_id)
+                except KvnodeError as error:
+                    log.warning("Node %s has lost its data, and is not replaced yet: %s", node_id, error.message)
+                    await asyncio.sleep(REPLACE_AGAIN_S)
+                return
 
     async def _promote_one(self) -> None:
         waiting = [member for member in self._roster.current.members.values() if member.wanted and not member.voter]

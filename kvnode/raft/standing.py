@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvnode.raft.engine import Engine
-from kvnode.raft.handshake import DUPLICATE, OTHER_CLUSTER, STRANGER, TOO_OLD
+from kvnode.raft.handshake import DUPLICATE, FORGETFUL, OTHER_CLUSTER, STRANGER, TOO_OLD
 from kvnode.raft.session import MISSING, SessionKey
 from kvnode.raft.settings import RaftSettings
 from kvnode.raft.status import RaftStatus
@@ -56,7 +56,7 @@ def seen_status(
     return RaftStatus(
         node_id=settings.node_id,
         cluster_id=cluster_id.hex(),
-        role=replica.role if replica.is_voter else "learner",
+        role=replica.role if replica.is_voter and not engine.memory.lost else "learner",
         leader_id=engine.leader_id,
         term=replica.term,
         commit_index=replica.raftCommitIndex,
@@ -89,7 +89,7 @@ def _refusals(engine: Engine) -> tuple[list[str], list[str]]:
     unfit, odd = [], []
     for peer_id, refused in sorted(engine.network.refusals.items()):
         sentence = f"Peer {peer_id} does not talk to this node: {refused}"
-        if refused.code == DUPLICATE or (
+        if (refused.code in (DUPLICATE, FORGETFUL) and (refused.code == DUPLICATE or engine.memory.lost)) or (
             refused.code in (OTHER_CLUSTER, STRANGER, TOO_OLD) and engine.leader_id is None
         ):
             unfit.append(sentence)

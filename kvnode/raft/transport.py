@@ -42,6 +42,9 @@ class Listener(Protocol):
     def told(self, packed: bytes) -> None:
         """A proved peer that refuses this node says who the members are."""
 
+    def refused(self, refused: handshake.Refused) -> None:
+        """A peer does not talk to this node, or this node not to it; a `code` is proved."""
+
     def received(self, node_id: str, bodies: list[bytes]) -> None:
         """Frames of a proved peer, in order. May raise `wire.BadFrame`, which ends the connection."""
 
@@ -195,6 +198,7 @@ class Network:
                     as_0_1 = True  # the flag lets it be tried; without it, what comes from the wire changes nothing
                     continue
                 self.refusals[node_id] = refused
+                self.listener.refused(refused)
                 sentence = f"Peer {node_id} at {host}:{port} cannot be talked to: {refused}."
                 self.log_once(node_id, refused.kind, sentence)
                 if refused.told:

@@ -131,6 +131,9 @@ class SingleGroup:
     async def promote_member(self, node_id: str) -> Membership:
         return self._change(("promote", node_id))
 
+    async def replace_member(self, node_id: str) -> Membership:
+        return self._change(("replace", node_id))
+
     def _change(self, change: tuple[object, ...]) -> Membership:
         self._fail()
         self.changes.append(change)

@@ -37,6 +37,7 @@ async def test_the_members_are_those_of_the_configuration(node: Served) -> None:
         ("DELETE", "?id=n4&force=true", b"", ("remove", "n4", True)),
         ("DELETE", "", b'{"id":"n4","force":true}', ("remove", "n4", True)),
         ("POST", "/n4/promote", b"", ("promote", "n4")),
+        ("POST", "/n4/replace", b"", ("replace", "n4")),
     ],
 )
 async def test_a_change_is_handed_on(

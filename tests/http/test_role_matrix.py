@@ -42,6 +42,7 @@ RULES: dict[str, dict[str, str]] = {
     "/admin/api/v1/members": {**READS, "POST": "full", "DELETE": "full"},
     "/admin/api/v1/members/{member}": {"DELETE": "full"},
     "/admin/api/v1/members/{member}/promote": {"POST": "full"},
+    "/admin/api/v1/members/{member}/replace": {"POST": "full"},
     SESSION: {**READS, "POST": "begin", "DELETE": "read"},
     "/admin/api/v1/session-key": READS,
     "/admin/api/v1/session-key/rotate": {"POST": "full"},

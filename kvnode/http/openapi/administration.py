@@ -117,6 +117,13 @@ ADMINISTRATION: Final[dict[str, Operation]] = {
         ADMIN,
         ("member",),
     ),
+    "POST /admin/api/v1/members/{member}/replace": Operation(
+        "replace_member",
+        "Makes a learner of a voter that has lost its data directory, until it has caught up.",
+        json("Members", "The configuration since."),
+        ADMIN,
+        ("member",),
+    ),
     "POST /admin/api/v1/session": Operation(
         "begin_session",
         "Begins a session with the right of the token, on all nodes of the cluster: a signed cookie.",

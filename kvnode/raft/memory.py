@@ -1,0 +1,107 @@
+"""Whether a voter still knows what it has promised: one whose data directory was lost must not vote as if it did.
+
+A voter promises two things: its vote in a term, and that it holds an entry. With an empty directory it has forgotten
+both. Were it to vote again, it and one other could make a majority that lacks an entry which a majority has
+acknowledged (Raft assumes that neither is ever lost, §5.2 and §5.4).
+
+By itself an empty node cannot tell its first start from that. Those who have met it can: a cluster reaches feature
+level 1 only when every member has been met (`feature_level.py`), and a voter that came later was met as a learner.
+So:
+
+- `fresh` is a node that was started with an empty directory as a voter of a first cluster, until its own log shows
+  that the cluster has reached a level. It says so in each handshake.
+- `settled` is a node whose log or state shows a level. It talks to no fresh node that its configuration has for a
+  voter: neither a vote nor an acknowledgement passes, in either direction.
+- A fresh node that a settled one has refused so votes for nobody, whoever else asks.
+- The leader finds such a node at the voter's own address and replaces it, in one entry of the log: the voter goes,
+  and a learner of its name comes (`Change.replace`). Then it is admitted, catches up, and is promoted as any learner
+  is.
+
+Why that is safe. The voters before and after that entry differ by one, so their majorities meet (dissertation §4.1),
+and the entry needs a majority of the others alone. Whoever leads from then on has it in its log, so it has every
+entry that was acknowledged with the help of the one that forgot; and whoever has not got it counts no voice of the
+new one, since a settled node in whose configuration it is still a voter does not talk to it. The new one votes once
+it has the entry that promotes it in its log, and so only for candidates that have it too. Its old self, should its
+directory turn up again, is told that its name was given to another one, and stops.
+
+A settled node admits a fresh learner only while it knows a leader: one that was away for long, and whose
+configuration has an earlier stay of that name as a learner, hears of the later ones before it hears the leader.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from kvnode.commands import LEVEL
+from kvnode.entries import decode_entry
+from kvnode.raft.core import REGULAR
+from kvnode.raft.handshake import FORGETFUL, Refused
+from kvnode.raft.journal import Journal
+from kvnode.raft.membership import Roster
+from kvnode.store import KeyValueStore
+
+log = logging.getLogger("kvnode.raft")
+
+
+class Memory:
+    """One node's. `began_empty`: as its identity says. `leader`: whom this node would turn to now."""
+
+    def __init__(
+        self,
+        began_empty: bool,
+        journal: Journal,
+        store: KeyValueStore,
+        roster: Roster,
+        leader: Callable[[], str | None],
+    ) -> None:
+        self._began_empty = began_empty
+        self._store = store
+        self._roster = roster
+        self._leader = leader
+        self._settled = shows_a_level(journal)
+        self._refused = False
+        roster.is_fresh = lambda: self.fresh
+
+    @property
+    def settled(self) -> bool:
+        return self._settled or self._store.level >= 1
+
+    @property
+    def fresh(self) -> bool:
+        return self._began_empty and not self.settled
+
+    @property
+    def lost(self) -> bool:
+        """This node has forgotten what it promised: it must not vote. Over once it is admitted as a learner."""
+        return self._refused and self.fresh and self._roster.current.index == 0
+
+    def refused(self, code: str) -> None:
+        """A peer, which has proved itself, does not talk to this node."""
+        if code == FORGETFUL and self.fresh and not self._refused:
+            self._refused = True
+            log.error("This node's data directory is empty, and the cluster has met it before: it does not vote.")
+
+    def refuse_fresh(self, node_id: str) -> None:
+        """Raises Refused for a fresh node of that name, where the cluster has met that one before."""
+        member = self._roster.newest.members.get(node_id)
+        if not self.settled or member is None:
+            return
+        if member.voter:
+            raise Refused(
+                f"the data directory of node {node_id} is empty, and it has acknowledged writes: it must not vote; "
+                f"the leader makes a learner of it, or 'kvnode member replace {node_id}'",
+                code=FORGETFUL,
+            )
+        if self._leader() is None:
+            raise Refused(f"the data directory of node {node_id} is empty: it is let in once there is a leader")
+
+
+def shows_a_level(journal: Journal) -> bool:
+    """A level is in the log, committed or not: it was proposed when all members had been met."""
+    for command, _, _ in journal[:]:
+        if command[0] == REGULAR and command[1:]:
+            for _, _, commands in decode_entry(command[1:]):
+                if any(type(fields) is list and fields[:1] == [LEVEL] for fields in commands):
+                    return True
+    return False

@@ -1,0 +1,75 @@
+"""A voter whose data directory is lost: it must not help to make a majority that forgets what was acknowledged."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+
+from tests.cluster import LEADER_PROBE, Cluster, wait_until
+
+
+def role(cluster: Cluster, name: str, via: str) -> str:
+    """Of a member, as the configuration has it: one that was replaced is a "new" one."""
+    members = cluster.request(via, "GET", "/admin/api/v1/members").json()["members"]
+    found = next(each for each in members if each["id"] == name)
+    return f"{'new ' if found['since'] else ''}{found['role']}"
+
+
+def test_an_acknowledged_write_outlives_a_voter_that_forgot_it(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster().start()
+    holder = cluster.leader()
+    wiped, late = cluster.followers()
+    cluster.put("before", b"1")
+    wait_until(lambda: cluster.get("before", via=late, consistency="stale") == b"1", 5.0, "all have it")
+    cluster.kill(late)
+    cluster.put("promised", b"by the two that were up", via=holder)
+    cluster.kill(holder)
+    cluster.kill(wiped)
+    shutil.rmtree(cluster.nodes[wiped].data_dir)
+    cluster.spawn(late)
+    cluster.spawn(wiped)  # just as before, with --peers
+
+    def says_so() -> str:
+        if cluster.probe(wiped, "/readyz/blocking_errors") != 503:
+            return ""
+        return str(cluster.request(wiped, "GET", "/readyz/blocking_errors").json()["message"])
+
+    wait_until(says_so, 10.0, "it says what is wrong with it")
+    assert f"kvnode member replace {wiped}" in says_so()
+    assert cluster.status(wiped)["term"] == 0
+    began = time.monotonic()
+    while time.monotonic() - began < 4.0:  # some elections long; and nothing may happen in it
+        assert [cluster.probe(name, LEADER_PROBE) for name in (wiped, late)] == [503, 503]
+        assert cluster.status(wiped)["leader_id"] is None
+        time.sleep(0.1)
+    cluster.spawn(holder)
+    cluster.leader()
+    wait_until(lambda: role(cluster, wiped, via=holder) == "new voter", 15.0, "it has caught up and votes again")
+    cluster.wait_ready()
+    for name in cluster.nodes:
+        assert cluster.get("promised", via=name) == b"by the two that were up"
+    assert (role(cluster, holder, via=late), role(cluster, late, via=holder)) == ("voter", "voter")
+    cluster.kill(holder)  # its voice counts again
+    assert cluster.leader() != holder
+    cluster.restart(holder)
+    cluster.kill(wiped)
+    cluster.restart(wiped)
+    assert cluster.get("promised", via=wiped) == b"by the two that were up"
+
+
+def test_a_voter_that_is_well_is_not_replaced(cluster: Cluster) -> None:
+    follower = cluster.followers()[0]
+    answer = cluster.request(cluster.leader(), "POST", f"/admin/api/v1/members/{follower}/replace")
+    assert answer.status == 409, answer.body
+    assert "knows what it has promised" in answer.json()["message"]
+    cluster.kill(follower)
+    answer = cluster.request(cluster.leader(), "POST", f"/admin/api/v1/members/{follower}/replace")
+    assert answer.status == 200, answer.body
+    assert role(cluster, follower, via=cluster.leader()) == "new learner"
+    # Its old data speaks for nobody any more; with an empty directory it comes back as started before.
+    cluster.spawn(follower)
+    assert cluster.wait_exit(follower, 10.0) != 0
+    shutil.rmtree(cluster.nodes[follower].data_dir)
+    cluster.restart(follower)
+    wait_until(lambda: role(cluster, follower, via=follower) == "new voter", 10.0, "it votes again")
