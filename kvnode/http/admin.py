@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from kvnode import values
 from kvnode.errors import BadRequest
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.document import read_object
@@ -16,6 +17,7 @@ from kvnode.http.group import Group
 from kvnode.http.paths import Query
 from kvnode.http.route import Endpoint, Methods
 from kvnode.raft.status import is_leader
+from kvnode.values import Malformed
 
 REQUEST_BYTES_MAX: Final = 65_536
 TRANSFER_TIMEOUT_S: Final = 5.0
@@ -74,9 +76,12 @@ def routes(group: Group, node_id: str, version: str) -> dict[str, Methods]:
 def _node(document: Mapping[str, Any]) -> str | None:
     """The node that is meant, None for the one that was asked."""
     node = document.get("node")
-    if node is not None and (not isinstance(node, str) or not node):
-        raise BadRequest('"node" is the id of a node.')
-    return node
+    if node is None:
+        return None
+    try:
+        return values.name(node if isinstance(node, str) else "")
+    except Malformed as problem:
+        raise BadRequest(f'"node" is the name of a node: {problem}.') from None
 
 
 def _force(document: Mapping[str, Any]) -> bool:

@@ -48,6 +48,7 @@ BAD: dict[str, list[str] | None] = {
     "verbose": FLAGS,
     "exclude": None,
     "force": FLAGS,
+    "node_to_undrain": ["", " ", "a/b", "n" * 64],
     "member_to_remove": ["", " ", "a/b", "n" * 64],
     "node_to_undrain": [""],
     "If-Match": TAGS,
