@@ -3,10 +3,10 @@ FROM python:3.13-slim AS build
 WORKDIR /src
 RUN python -m venv --without-pip /opt/kvnode
 # The dependencies have a layer of their own: a change of code does not fetch them again.
-COPY pyproject.toml ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > dependencies.txt \
- && python -m pip --python /opt/kvnode/bin/python install --no-cache-dir --disable-pip-version-check -r dependencies.txt
-COPY README.md ./
+# Exactly what is locked, compared by hash; `make lock` renews the file.
+COPY requirements.lock ./
+RUN python -m pip --python /opt/kvnode/bin/python install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements.lock
+COPY pyproject.toml README.md ./
 COPY kvnode kvnode
 RUN python -m pip --python /opt/kvnode/bin/python install --no-cache-dir --disable-pip-version-check --no-deps .
 

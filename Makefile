@@ -67,6 +67,16 @@ dev: $(STAMP) haproxy ## a cluster of three on this machine, HAProxy in front; C
 test: $(STAMP) haproxy proxies lint ## everything: format, lint, types, tests
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
+.PHONY: test-aiohttp lock
+test-aiohttp: $(STAMP) ## the HTTP tests with the lowest and the highest aiohttp that is allowed
+	$(BIN)/python -m tests.aiohttp_range $(PYTEST_ARGS)
+
+# For all systems and Pythons from the oldest that is supported on: environment markers say what is for which.
+lock: $(STAMP) ## requirements.lock anew: what the image installs, with hashes
+	$(BIN)/pip install --quiet --disable-pip-version-check 'uv>=0.5,<1'
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' \
+	  --output-file requirements.lock pyproject.toml
+
 lint: $(STAMP) ## format, lint and types, nothing changed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from kvnode.config import Config
 from kvnode.front import Front
 from kvnode.http.checks import is_ready
 from kvnode.http.looplag import watch_loop_lag
+from kvnode.http.release import check_release
 from kvnode.joining import join
 from kvnode.meters import HttpMeters
 from kvnode.raft.group import RaftGroup
@@ -69,6 +70,7 @@ async def serve(config: Config, hung_up: Sequence[int] = ()) -> int:
     for option, file in config.security.secret_files:
         refuse_public(option, file)
     with _signals(hung_up) as signals:
+        check_release()
         settings = raft_settings(config)
         group = RaftGroup(settings)
         group.is_ready = is_ready
