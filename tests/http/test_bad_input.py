@@ -50,7 +50,6 @@ BAD: dict[str, list[str] | None] = {
     "force": FLAGS,
     "node_to_undrain": ["", " ", "a/b", "n" * 64],
     "member_to_remove": ["", " ", "a/b", "n" * 64],
-    "node_to_undrain": [""],
     "If-Match": TAGS,
     "If-None-Match": TAGS,
     "If-None-Match-any": ["", '"1"', "x", "*, *"],
