@@ -58,7 +58,7 @@ timeout_option = click.option(
     type=Finite(0.1, 600),
     default=10.0,
     show_default=True,
-    help="For the whole command.",
+    help="For each call to the cluster, over all nodes and repetitions.",
 )
 output_option = click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="What to print."

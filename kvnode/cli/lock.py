@@ -139,15 +139,15 @@ def _who(value: bytes | None) -> str:
 async def _run(lock: Lock, job: Job, command: tuple[str, ...]) -> int:
     """Once the lock is held, and its lease was renewed where the answer came late."""
     environment = os.environ | {"KVNODE_LOCK": lock.name, "KVNODE_LOCK_TOKEN": str(lock.token)}
+    loop = asyncio.get_running_loop()
+    for number in PASSED_ON:  # before the start: what comes now is told to the guardian after it
+        loop.add_signal_handler(number, job.send, number)
+    loop.add_signal_handler(signal.SIGTSTP, _stand_still, lock, job)
     refused = await job.start(command, environment)
     if refused is not None:
         print(f"kvnode: {command[0]} cannot be run: {refused}.", file=sys.stderr)
         return NOT_STARTED
     assert job.ended is not None
-    loop = asyncio.get_running_loop()
-    for number in PASSED_ON:
-        loop.add_signal_handler(number, job.send, number)
-    loop.add_signal_handler(signal.SIGTSTP, _stand_still, lock, job)
     lost, stopped = asyncio.create_task(lock.lost.wait()), asyncio.create_task(_stop_with(lock, job))
     try:
         await asyncio.wait((job.ended, lost), return_when=asyncio.FIRST_COMPLETED)

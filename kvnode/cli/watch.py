@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def watch(prefix: str, key: str | None, from_revision: int | None, output: str, url: str, timeout_s: float) -> None:
     """Print every change to the keys that begin with PREFIX: its revision, what it was, the key and the value.
 
-    Goes on by itself at the next node when one goes away, and gives up when none answers for --timeout. Ctrl-C ends it.
+    Goes on by itself at the next node when one goes away, and for ever, also without a leader; after --timeout of that
+    a warning says so. Only where no node answers at first does it give up after --timeout. Ctrl-C ends it.
     """
     if key is not None and prefix:
         raise click.UsageError("PREFIX and --key exclude each other")

@@ -292,6 +292,39 @@ def test_signals_reach_the_whole_group(urls: str, tmp_path: Path, number: signal
     assert process.wait(10) == 9
 
 
+def test_a_holder_that_is_stopped_by_its_terminal_stands_still_with_its_command(urls: str, tmp_path: Path) -> None:
+    ready, ticks = tmp_path / "ready", tmp_path / "ticks"
+    script = f"echo $$ >{ready}; while :; do echo >>{ticks}; sleep 0.05; done"
+    process = start(urls, "stopped", "sh", "-c", script, ttl_s=60)
+    command = int(wait_until(lambda: running(ready), 20, "the command to run"))
+    for _ in range(2):
+        process.send_signal(signal.SIGTSTP)
+        wait_until(lambda: state(process.pid) == state(command) == "T", 10, "both to stand still")
+        process.send_signal(signal.SIGCONT)
+        ticks.write_text("")
+        wait_until(lambda: ticks.stat().st_size > 0, 10, "the command to go on")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 128 + signal.SIGTERM
+
+
+def test_a_command_that_was_stopped_for_longer_than_its_lease_never_goes_on(urls: str, tmp_path: Path) -> None:
+    ready, ticks = tmp_path / "ready", tmp_path / "ticks"
+    script = f"trap '' TERM; echo $$ >{ready}; while :; do echo >>{ticks}; sleep 0.05; done"
+    process = start(urls, "overdue", "sh", "-c", script, ttl_s=1)
+    command = int(wait_until(lambda: running(ready), 20, "the command to run"))
+    process.send_signal(signal.SIGTSTP)
+    wait_until(lambda: state(command) == "T", 10, "the command to stand still")
+    assert kvnode("lock", "--url", urls, "overdue", "--", "true").code == 0  # the next holder
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(10) == 1
+    assert not is_alive(command)
+
+
+def state(pid: int) -> str:
+    """As proc(5) has it: T for stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def test_a_command_has_the_terminal_and_its_ctrl_c(urls: str) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
