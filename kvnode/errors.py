@@ -153,12 +153,14 @@ class KeyNotFound(Definite):
     """The key does not exist."""
 
     code = "key_not_found"
+    applied_lag: int | None = None  # of the stale read that did not find it
 
 
 class LeaseNotFound(Definite):
     """The lease does not exist, or not any more."""
 
     code = "lease_not_found"
+    applied_lag: int | None = None  # as for a key
 
 
 class TooManyLeases(Definite):

@@ -20,7 +20,9 @@ from kvnode.errors import (
     Compacted,
     Definite,
     Indefinite,
+    KeyNotFound,
     KvnodeError,
+    LeaseNotFound,
     MethodNotAllowed,
     PreconditionFailed,
     TooManyRequests,
@@ -345,6 +347,8 @@ def failure(error: KvnodeError, *, writing: bool) -> Answer:
         headers += f"Allow: {error.allow}\r\n".encode()
     elif isinstance(error, PreconditionFailed) and error.current_revision is not None:
         headers += b'ETag: "%d"\r\n' % error.current_revision
+    elif isinstance(error, KeyNotFound | LeaseNotFound) and error.applied_lag is not None:
+        headers += b"Kvnode-Applied-Lag: %d\r\n" % error.applied_lag
     elif isinstance(error, Unauthorized):
         headers += b'WWW-Authenticate: Bearer realm="kvnode"\r\n'
     elif isinstance(error, TooManyRequests):

@@ -118,7 +118,11 @@ class Keys:
     def _shown(self, request: web.BaseRequest, item: Item | None, headers: bytes, then: int | None = None) -> Answer:
         store = self._group.store
         if item is None:
-            raise KeyNotFound("The key does not exist." if then is None else "The key did not exist at that revision.")
+            missing = KeyNotFound(
+                "The key does not exist." if then is None else "The key did not exist at that revision."
+            )
+            missing.applied_lag = self._group.applied_lag() if headers else None
+            raise missing
         marks = (VALUE, item.mod_revision, then or store.revision)
         headers += b'%bETag: "%d"\r\nKvnode-Revision: %d\r\n' % marks
         if item.lease and then is None:

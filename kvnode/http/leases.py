@@ -74,7 +74,9 @@ class Leases:
         await self._turns.take()
         fields = self._fields(lease_id)
         if fields is None:
-            raise LeaseNotFound("The lease does not exist, or not any more.")
+            missing = LeaseNotFound("The lease does not exist, or not any more.")
+            missing.applied_lag = self._group.applied_lag() if headers else None
+            raise missing
         leases = self._group.store.leases
         fields |= {"keys": leases.keys(lease_id, KEYS_SHOWN), "key_count": leases.key_count(lease_id)}
         return json_answer(200, fields, headers)

@@ -38,7 +38,10 @@ def unseen_status(settings: RaftSettings, cluster_id: bytes, draining: bool, loo
 
 def seen_lag(engine: Engine) -> int:
     """`applied_lag` of the status of a running node, without all the rest of it."""
-    return max(0, _leader_commit_index(engine) - int(engine.replica.raftLastApplied))
+    committed = _leader_commit_index(engine)
+    if engine.leader_id is None:
+        committed = max(committed, engine.replica.last[1])
+    return max(0, committed - int(engine.replica.raftLastApplied))
 
 
 def _leader_commit_index(engine: Engine) -> int:

@@ -113,5 +113,12 @@ def leader_refusal(status: RaftStatus) -> str | None:
 
 
 def applied_lag(status: RaftStatus) -> int:
-    """Entries that the leader has committed, as last heard, and this node has not applied."""
-    return max(0, status.leader_commit_index - status.applied_index)
+    """Entries that the leader has committed, as last heard, and this node has not applied.
+
+    Without a leader, all that its own log holds counts as committed: a node that has just been started alone cannot
+    tell, and has applied nothing of it.
+    """
+    committed = status.leader_commit_index
+    if status.leader_id is None:
+        committed = max(committed, status.last_index)
+    return max(0, committed - status.applied_index)

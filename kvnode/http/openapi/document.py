@@ -150,6 +150,7 @@ def _refusal(status: int, codes: list[str], method: str) -> Reply:
     if method in WRITING:
         schema["required"] = ["error", "message", "outcome"]
     own = {
+        404: ("Kvnode-Applied-Lag",),
         401: ("WWW-Authenticate",),
         412: ("ETag",),
         429: ("Retry-After",),
