@@ -196,10 +196,11 @@ def silent_flood(address: tuple[str, int], held_max: int, asked: bytes = b"") ->
 )
 def test_the_port_for_probes_answers_beside_a_flood(cluster: Cluster, probes: int, asked: bytes) -> None:
     address = ("127.0.0.1", probes)
-    with ExitStack() as stack, silent_flood(address, 600, asked):
+    with ExitStack() as stack:
         hoard = Held(stack, address)
-        for _ in range(260):
-            hoard.open("127.0.0.1", get("/livez"))
+        for _ in range(256):
+            hoard.open("127.0.0.1", get("/livez"), answered=True)
+        stack.enter_context(silent_flood(address, 4_000, asked))
         for _ in range(10):
             for path in ("/admin/healthz", "/admin/healthz/leader", "/livez", "/readyz"):
                 assert ask(address, path)[0] == 200, path
