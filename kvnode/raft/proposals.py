@@ -165,7 +165,8 @@ class Proposals:
                 self.meters.commit_s.observe(self._clock() - group.sent_at)
         if term > self._applied_term:
             self._applied_term = term
-            for sequence in [sequence for sequence, group in self._sent.items() if group.term < term]:
+            # The latest first: each is put in front of what waits, and all are to be sent in their old order.
+            for sequence in [sequence for sequence, group in reversed(self._sent.items()) if group.term < term]:
                 self.taken_back(sequence)
 
     def skipped(self) -> None:

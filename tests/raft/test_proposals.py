@@ -85,6 +85,19 @@ def test_a_group_that_a_later_term_left_behind_is_sent_again_once() -> None:
     assert told.outcome == Written(1, 1)
 
 
+def test_groups_that_a_later_term_left_behind_are_sent_again_in_their_order() -> None:
+    desk = Desk()
+    for number in range(4):
+        desk.submit("same", b"%d" % number)
+        desk.proposals.take(term=1)
+    desk.proposals.applied(2, b"")
+    while desk.proposals.waiting:
+        desk.proposals.applied(2, encode_entry([desk.proposals.take(term=2)[1]]))
+    item = desk.store.get("same")
+    assert item is not None
+    assert item.value == b"3"
+
+
 def test_each_write_is_counted_once_by_what_it_was_told() -> None:
     desk = Desk()
     meters = desk.proposals.meters
