@@ -51,6 +51,22 @@ class Disk(Protocol):
     def close(self) -> None: ...
 
 
+def _make(path: Path) -> None:
+    """The directory and those above it, durable: one whose name is lost in a crash takes along what is synced in it."""
+    missing = []
+    above = path
+    while not above.exists():
+        missing.append(above)
+        above = above.parent
+    for each in reversed(missing):
+        each.mkdir(exist_ok=True, mode=0o700 if each == path else 0o777)
+        descriptor = os.open(each.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 class Directory:
     """`Disk` on a real directory, held by an exclusive lock: two nodes can never share one."""
 
@@ -58,7 +74,7 @@ class Directory:
         self._path = path
         self._descriptors: dict[str, int] = {}
         try:
-            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _make(path)
             make_private(path)
             self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:

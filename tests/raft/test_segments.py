@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -208,3 +209,19 @@ def test_what_was_not_synced_may_be_gone_and_the_rest_is_not() -> None:
         indexes = [index for _, index, _ in recovered_from(disk).entries]
         assert indexes == list(range(1, len(indexes) + 1))
         assert len(indexes) >= 3
+
+
+def test_a_new_data_directory_and_those_above_it_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a crash may take the directory, with a journal in it that was synced and promised."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    Directory(tmp_path / "above" / "n1").close()
+    assert synced == [str(tmp_path), str(tmp_path / "above")]
+    Directory(tmp_path / "above" / "n1").close()
+    assert len(synced) == 2
