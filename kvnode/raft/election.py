@@ -63,6 +63,7 @@ class ElectionGate:
         self._grants: set[str] = set()
         self._transfer_term = 0
         self._leader_heard_at: float | None = None
+        self._yielded = False  # it stepped back for another one: this time the other one may
         self._unfit_since: float | None = None  # since when it would campaign, were it not for others who are fit
 
     def may_campaign(self) -> bool:
@@ -85,6 +86,8 @@ class ElectionGate:
             return True
         now = self._clock()
         if now >= self._asks_from and (self._asked_term != proposed or now >= self._ask_again_at):
+            if self._asked_term == proposed:
+                self._yielded = False  # it had its turn
             self._asked_term = proposed
             self._grants.clear()
             # Unanswered questions are repeated: a randomised pause keeps two askers from marching in step.
@@ -114,11 +117,13 @@ class ElectionGate:
             and not self.leader_is_alive()
             and (last_term, last_index) >= core.last
         )
-        if granted and node_id > core.node_id:
-            # Two that ask each other at the same moment would both be granted and split the real vote: the
-            # smaller id steps back for a while. Either way somebody asks again; only time is at stake.
+        if granted and proposed == self._asked_term and not self._yielded:
+            # Two that ask each other at the same moment would both be granted and split the real vote: one steps back
+            # for a random while, and not twice in a row. A fixed order would be shorter, and fatal where those who
+            # always come first cannot win: a hub that steps back for each spoke never leads, and no other one can.
+            self._yielded = True
             self._asked_term = 0
-            self._asks_from = self._clock() + self._timeout_min_s / 4
+            self._asks_from = self._clock() + self._timeout_min_s / 4 * self._draw.random()
         self._send(node_id, (PRE_VOTED, core.term, proposed, granted))
 
     def answered(self, node_id: str, proposed: int, granted: bool) -> None:

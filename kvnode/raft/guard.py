@@ -143,7 +143,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
             self._notice(node, message[1])
         elif kind == wire.TIMEOUT_NOW:
             asked_by_leader = message[1] == self._core.term and self._core.leader_id == node_id
-            if asked_by_leader:
+            if asked_by_leader and self._core.is_fit():  # it may not know yet that this node drains, say
                 self._core.election.transfer_to_self(message[1])
                 self._onMessageReceived(node, {"type": "timeout_now", "term": message[1]})
 

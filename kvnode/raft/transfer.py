@@ -143,8 +143,8 @@ class Transfer:
             if replica.is_leader and replica.term == old_term:
                 if asked_at is not None and engine.clock() - asked_at > engine.settings.election_timeout_max_s:
                     return None
-                if asked_at is None and target not in self._fit():
-                    return None  # it says so just now
+                if target not in self._fit():
+                    return None  # it says so just now; where it was asked already, it did not take over
                 if asked_at is None and replica.transfer_to(target):
                     asked_at = engine.clock()
             engine.schedule()

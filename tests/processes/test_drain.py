@@ -120,6 +120,27 @@ def test_of_drains_that_race_one_leaves_a_node_ready(cluster: Cluster, left: int
         wait_until(lambda: all(cluster.probe(name, "/readyz") == 200 for name in names[:left]), 10.0, "all are back")
 
 
+def test_a_drained_node_leads_where_no_other_one_can_and_gives_it_back(cluster: Cluster) -> None:
+    leader = cluster.leader()
+    one, two = cluster.followers()
+    for name in (one, two):
+        assert drain(cluster, leader, node=name).status == 200
+    to_one = json.dumps({"to": one}).encode()
+    refused = cluster.request(leader, "POST", "/admin/api/v1/leader/transfer", to_one)
+    assert refused.status == 409, "no transfer goes to a node that drains"
+    assert cluster.leader() == leader
+    cluster.kill(leader)
+    answer = wait_until(
+        lambda: (a := cluster.request(one, "PUT", "/v1/kv/k", b"1", timeout_s=15.0)).status == 200 and a,
+        15.0,
+        "a write",
+    )
+    assert answer.headers["Kvnode-Leader"] in (one, two)
+    assert cluster.request(one, "GET", "/v1/kv/k").body == b"1"
+    cluster.restart(leader)
+    wait_until(lambda: cluster.probe(leader, LEADER_PROBE) == 200, 15.0, "the one that does not drain leads again")
+
+
 def test_the_command_names_the_node_and_takes_it_back(cluster: Cluster) -> None:
     leader = cluster.leader()
     one, two = cluster.followers()

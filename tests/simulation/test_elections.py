@@ -344,3 +344,29 @@ def test_no_leadership_goes_to_a_node_that_is_not_fit(lively: Cluster) -> None:
     lively.nodes[hung].hung = False
     lively.run(0.5)
     assert set(lively[leader].fit_peers()) == {hung, other}
+
+
+@pytest.mark.parametrize("hub", ["A", "C", "E"], ids=["smallest-id", "middle", "largest-id"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_hub_that_alone_reaches_all_others_leads_whatever_its_id(hub: str, seed: int, make_simulation: Make) -> None:
+    """Frames take 20 to 60 ms each way, so that the spokes' questions meet the hub's own."""
+    cluster = make_simulation("ABCDE", seed=seed, patient=False)
+    leader = cluster.run_until_led()
+    if leader == hub:
+        cluster.crash(hub)
+        cluster.run_until_led()
+        cluster.restart(hub)
+        cluster.run(1.0)
+    spokes = [node_id for node_id in cluster.nodes if node_id != hub]
+    for one in spokes:
+        for other in spokes:
+            if one != other:
+                cluster.cut(one, other)
+    for step in range(round(8 * TIMEOUT_MAX_S / STEP_S)):
+        cluster.tick(*cluster.up, after_s=STEP_S)
+        if step % 3 == 0:
+            for link in cluster.network.busy():
+                cluster.deliver(*link)
+        if cluster[hub].serving:
+            return
+    raise AssertionError(f"{hub} does not lead: {[(n, cluster[n].role, cluster[n].term) for n in cluster.nodes]}")
