@@ -24,6 +24,7 @@ from kvnode.client.access import Unreachable, Untrusted, no_connection
 from kvnode.client.answers import Answer, refusal, shaped
 
 CONNECT_S: Final = 2.0
+HEAD_S: Final = 6.0  # a node begins its answer within the 3 s that a read may take: one that does not is frozen
 SILENCE_S: Final = 25.0  # a node sends something every 10 s: one that missed two heartbeats is gone
 # Between two rounds over all nodes: the first short against an election; a watch may wait for a day for a cluster that
 # is down, so the last is no burden to one that comes up.
@@ -117,7 +118,9 @@ async def _stream(
     target = URL(f"{url}/v1/watch?{urlencode(wanted, quote_via=quote, safe='')}", encoded=True)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
     try:
-        async with session.get(target, timeout=timeout, allow_redirects=False) as response:
+        async with asyncio.timeout(HEAD_S):
+            begun = await session.get(target, timeout=timeout, allow_redirects=False)
+        async with begun as response:
             if response.status != 200:
                 raise refusal(url, Answer(response.status, response.headers, await response.read()), True)
             newest = shaped(lambda: int(response.headers["Kvnode-Revision"]))

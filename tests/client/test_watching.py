@@ -8,8 +8,8 @@ from contextlib import aclosing
 import pytest
 
 from kvnode import errors
-from kvnode.client import Client
-from tests.cli.scripted import Asked, Reply, always, scripted
+from kvnode.client import Client, watching
+from tests.cli.scripted import Asked, Reply, always, say_nothing, scripted
 from tests.cluster import free_ports
 
 GONE = b'event: compacted\ndata: {"oldest_revision":9,"message":"Forgotten."}\n\n'
@@ -79,6 +79,17 @@ async def test_a_node_that_only_says_that_it_forgot_does_not_keep_a_watch_waitin
     async with scripted(always(stream(b": on\n\n" + GONE, 4))) as node, Client([node.url, dead], 0.5) as client:
         with pytest.raises((errors.Compacted, errors.Unavailable)):
             await told(client, 1, 5)
+
+
+async def test_a_node_that_does_not_begin_to_answer_is_left_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "HEAD_S", 0.3)
+    async with (
+        scripted(say_nothing) as frozen,
+        scripted(always(stream(delete("a", 1)))) as well,
+        Client([frozen.url, well.url], 5) as client,
+    ):
+        async with asyncio.timeout(10):
+            assert await told(client, 1, 1) == [("a", 1)]
 
 
 NO_LEADER = Reply(503, b'{"error":"no_leader","message":"None."}')
