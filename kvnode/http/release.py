@@ -1,7 +1,7 @@
 """Which aiohttp the HTTP room stands on: `connection.py` and `request.py` reach into private state of its server.
 
-Some eighteen private names of `RequestHandler` and `BaseRequest` are read or set there, and some of them are younger
-than aiohttp 3.14.3: with an older release connections ended without an answer. So the releases that are tested are
+Some 26 private names of `RequestHandler`, `BaseProtocol` and `BaseRequest` are read or set there. With releases before
+3.14.4 the HTTP tests fail: names are missing, or an answer does not come. So the releases that are tested are
 named (`make test-aiohttp` runs the HTTP tests with the lowest and the highest), and the files that hold the private
 names are compared at start: another aiohttp is a reason not to start, not a surprise to find later.
 """
