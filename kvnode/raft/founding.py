@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
 from kvnode.errors import StartupError
 from kvnode.limits import COUNTER_MAX
@@ -15,6 +16,10 @@ from kvnode.raft.membership import Configuration
 from kvnode.raft.segments import Segments
 from kvnode.raft.snapshot import Snapshots
 from kvnode.store import KeyValueStore
+
+# What the digest of the divergence check goes on from (`audit.py`). Any number will do: all later members get
+# it with this snapshot. Without one, nodes that began with the snapshot would never compare anything.
+DIGEST: Final = 0
 
 
 def found(
@@ -37,7 +42,7 @@ def found(
         assert flight is not None
         segments.append(flight.buffers, flight.last_index, flight.state, sync=True)
         segments.note_durable()
-        Snapshots(target, claimed.cluster_id).write(index, term, alone, store.view())
+        Snapshots(target, claimed.cluster_id).write(index, term, alone, store.view(), DIGEST)
     finally:
         target.close()
 

@@ -14,6 +14,8 @@ from kvnode.commands import Put
 from kvnode.entries import decode_entry, encode_entry, encode_group
 from kvnode.raft.audit import EVERY, REMEMBERED, ROUND_S, ROUNDS_MAX, SETTLE_S, Audit, History
 from kvnode.raft.disk import Directory
+from kvnode.raft.founding import found
+from kvnode.raft.identity import Claim
 from kvnode.raft.journal import Journal
 from kvnode.raft.membership import named
 from kvnode.raft.replication import Progress
@@ -351,3 +353,19 @@ def test_open_rounds_are_bounded() -> None:
     for index in range(1_000):
         audit.heard("n3", 3, index, 1)
     assert len(audit._rounds) <= ROUNDS_MAX
+
+
+def test_a_cluster_that_was_founded_on_a_snapshot_compares_from_there_on(tmp_path: Path) -> None:
+    """As `kvnode recover` and `kvnode restore` make it."""
+    claim = Claim("n1", CLUSTER_ID, ["n1"], recovered=True)
+    before = Applier()
+    before.write(5)
+    found(tmp_path / "n1", claim, 70, 1, 2, named("n1"), before.store)
+    disk = Directory(tmp_path / "n1")
+    snapshots = Snapshots(disk, CLUSTER_ID)
+    snapshots.recover()
+    assert snapshots.newest is not None
+    history = History(Journal(Segments(disk, CLUSTER_ID).recover()), before.store)
+    history.restored(snapshots.newest.index, snapshots.newest.digest)
+    disk.close()
+    assert history.value is not None
