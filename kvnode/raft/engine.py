@@ -95,7 +95,7 @@ class Engine:
             secret=settings.secret,
             cluster_level=lambda: self.store.level,
             fresh=lambda: self.memory.fresh,
-            refuse_fresh=lambda node_id: self.memory.refuse_fresh(node_id),
+            refuse_fresh=self._refuse_fresh,
             peers_0_1=settings.peers_0_1,
         )
         self.memory = Memory(began_empty, journal, store, roster, lambda: self.leader_id)
@@ -331,6 +331,13 @@ class Engine:
 
     def told(self, packed: bytes) -> None:
         self._guarded(lambda: self._acquaintance.heard(packed))
+
+    def _refuse_fresh(self, node_id: str) -> None:
+        """Raises Refused. While the node of that name answers at its address, a fresh one is another process instead:
+        `Network.check_single` refuses that one in its own words.
+        """
+        if not self.network.is_up(node_id):
+            self.memory.refuse_fresh(node_id)
 
     def refused(self, refused: Refused) -> None:
         self.memory.refused(refused.code)
