@@ -26,6 +26,7 @@ from kvnode.raft.expiry import EngineLeader
 from kvnode.raft.feature_level import FeatureLevel
 from kvnode.raft.flusher import Flusher
 from kvnode.raft.handshake import Identity, Refused
+from kvnode.raft.identity import Claim
 from kvnode.raft.journal import Journal
 from kvnode.raft.membership import Roster
 from kvnode.raft.memory import Memory
@@ -71,7 +72,7 @@ class Engine:
         watches: Hub,
         cluster_id: bytes,
         roster: Roster,
-        began_empty: bool,
+        claimed: Claim,
         fail: Callable[[Fatal], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -98,7 +99,7 @@ class Engine:
             refuse_fresh=self._refuse_fresh,
             peers_0_1=settings.peers_0_1,
         )
-        self.memory = Memory(began_empty, journal, store, roster, lambda: self.leader_id)
+        self.memory = Memory(claimed, snapshots.disk, journal, store, roster, lambda: self.leader_id)
         self.network = Network(me, roster, self, settings.certificate)
         self._acquaintance = Acquaintance(roster, self.network, snapshots.disk, fail)
         self.members_changed = self._acquaintance.changed
@@ -211,6 +212,7 @@ class Engine:
         self._compaction.look()
         self.audit.look()
         self._guarded(self._feature_level.look)
+        self._guarded(self.memory.look)
         self.storage.look(self.clock(), self._work, self.snapshots.disk.space)
         self.outstanding.look()
 

@@ -128,7 +128,7 @@ class RaftGroup:
                 self.watches,
                 at,
                 members,
-                claimed.began_empty,
+                claimed,
                 self._failed,
             )
             engine.on[wire.REQUESTS] = forwarded_requests

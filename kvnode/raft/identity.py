@@ -41,6 +41,7 @@ class Claim:
     recovered: bool = False
     dismissed: str | None = None
     began_empty: bool = False  # as one of a first cluster: the directory was empty then (`memory.py`)
+    settled: bool = False  # the cluster had reached a feature level, by a committed entry (`memory.py`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,11 @@ def admit(disk: Disk, configuration: Configuration) -> None:
     write(disk, replace(written(disk), told=configuration, members=sorted(configuration.members)))
 
 
+def settle(disk: Disk) -> None:
+    """The cluster has committed a feature level: a node that knows refuses members that forgot their promises."""
+    write(disk, replace(written(disk), settled=True))
+
+
 def dismiss(disk: Disk, sentence: str) -> None:
     """The node was removed: its directory says so from now on, with the sentence that a start is refused with."""
     write(disk, replace(written(disk), dismissed=sentence))
@@ -126,6 +132,8 @@ def write(disk: Disk, claimed: Claim) -> None:
         identity["recovered"] = True
     if claimed.began_empty:
         identity["began_empty"] = True
+    if claimed.settled:
+        identity["settled"] = True
     if claimed.dismissed is not None:
         identity["dismissed"] = claimed.dismissed
     part = f"{FILE}.part"
@@ -148,5 +156,5 @@ def written(disk: Disk) -> Claim:
         told = unpacked(bytes.fromhex(identity["told"])) if "told" in identity else None
     except (ValueError, KeyError, TypeError) as error:
         raise StartupError(f"{disk.where(FILE)} cannot be read: restore it from a copy.") from error
-    recovered, began_empty = identity.get("recovered") is True, identity.get("began_empty") is True
-    return Claim(node_id, cluster_id, members, told, recovered, dismissed, began_empty)
+    recovered, began_empty, settled = (identity.get(name) is True for name in ("recovered", "began_empty", "settled"))
+    return Claim(node_id, cluster_id, members, told, recovered, dismissed, began_empty, settled)

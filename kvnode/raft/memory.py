@@ -10,8 +10,8 @@ So:
 
 - `fresh` is a node that was started with an empty directory as a voter of a first cluster, until its own log shows
   that the cluster has reached a level. It says so in each handshake.
-- `settled` is a node whose log or state shows a level. It talks to no fresh node that its configuration has for a
-  voter: neither a vote nor an acknowledgement passes, in either direction.
+- `settled` is a node that knows of a committed level; its directory says so from then on. It talks to no fresh node
+  that its configuration has for a voter: neither a vote nor an acknowledgement passes, in either direction.
 - A fresh node that a settled one has refused so votes for nobody, whoever else asks.
 - The leader finds such a node at the voter's own address and replaces it, in one entry of the log: the voter goes,
   and a learner of its name comes (`Change.replace`). Then it is admitted, catches up, and is promoted as any learner
@@ -23,6 +23,11 @@ entry that was acknowledged with the help of the one that forgot; and whoever ha
 new one, since a settled node in whose configuration it is still a voter does not talk to it. The new one votes once
 it has the entry that promotes it in its log, and so only for candidates that have it too. Its old self, should its
 directory turn up again, is told that its name was given to another one, and stops.
+
+A level that is only in the log settles no node. Its leader can end before any other member has it: a leader that
+came back settled would refuse all the others, which remember everything, for ever. Once the level is committed, a
+majority has it in its logs; none of those is fresh, and together they can always elect. What is left is the moment
+between the commitment and the note in the directory, in which a node that is killed does not know yet whom to refuse.
 
 A settled node admits a fresh learner only while it knows a leader: one that was away for long, and whose
 configuration has an earlier stay of that name as a learner, hears of the later ones before it hears the leader.
@@ -36,7 +41,9 @@ from collections.abc import Callable
 from kvnode.commands import LEVEL
 from kvnode.entries import decode_entry
 from kvnode.raft.core import REGULAR
+from kvnode.raft.disk import Disk
 from kvnode.raft.handshake import FORGETFUL, Refused
+from kvnode.raft.identity import Claim, settle
 from kvnode.raft.journal import Journal
 from kvnode.raft.membership import Roster
 from kvnode.store import KeyValueStore
@@ -45,31 +52,43 @@ log = logging.getLogger("kvnode.raft")
 
 
 class Memory:
-    """One node's. `began_empty`: as its identity says. `leader`: whom this node would turn to now."""
+    """One node's. `claimed`: what its directory, which is on `disk`, says. `leader`: whom it would turn to now."""
 
     def __init__(
         self,
-        began_empty: bool,
+        claimed: Claim,
+        disk: Disk,
         journal: Journal,
         store: KeyValueStore,
         roster: Roster,
         leader: Callable[[], str | None],
     ) -> None:
-        self._began_empty = began_empty
+        self._disk = disk
         self._store = store
         self._roster = roster
         self._leader = leader
-        self._settled = shows_a_level(journal)
+        self._noted = claimed.settled
+        # The log is read for nodes of a first cluster alone, and until it is noted: it may be long.
+        self._may_be_fresh = claimed.began_empty and not (self.settled or shows_a_level(journal))
         self._refused = False
         roster.is_fresh = lambda: self.fresh
 
     @property
     def settled(self) -> bool:
-        return self._settled or self._store.level >= 1
+        return self._noted or self._store.level >= 1
 
     @property
     def fresh(self) -> bool:
-        return self._began_empty and not self.settled
+        return self._may_be_fresh and not self.settled
+
+    def look(self) -> None:
+        """Notes in the directory, once, that a level is committed. A full disk is asked again with the next look."""
+        if not self._noted and self._store.level >= 1:
+            try:
+                settle(self._disk)
+            except OSError:
+                return
+            self._noted = True
 
     @property
     def lost(self) -> bool:
@@ -98,7 +117,7 @@ class Memory:
 
 
 def shows_a_level(journal: Journal) -> bool:
-    """A level is in the log, committed or not: it was proposed when all members had been met."""
+    """A level is in the log, committed or not: a node that has it there has not forgotten what came before it."""
     for command, _, _ in journal[:]:
         if command[0] == REGULAR and command[1:]:
             for _, _, commands in decode_entry(command[1:]):

@@ -6,7 +6,9 @@ import shutil
 import time
 from collections.abc import Callable
 
+from kvnode.commands import RaiseLevel
 from tests.cluster import LEADER_PROBE, Cluster, wait_until
+from tests.processes.test_poison import append
 
 
 def role(cluster: Cluster, name: str, via: str) -> str:
@@ -73,3 +75,21 @@ def test_a_voter_that_is_well_is_not_replaced(cluster: Cluster) -> None:
     shutil.rmtree(cluster.nodes[follower].data_dir)
     cluster.restart(follower)
     wait_until(lambda: role(cluster, follower, via=follower) == "new voter", 10.0, "it votes again")
+
+
+def test_a_level_that_only_one_log_has_keeps_no_cluster_from_a_leader(make_cluster: Callable[..., Cluster]) -> None:
+    """The first leader was killed when it had written the level and no other member had it yet."""
+    cluster = make_cluster()
+    for name in ("n1", "n2"):  # the third has not been met, so there is no level yet
+        cluster.spawn(name)
+    leader = cluster.leader()
+    cluster.put("before", b"1")
+    for name in ("n1", "n2"):
+        cluster.kill(name)
+    append(cluster.nodes[leader].data_dir, RaiseLevel(1).encode())
+    cluster.start()
+    assert cluster.get("before") == b"1"
+    for name in cluster.nodes:
+        wait_until(lambda name=name: cluster.status(name).get("feature_level") == 1, 10.0, f"{name} is at level 1")
+    cluster.kill(cluster.leader())
+    cluster.put("after", b"2")
