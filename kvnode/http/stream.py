@@ -148,7 +148,7 @@ class EventStream(Answer):
         self._streams.admit(watcher, self._admission)
         try:
             transport.write(_HEAD % (self.stamp, PRIVATE, self._sent, self._sent + 1, self._sent))
-            self.flush()
+            self._streams.group.watches.call(watcher)
             await self._over
             await self._last_word(transport)
         finally:
@@ -170,7 +170,8 @@ class EventStream(Answer):
             self._over.set_result(None)
         elif not watcher.blocked and (pieces := watcher.take(BATCH_BYTES)):
             self._sent = pieces[-1].revision
-            transport.write(b"".join([piece.text or text_of(piece) for piece in pieces]))
+            texts = self._streams.group.watches.texts
+            transport.write(b"".join([piece.text or text_of(piece, texts) for piece in pieces]))
 
     def beat(self, now: float) -> None:
         """The heartbeat: a comment, with the id up to which there was nothing else to tell, if that is news.
@@ -208,7 +209,8 @@ class EventStream(Answer):
 
     def resumed(self) -> None:
         self.watcher.blocked = False
-        self.flush()
+        # In its turn: hundreds of clients may read at once, and each is sent up to a revision of 2 MiB for it.
+        self._streams.group.watches.call(self.watcher)
 
     def lost(self) -> None:
         self.watcher.blocked = False

@@ -12,7 +12,7 @@ from kvnode import values
 from kvnode.changes import KIND_NAMES
 from kvnode.deadline import remaining_s
 from kvnode.errors import BadRequest, Compacted, Starting
-from kvnode.http.answer import Answer, json_answer
+from kvnode.http.answer import JSON_TYPE, Answer
 from kvnode.http.budget import Budgets
 from kvnode.http.connection import Connection
 from kvnode.http.credentials import admission_of
@@ -133,9 +133,14 @@ class _Poll:
 
 
 def _page(pieces: list[Piece], revision: int) -> Answer:
-    events = [{"event": KIND_NAMES[change[0]], **fields(change)} for piece in pieces for change in piece.block]
-    page = {"events": events, "revision": revision, "from_revision": revision + 1}
-    return json_answer(200, page, b"Kvnode-Revision: %d\r\n" % revision)
+    made = [b'{"events":[']
+    for piece in pieces:
+        for change in piece.block:
+            made += (b'{"event":"%b",' % KIND_NAMES[change[0]].encode(), *fields(change), b"},")
+    if pieces:
+        made[-1] = b"}"  # no comma after the last
+    made.append(b'],"revision":%d,"from_revision":%d}\n' % (revision, revision + 1))
+    return Answer(200, b"%bKvnode-Revision: %d\r\n" % (JSON_TYPE, revision), b"".join(made))
 
 
 def _selector(parameters: Query) -> Selector:

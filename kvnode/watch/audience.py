@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kvnode.watch.history import Block, changes_bytes
 
 if TYPE_CHECKING:
     from kvnode.watch.watcher import Watcher
+
+
+# What the texts of changes may take that are kept for the watchers whose turn is still to come. All audiences together:
+# a key has a thousand beginnings, each of which may be watched.
+TEXTS_BYTES_MAX: Final = 8 * 1_048_576
 
 
 class Selector(NamedTuple):
@@ -35,6 +40,32 @@ class Piece:
         self.bytes = changes_bytes(block)
         self.revision = block[0][2]
         self.text = b""
+
+
+class Texts:
+    """The texts that pieces have at present, the oldest out first. A piece that lost its own is made one again."""
+
+    __slots__ = ("_pieces", "bytes")
+
+    def __init__(self) -> None:
+        self._pieces: deque[Piece] = deque()
+        self.bytes = 0
+
+    def keep(self, piece: Piece, text: bytes) -> None:
+        piece.text = text
+        self._pieces.append(piece)
+        self.bytes += len(text)
+        while self.bytes > TEXTS_BYTES_MAX:
+            self._forget()
+
+    def clear(self) -> None:
+        while self._pieces:
+            self._forget()
+
+    def _forget(self) -> None:
+        piece = self._pieces.popleft()
+        self.bytes -= len(piece.text)
+        piece.text = b""
 
 
 class Audience:

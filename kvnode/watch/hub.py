@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from kvnode.changes import CHANGE_REPLACED, Change
 from kvnode.errors import Overloaded, ShuttingDown
-from kvnode.watch.audience import Audience, Piece, Selector
+from kvnode.watch.audience import Audience, Piece, Selector, Texts
 from kvnode.watch.history import History, blocks
 from kvnode.watch.watcher import Ending, Watcher
 
@@ -22,9 +22,10 @@ WATCHERS_MAX: Final = 16_384
 LOG_CHANGES_MAX: Final = 4_096
 LOG_BYTES_MAX: Final = 4 * 1_048_576
 # What is done for watchers between two looks at the network, about two milliseconds: revisions of the past that are
-# searched, watchers that are called.
+# searched, watchers that are called, bytes of changes that they take (each makes text of them, and copies it).
 TURN_REVISIONS: Final = 8_192
 TURN_WATCHERS: Final = 128
+TURN_BYTES: Final = 1_048_576
 
 
 class Source(Protocol):
@@ -54,6 +55,8 @@ class Hub:
         self._closed_for: str | None = None
         self.ended: Counter[str] = Counter()  # watches that this node ended, by reason
         self.searched = 0  # revisions, in this turn
+        self.taken = 0  # bytes, in this turn
+        self.texts = Texts()
         self.restart()
 
     def __len__(self) -> int:
@@ -233,7 +236,7 @@ class Hub:
     def _turn(self) -> None:
         """Calls the watchers that have something to take; not so many at once that the node would notice."""
         self._turn_due = False
-        self.searched = 0
+        self.searched = self.taken = 0
         for audience in self._dirty:
             for watcher in audience.watchers:
                 if not watcher.due:
@@ -245,10 +248,12 @@ class Hub:
             watcher = calls.popleft()
             watcher.due = False
             watcher.wake()
-            if self.searched >= TURN_REVISIONS:
+            if self.searched >= TURN_REVISIONS or self.taken >= TURN_BYTES:
                 break
         if calls:
             self._schedule()
+        else:
+            self.texts.clear()  # all have been told but those that do not read
 
 
 def _nothing() -> None:

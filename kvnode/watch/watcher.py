@@ -57,7 +57,11 @@ class Watcher:
         """
         if self.ending is not None:
             return []
-        return self._from_history(bytes_max) if self.audience is None else self._from_log(self.audience, bytes_max)
+        audience = self.audience
+        pieces = self._from_history(bytes_max) if audience is None else self._from_log(audience, bytes_max)
+        for piece in pieces:
+            self._hub.taken += piece.bytes
+        return pieces
 
     def _from_history(self, bytes_max: int) -> list[Piece]:
         hub, history = self._hub, self._hub.history

@@ -257,3 +257,13 @@ def in_parallel_sent(connections: list[socket.socket], asked: bytes) -> None:
             else:
                 if not left[connection]:
                     del left[connection]
+
+
+def test_watches_that_begin_in_the_past_are_told_of_it_in_turns(trio: Cluster) -> None:
+    """Each of them is sent a revision of 1 MiB at once, which is made into text for it alone."""
+    for number in range(16):
+        trio.put(f"big/{number % 4}", b"%d" % (number % 4) * MIB)
+    with watched(trio) as leader, unread(trio.nodes[leader].http, 250, raw("GET", "/v1/watch?from_revision=1")):
+        for _ in range(20):
+            assert trio.put("small", b"x", leader)
+        wait_until(lambda: figures(trio, leader)[CUT] > 0, 10.0, "the budget to be spent")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 import tracemalloc
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvnode.errors import Overloaded, ShuttingDown
+from kvnode.http.events import text_of
 from kvnode.store import KeyValueStore
 from kvnode.watch import hub
+from kvnode.watch.audience import TEXTS_BYTES_MAX
 from kvnode.watch.history import History, changes_bytes
+from kvnode.watch.watcher import Watcher
 from tests.watch.node import Node, Reader, key, prefix
 
 names = st.sampled_from(["a", "a/", "a/b", "a/c", "b", "é", "\0", "a/b/c"])
@@ -250,3 +254,46 @@ def test_ten_thousand_that_come_back_are_served_in_parts() -> None:
     assert all(len(reader.told) in (10, 11) for reader in readers)
     node.turn()
     assert [len(reader.told) for reader in readers] == [10 + (number % 100 == 7) for number in range(1_000)]
+
+
+def test_what_watchers_take_in_one_turn_is_bounded_in_bytes() -> None:
+    """Hundreds that begin in the past are each told of large values, which cost milliseconds to make text of."""
+    node = Node()
+    for number in range(4):
+        node.put("a", bytes([number]) * 1_048_576)
+    watchers = [node.hub.watch(prefix("a"), 1, lambda: None) for _ in range(50)]
+    for watcher in watchers:
+        watcher.wake = partial(watcher.take, 65_536)
+        node.hub.call(watcher)
+    taken = []
+    while node.soon:
+        node.soon.popleft()()
+        taken.append(node.hub.taken)
+    assert all(watcher.revision == 4 for watcher in watchers)
+    assert max(taken) < hub.TURN_BYTES + 1_100_000
+    assert len(taken) >= 50 * 4 * 1_048_576 // (hub.TURN_BYTES + 1_100_000)
+
+
+def test_the_texts_of_changes_are_kept_for_their_turns_alone_and_within_a_bound() -> None:
+    """A key of many letters has as many beginnings, and who watches one of them and does not read keeps its log."""
+    node = Node()
+    most = [0]
+
+    def tell(watcher: Watcher) -> None:
+        if not watcher.blocked:
+            for piece in watcher.take(65_536):
+                text_of(piece, node.hub.texts)
+                most[0] = max(most[0], node.hub.texts.bytes)
+
+    for length in range(1, 101):
+        for blocked in (False, True):
+            watcher = node.hub.watch(prefix("k" * length), 1, lambda: None)
+            watcher.blocked = blocked
+            watcher.wake = partial(tell, watcher)
+    for number in range(2):
+        node.put("k" * 100, bytes([number]) * 1_048_576)
+        node.turn()
+    pieces = [piece for audience in node.hub._prefixes.values() for piece in audience.log]
+    assert len(pieces) == 200
+    assert 0 < most[0] <= TEXTS_BYTES_MAX
+    assert node.hub.texts.bytes == sum(len(piece.text) for piece in pieces) == 0
