@@ -5,7 +5,7 @@
 
 The map at the end of the first array holds what is small; without any of it, format 3 says the same without the map.
 
-Each part comes in chunks: msgpack arrays of about 64 KiB, CHUNK_BYTES_MAX at most.
+Each part comes in chunks: msgpack arrays of about 64 KiB; no reader takes one above CHUNK_BYTES_MAX.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ SNAPSHOT_FORMAT_WITHOUT_MAP: Final = 3  # still read, and written where the map 
 SNAPSHOT_FORMAT_WITHOUT_LEASES: Final = 2  # still read
 SNAPSHOT_FORMAT_WITHOUT_OUTCOMES: Final = 1  # still read
 CHUNK_BYTES: Final = 65_536
-CHUNK_BYTES_MAX: Final = CHUNK_BYTES + VALUE_BYTES_MAX + KEY_BYTES_MAX + CONTENT_TYPE_BYTES_MAX + 64
+# What a reader takes: a chunk that is nearly full, and the largest item. Version 0.1 counted a key by its characters
+# and no content type, so that a nearly full chunk of it has up to seven times the bytes that it counted.
+CHUNK_BYTES_MAX: Final = 7 * CHUNK_BYTES + VALUE_BYTES_MAX + KEY_BYTES_MAX + CONTENT_TYPE_BYTES_MAX + 64
+# Each item counts for so much more than it has, so that a chunk of the smallest items is an array below ARRAY_MAX.
+_ITEM_BYTES: Final = 48
 
 
 _SMALL: Final = {"tokens", "session", "level", "ended_sessions"}  # names in the header's map
@@ -56,7 +60,7 @@ class StoreView(NamedTuple):
         return unpacked(self.items[key])
 
     def chunks(self, rest: Callable[[], None] = go_on) -> Iterator[bytes]:
-        """The snapshot's bytes: equal stores give equal bytes. Batches of about 64 KiB, CHUNK_BYTES_MAX at most.
+        """The snapshot's bytes: equal stores give equal bytes. In batches: 64 KiB at most, and one item.
 
         The module says in what order. The items are arrays of `[key, value, content_type, create_revision,
         mod_revision, version]`, with a seventh field for the lease of those that have one.
@@ -87,7 +91,7 @@ class StoreView(NamedTuple):
         for key in self.keys(rest):
             item = self.item(key)
             batch.append(pack((key, *(item if item.lease else item[:-1]))))
-            batch_bytes += len(key) + len(item.value) + 48
+            batch_bytes += len(batch[-1]) + _ITEM_BYTES
             if batch_bytes >= CHUNK_BYTES:
                 yield packer.pack_array_header(len(batch)) + b"".join(batch)
                 batch, batch_bytes = [], 0

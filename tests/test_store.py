@@ -145,6 +145,33 @@ def test_a_snapshot_of_many_items_is_cut_into_bounded_chunks() -> None:
     assert len(seen) == 20_001
 
 
+@pytest.mark.parametrize(
+    ("key", "content_type", "count"), [("{:05}", "c" * CONTENT_TYPE_BYTES_MAX, 1_236), ("{:05}" + "😀" * 254, "", 213)]
+)
+def test_what_a_chunk_holds_is_counted_in_the_bytes_that_it_takes(key: str, content_type: str, count: int) -> None:
+    """Or a store could be written by puts whose snapshots and backups nobody reads, version 0.1 among them."""
+    store = KeyValueStore()
+    for number in range(count):  # a chunk that is nearly full, were keys counted by characters and nothing else
+        store.apply([PUT, key.format(number), b"", content_type, None])
+    store.apply([PUT, "9" * KEY_BYTES_MAX, b"v" * VALUE_BYTES_MAX, "c" * CONTENT_TYPE_BYTES_MAX, None])
+    chunks = chunks_of(store)
+    assert max(map(len, chunks)) <= 65_536 + VALUE_BYTES_MAX + KEY_BYTES_MAX + CONTENT_TYPE_BYTES_MAX + 64
+    assert chunks_of(KeyValueStore.load(chunks)) == chunks
+
+
+def test_a_chunk_is_read_that_counted_keys_by_characters_and_no_content_types() -> None:
+    """As version 0.1 wrote them: 49 bytes for each of these."""
+    store = KeyValueStore()
+    for number in range(1_336):
+        store.apply([PUT, f"{number:04}"[:4], b"", "c" * CONTENT_TYPE_BYTES_MAX, None])
+    store.apply([PUT, "9" * KEY_BYTES_MAX, b"v" * VALUE_BYTES_MAX, "c" * CONTENT_TYPE_BYTES_MAX, None])
+    head, *chunks = chunks_of(store)
+    items = [fields for chunk in chunks for fields in msgpack.unpackb(chunk)]
+    whole = msgpack.packb(items)
+    assert len(whole) > 65_536 * 5 + VALUE_BYTES_MAX
+    assert chunks_of(KeyValueStore.load([head, whole])) == [head, *chunks]
+
+
 def test_restore_replaces_everything() -> None:
     store = store_of(Put("old", b"1"))
     store.restore(9, [("b", Item(b"2", "", 3, 4, 2)), ("a", Item(b"1", "x/y", 9, 9, 1))])
