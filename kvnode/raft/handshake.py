@@ -64,6 +64,7 @@ FORGETFUL: Final = "forgetful"
 
 NO_SECRET: Final = "it does not know this cluster's secret: give all nodes the same one"
 NO_PROTOCOL: Final = "it does not speak this protocol"
+OTHER_VERSION: Final = "it speaks another version of the protocol: upgrade the older node"  # as kvnode 0.1 says it too
 
 
 class Refused(Exception):
@@ -197,10 +198,11 @@ class Acceptor:
         if hello[:1] == [VERSION_0_1]:
             raise Refused(
                 "it is of version 0.1, and nothing protects what that sends: upgrade it, "
-                "or start this node with --allow-old-peers for the time of a rolling upgrade"
+                "or start this node with --allow-old-peers for the time of a rolling upgrade",
+                kind="it is of version 0.1",
             )
         if not hello or hello[0] != _VERSION or not has_types(hello, int, bytes, str, str, bytes):
-            raise Refused("it speaks another version of the protocol: upgrade the older node")
+            raise Refused(OTHER_VERSION)
         _, self._cluster_id, self._node_id, to, nonce = hello
         me = self._me
         if len(nonce) != NONCE_BYTES:
@@ -300,6 +302,13 @@ def has_types(fields: list[Any], *types: type) -> bool:
 def raise_if_refused(answer: list[Any]) -> None:
     """A bare refusal, which anybody on the way can make up: its sentence is for the log, nothing follows from it."""
     if has_types(answer, bool, str) and answer[0] is False:
+        # In this node's own words: those of 0.1 do not name the flag, and are cut before they end, as a stranger's are.
+        if answer[1] == OTHER_VERSION:
+            raise Refused(
+                "it is of another version, such as 0.1, which does not protect what it sends: upgrade it, "
+                "or start this node with --allow-old-peers for the time of a rolling upgrade",
+                kind="it refused",
+            )
         raise Refused(f"it refused: {printable(answer[1])}", kind="it refused")
 
 

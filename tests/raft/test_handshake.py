@@ -16,6 +16,7 @@ from kvnode.raft.handshake import (
     DUPLICATE,
     MAGIC,
     OTHER_CLUSTER,
+    OTHER_VERSION,
     STRANGER,
     TOO_OLD,
     Acceptor,
@@ -73,6 +74,13 @@ def test_the_acceptor_says_nothing_under_the_secret_before_the_dialer_has_proved
     with pytest.raises(Refused) as refused:
         acceptor.proved(msgpack.packb(["http://n1", b"i" * 8, 0, 1, b"p" * 32]))
     assert msgpack.unpackb(body(acceptor.refusal(refused.value))) == [False, str(refused.value)]
+
+
+def test_a_refusal_by_a_node_of_0_1_names_the_flag_for_an_upgrade() -> None:
+    dialer = Dialer(identity("n1"), "n2", MEMBERS)
+    dialer.hello()
+    with pytest.raises(Refused, match=r"such as 0\.1, .* start this node with --allow-old-peers .* upgrade$"):
+        dialer.challenged(msgpack.packb([False, OTHER_VERSION]))
 
 
 def test_the_dialer_notices_an_acceptor_without_the_secret() -> None:
