@@ -38,7 +38,7 @@ COMMANDS: Final = {
     "leader": ("kvnode.cli.cluster", "leader", "Print who leads."),
     "transfer": ("kvnode.cli.cluster", "transfer", "Hand leadership to another member."),
     "drain": ("kvnode.cli.cluster", "drain", "Take a node out of rotation before it is stopped."),
-    "member": ("kvnode.cli.members", "member", "List, add, remove or promote members."),
+    "member": ("kvnode.cli.members", "member", "List, add, promote, replace or remove members."),
     "session-key": ("kvnode.cli.session_key", "session_key", "Show or rotate the key of admin sessions."),
     "token": ("kvnode.cli.tokens", "token", "Create, list or revoke access tokens."),
     "backup": ("kvnode.cli.backup", "backup", "Save all keys to a file."),

@@ -13,7 +13,7 @@ from kvnode.cli.calls import call, connected, output_option, print_json
 
 @click.group()
 def member() -> None:
-    """List, add, remove or promote members of the cluster."""
+    """List, add, promote, replace or remove members of the cluster."""
 
 
 @member.command("list")

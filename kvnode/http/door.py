@@ -143,7 +143,7 @@ class Door:
             self._note(request, method, path, "its Host is no loopback name")
             raise Forbidden(
                 "This node asks for no token and listens on loopback, so it answers to loopback names alone: ask for "
-                "localhost, 127.0.0.1 or [::1], or give the node --token-file."
+                "localhost, 127.0.0.1 or [::1], or give the node --token-file, or that name in --advertise-http."
             )
 
     def _is_own(self, authority: str) -> bool:
@@ -164,8 +164,8 @@ class Door:
         if foreign or not all(_is_same(origin, request) for origin in origins):
             self._note(request, method, path, "a page of another origin sent it")
             raise Forbidden(
-                "A page of another origin sent this, and such may change nothing here: a node takes writes of a "
-                "browser from its own pages alone, or from a program that sends a token and no cookie."
+                "A page of another origin sent this request, and such a page may change nothing on a node: send it "
+                "from a page of the node's own, or from a program, with a token and without a cookie."
             )
 
     def client(self, request: web.BaseRequest) -> str:
