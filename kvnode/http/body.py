@@ -50,6 +50,7 @@ async def read_body(request: web.BaseRequest, bytes_max: int) -> bytes:
         if hdrs.EXPECT in request.headers:
             _invite(request)
         body = await _collect(request, bytes_max)
+        check_still_admitted(request)  # by now, so long after its head
     return body
 
 
@@ -63,19 +64,19 @@ def _invite(request: web.BaseRequest) -> None:
 
 async def _collect(request: web.BaseRequest, bytes_max: int) -> bytes:
     content, connection = request.content, connection_of(request)
-    pieces = []
+    pieces: list[bytes] = []
     size = 0
     deadline_s = remaining_s(BODY_DEADLINE_S)
     connection.reading = True
     try:
         async with asyncio.timeout(deadline_s):
             while not content.at_eof():
-                piece = await content.readany()
-                size += len(piece)
+                pieces.append(await content.readany())
+                size += len(pieces[-1])
                 if size > bytes_max:
                     raise _too_large(bytes_max)
-                pieces.append(piece)
                 connection.budgets.bodies.require(0)
+        return b"".join(pieces)
     except TimeoutError:
         raise BadRequest(f"The body did not arrive within {max(0.0, deadline_s):.3g} s.", "request_timeout") from None
     except (web.RequestPayloadError, HttpProcessingError):
@@ -84,8 +85,9 @@ async def _collect(request: web.BaseRequest, bytes_max: int) -> bytes:
         raise BadRequest("The client went away before its body was complete.") from None
     finally:
         connection.reading = False
-    check_still_admitted(request)  # by now, so long after its head
-    return b"".join(pieces)
+        # The stream keeps the error that ended it, which knows this frame, which knows the stream: the pieces would be
+        # there until the garbage collector comes, which may be never.
+        pieces.clear()
 
 
 def _too_large(bytes_max: int) -> TooLarge:
