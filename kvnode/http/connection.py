@@ -16,7 +16,10 @@ import termios
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol, cast
 
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.http import RawRequestMessage
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
 from kvnode.http.answer import WRITE_DEADLINE_S, Answer
@@ -28,7 +31,11 @@ from kvnode.http.request import Request
 # For the head of a connection's first request, and of any other from the first piece that came alone: silence, or one
 # byte a minute, would hold a place for ever.
 HEAD_S: Final = 30.0
-HEAD_COPIES: Final = 3  # a head that is arriving is kept as it came, in pieces, and as text
+# The request line and all header lines together, and what may follow a body in chunks: what nginx takes by default.
+# aiohttp bounds each line (8,190 bytes) and their number (128), which is a megabyte.
+HEAD_BYTES_MAX: Final = 32_768
+HEAD_COPIES: Final = 5  # a head is kept as it came, and as text, where one wide letter makes all take four bytes each
+HEAD_LINE_BYTES: Final = 256  # for the objects of each header line, however short it is
 # While the node stops: for a new connection's first request, which follows it by one way through the network.
 FIRST_S: Final = 0.25
 PARTING_S: Final = 0.25  # for a client to close an idle connection after this node has; it takes a round trip
@@ -80,10 +87,13 @@ class Connection(web.RequestHandler):
         "_asleep",
         "_came_at",
         "_carrier",
+        "_framing",
         "_head_bytes",
         "_late",
         "_limits",
         "_named",
+        "_newest",
+        "_newest_bytes",
         "_parting",
         "_pending",
         "_unread",
@@ -103,7 +113,10 @@ class Connection(web.RequestHandler):
         self._pending: tuple[Request, Any] | None = None
         self._late: asyncio.TimerHandle | None = None
         self._arrived: Hold | None = None  # what came of requests that are not answered yet, where it is much
-        self._head_bytes = 0  # of a head that is not complete
+        self._head_bytes = 0  # of a head that is not complete, or of what follows a body in chunks
+        self._framing = 0  # what else came with the last piece and is no body: chunks, the begin of the next request
+        self._newest: StreamReader | None = None  # the body that is arriving, and how much of it was counted
+        self._newest_bytes = 0
         self.reading = False  # a handler reads the body, and answers when there is no room for it
         self._unread: Hold | None = None  # what the client was sent and has not taken
         self.listener: Listener | None = None
@@ -236,26 +249,57 @@ class Connection(web.RequestHandler):
             if self._late is None and not self._upgraded:  # a request has begun, and the rest of its head is to come
                 self._late = self._loop.call_later(HEAD_S, self.force_close)
             self._count(len(data), 0)
+            if self._messages and not waiter.done():
+                waiter.set_result(None)  # its head is too long
             return
+        large = len(data) + self._head_bytes > UNCOUNTED_BYTES
         if self._late is not None:
             self._in_time()
-        if not waiter.done() and not self._at_once(waiter):
+        if not waiter.done() and ((large and self._has_large_head()) or not self._at_once(waiter)):
             waiter.set_result(None)
-            self._count(0, 1)
+            self._count(len(data), len(self._messages))
+
+    def _has_large_head(self) -> bool:
+        """Whether the first that waits is of a size that has to be counted while it is being answered."""
+        return _head_size(self._messages[0][0]) > UNCOUNTED_BYTES
 
     def _count(self, size: int, requests: int) -> None:
         """So many bytes came that the short way does not answer at once, and so many requests began in them."""
-        current = self._current_request
-        newest = self._messages[-1][1] if self._messages else None if current is None else current.content
-        in_head = not requests and (newest is None or newest.is_eof())
-        self._head_bytes = self._head_bytes + size if in_head else 0
-        self._hold_arrived(0 if current is None else current.content.total_bytes)
+        newest = self._newest
+        body = 0 if newest is None else newest.total_bytes - self._newest_bytes
+        if requests:
+            rest = self._head_bytes + self._framing + size - body
+            for index in range(-requests, 0):
+                message, payload = self._messages[index]
+                head_bytes = _head_size(message)
+                rest -= head_bytes + payload.total_bytes
+                if head_bytes > HEAD_BYTES_MAX:
+                    self._messages[index] = _too_long()
+            newest = self._messages[-1][1]
+            self._head_bytes, self._framing = 0, max(0, rest)
+        elif body:
+            self._head_bytes, self._framing = 0, max(0, size - body)
+        else:
+            self._head_bytes += size
+        if newest is None or newest.is_eof():
+            self._newest = None
+        else:
+            self._newest, self._newest_bytes = newest, newest.total_bytes
+        if self._head_bytes > HEAD_BYTES_MAX:
+            if self._waiter is None or (newest is not None and not newest.is_eof()):
+                self.abort()  # no answer could follow the one that is under way
+            elif not self._messages:
+                self._messages.append(_too_long())
+        self._hold_arrived()
 
-    def _hold_arrived(self, current_bytes: int) -> None:
+    def _hold_arrived(self) -> None:
         """Holds what the present request has brought, and what is queued behind it."""
-        size = current_bytes + HEAD_COPIES * self._head_bytes
-        for _, payload in self._messages:
-            size += payload.total_bytes
+        current = self._current_request
+        size = HEAD_COPIES * (self._head_bytes + self._framing)
+        if current is not None:
+            size += current.content.total_bytes + _head_cost(current._message)
+        for message, payload in self._messages:
+            size += payload.total_bytes + _head_cost(message)
         hold, transport = self._arrived, self._carrier
         if size <= UNCOUNTED_BYTES or transport is None:
             if hold is not None:
@@ -336,8 +380,10 @@ class Connection(web.RequestHandler):
         """Writes an answer that is settled. False: the client does not take all of it at once."""
         transport = self.transport
         assert transport is not None
-        if self._arrived is not None:
-            self._hold_arrived(0)
+        if self._arrived is not None and not self._messages:
+            self._framing = 0
+            self._arrived.release()
+            self._arrived = None
         hold, answer.hold = answer.hold, None
         if hold is None:
             transport.write(answer.encoded(request))
@@ -465,6 +511,26 @@ class Connection(web.RequestHandler):
             if payload.exception() is None:
                 payload.read_nowait(-1)
         self._messages.clear()
+
+
+def _head_size(message: RawRequestMessage | _ErrInfo) -> int:
+    """Of the request line and the header lines, in bytes as they came."""
+    if isinstance(message, _ErrInfo):
+        return 0
+    return len(message.path) + sum([len(name) + len(value) + 4 for name, value in message.raw_headers])
+
+
+def _head_cost(message: RawRequestMessage | _ErrInfo) -> int:
+    """In bytes of memory."""
+    if isinstance(message, _ErrInfo):
+        return 0
+    return HEAD_COPIES * _head_size(message) + HEAD_LINE_BYTES * len(message.raw_headers)
+
+
+def _too_long() -> tuple[_ErrInfo, StreamReader]:
+    """What aiohttp queues for a line that is too long."""
+    error = LineTooLong(b"", HEAD_BYTES_MAX)
+    return _ErrInfo(status=400, exc=error, message=error.message), EMPTY_PAYLOAD
 
 
 def _unread(transport: asyncio.Transport) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from contextlib import suppress
 
 import pytest
 
 from kvnode.http import app, connection
 from kvnode.http.connection import Connection
-from tests.http.serving import Reply, Served, Wire, serve
+from tests.http.serving import Reply, Served, Wire, serve, until
 from tests.http.single import SingleGroup
 
 REQUESTS = [
@@ -198,3 +200,101 @@ async def test_an_idle_connection_ends(monkeypatch: pytest.MonkeyPatch) -> None:
             assert (await wire.ask("GET", "/admin/healthz")).status == 200
             await asyncio.sleep(0.1)
         assert await wire.closed()
+
+
+def lines(count: int, value: bytes = b"y" * 8_000) -> bytes:
+    return b"".join(b"x%d: %b\r\n" % (number, value) for number in range(count))
+
+
+HEAD = b"GET /admin/healthz HTTP/1.1\r\nHost: n\r\n"
+
+
+async def test_a_head_is_bounded_as_a_whole(node: Served) -> None:
+    whole, begun = HEAD + lines(5) + b"\r\n", (HEAD + lines(5))[:33_000]
+    for asked, piece_bytes in [(whole, len(whole)), (begun, len(begun)), (begun, 5_000)]:
+        async with node.connect() as wire:
+            assert (await wire.ask("GET", "/admin/healthz", {f"x{n}": "y" * 8_000 for n in range(4)})).status == 200
+            for at in range(0, len(asked), piece_bytes):
+                wire.send(asked[at : at + piece_bytes])
+                await asyncio.sleep(0.001)
+            reply = await wire.reply()
+            assert (reply.status, reply.json["error"]) == (400, "bad_request")
+            assert await wire.closed()
+
+
+async def test_a_long_head_behind_a_request_is_answered_behind_it(node: Served) -> None:
+    async with node.connect() as wire:
+        wire.send(HEAD + b"\r\n" + HEAD + lines(5) + b"\r\n")
+        assert (await wire.reply()).status == 200
+        assert (await wire.reply()).status == 400
+        assert await wire.closed()
+
+
+async def test_what_follows_chunks_is_bounded_as_a_head_is(node: Served) -> None:
+    chunked = b"PUT /v1/kv/a HTTP/1.1\r\nHost: n\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with node.connect() as wire:
+        wire.send(chunked + b"3\r\none\r\n0\r\n" + lines(3) + b"\r\n")
+        assert (await wire.reply()).status == 200
+    async with node.connect() as wire:
+        wire.send(chunked + b"0\r\n")
+        for number in range(7):
+            wire.send(lines(1).replace(b"x0", b"x%d" % number))
+            await asyncio.sleep(0.001)
+        with suppress(ConnectionError):
+            assert await wire.closed()
+
+
+async def test_chunks_are_no_head_however_small_they_are(node: Served) -> None:
+    """60,000 bytes in chunks of one, in pieces that end anywhere: 300 KB that are no body, and none of them kept."""
+    body = b"1\r\nx\r\n" * 60_000 + b"0\r\n\r\n"
+    async with node.connect() as wire:
+        wire.send(b"PUT /v1/kv/a HTTP/1.1\r\nHost: n\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for at in range(0, len(body), 7_001):
+            wire.send(body[at : at + 7_001])
+            await asyncio.sleep(0)
+        assert (await wire.reply()).status == 200
+        assert (await wire.ask("GET", "/v1/kv/a")).body == b"x" * 60_000
+
+
+async def test_a_body_that_follows_its_head_at_once_is_no_head(monkeypatch: pytest.MonkeyPatch, node: Served) -> None:
+    """aiohttp's task begins a turn of the loop after the head came, and pieces of the body may come before it."""
+    seen = []
+    count = Connection._count
+
+    def noting(self: Connection, size: int, requests: int) -> None:
+        count(self, size, requests)
+        seen.append(self._head_bytes)
+
+    monkeypatch.setattr(Connection, "_count", noting)
+    async with node.connect() as wire:
+        served: list[Connection] = list(node.server.connections)  # type: ignore[arg-type]
+        (served_one,) = served
+        served_one.data_received(b"PUT /v1/kv/a HTTP/1.1\r\nHost: n\r\nContent-Length: 100000\r\n\r\n")
+        for _ in range(2):
+            served_one.data_received(b"x" * 50_000)
+        assert (await wire.reply()).status == 200
+    assert seen
+    assert set(seen) == {0}
+
+
+async def test_half_a_body_goes_with_its_client(node: Served) -> None:
+    """Without the garbage collector, which may not come for minutes."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with node.connect() as wire:
+            wire.send(b"PUT /v1/kv/a HTTP/1.1\r\nHost: n\r\nContent-Length: 1000000\r\n\r\n")
+            for _ in range(5):
+                wire.send(b"x" * 150_000)
+                await asyncio.sleep(0.01)
+            wire.writer.transport.abort()
+        await until(lambda: not node.server.connections)
+        await asyncio.sleep(0.05)
+        kept = [each for each in gc.get_objects() if type(each) is list and any(map(is_large, each))]
+        assert not kept
+    finally:
+        gc.enable()
+
+
+def is_large(value: object) -> bool:
+    return type(value) is bytes and len(value) > 10_000 and value[:100] == b"x" * 100
