@@ -6,7 +6,7 @@ Pure.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -46,20 +46,32 @@ def packed_contents(chunks: list[bytes]) -> bytes:
     return zlib.compress(msgpack.packb(chunks, use_bin_type=True))
 
 
+def read_replacement(load: Callable[[Iterable[bytes]], KeyValueStore], packed: bytes) -> KeyValueStore | str:
+    """What a REPLACE brings, as a store that `load` makes, or why it cannot be read. Pure, in any thread."""
+    try:
+        contents = load(_chunks(packed))
+        if (fault := restored_fault(contents.revision, contents.leases.last_id)) is not None:
+            raise ValueError(fault)
+    except (ValueError, zlib.error, msgpack.exceptions.UnpackException) as error:
+        return f"the backup cannot be read: {error}"
+    return contents
+
+
 def _replace(store: KeyValueStore, packed: bytes) -> Result:
     """All keys and leases give way to those of a backup, in one revision above both.
 
     Tokens, sessions, their key, the feature level and what is remembered of idempotency keys stay: they belong to the
     cluster, not to the data, and a write that was carried out before must not be carried out again.
     """
-    try:
-        contents = store.load(_chunks(packed))
-        if (fault := restored_fault(contents.revision, contents.leases.last_id)) is not None:
-            raise ValueError(fault)
-    except (ValueError, zlib.error, msgpack.exceptions.UnpackException) as error:
-        return Invalid(store.revision, f"the backup cannot be read: {error}")
+    read, store.replacement = store.replacement, None
+    ahead = read is not None and read[0] == packed
+    contents = read[1] if read is not None and ahead else read_replacement(store.load, packed)
+    if isinstance(contents, str):
+        return Invalid(store.revision, contents)
     replaced = Replaced(max(store.revision, contents.revision) + 1, len(contents))
     store.replace(contents, replaced.revision)
+    if ahead:
+        store.replacement = (packed, contents)  # with what was here: who has read ahead also releases that
     return replaced
 
 

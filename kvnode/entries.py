@@ -16,9 +16,11 @@ from typing import Any, Final
 
 import msgpack
 
-from kvnode.commands import FREEING
+from kvnode.commands import FREEING, REPLACE
 
 ORIGIN_BYTES: Final = 8
+# A command REPLACE begins so: an array of two, its kind, and one of three forms of bytes.
+_REPLACEMENTS: Final = tuple(bytes((0x92, REPLACE, form)) for form in (0xC4, 0xC5, 0xC6))
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
@@ -51,6 +53,17 @@ def group_frees_space(group: bytes) -> bool:
     """The same of a whole encoded group."""
     groups = decode_entry(b"\x91" + group)
     return bool(groups) and all(type(c) is list and c and type(c[0]) is int and c[0] in FREEING for c in groups[0][2])
+
+
+def replacement_in(payload: bytes) -> bytes | None:
+    """The contents that the first REPLACE of an entry brings; None where it has none. Nearly always at the price of a
+    search, as values hold such bytes by chance alone.
+    """
+    if not any(begin in payload for begin in _REPLACEMENTS):
+        return None
+    commands = (command for _, _, commands in decode_entry(payload) for command in commands)
+    found = (c[1] for c in commands if type(c) is list and len(c) == 2 and c[0] == REPLACE and type(c[1]) is bytes)
+    return next(found, None)
 
 
 def decode_entry(payload: bytes | memoryview) -> list[Any]:

@@ -146,23 +146,34 @@ class Leases:
 
     def detach(self, lease_id: int, key: str) -> None:
         """The key has left, or has another lease now."""
-        self.detach_all(lease_id, [key])
+        self.detach_all({lease_id: [key]})
 
-    def detach_all(self, lease_id: int, keys: list[str]) -> None:
-        """As above, for keys in order."""
-        entries = [_entry(lease_id, key) for key in keys]
+    def detach_all(self, leased: dict[int, list[str]]) -> None:
+        """As above, for the keys of several leases."""
+        # One command may take a hundred thousand keys with a lease each: neighbours go together.
+        entries = [_entry(lease_id, key) for lease_id, keys in leased.items() for key in keys]
         self.moved += entries
         forget(self._attached, entries)
-        lease = self.get(lease_id)
-        if lease is not None and lease.private and not self.keys(lease_id, 1):
-            self._emptied.append(lease_id)
+        granted = self._granted
+        for lease_id in leased:
+            record = granted.get(lease_id)
+            if record is not None and _LEASE.unpack(record)[2]:
+                self._emptied.append(lease_id)
 
     def settle(self) -> None:
-        """At the end of a command: ends what it left without a key; a transaction may hand a lease on to another."""
-        while self._emptied:
-            lease_id = self._emptied.pop()
-            if not self.keys(lease_id, 1):
-                self.end(lease_id)
+        """At the end of a command: ends the private ones that it left without a key; a transaction may hand one on."""
+        if not self._emptied:
+            return
+        emptied, self._emptied = dict.fromkeys(self._emptied), []
+        ended: list[int] = []
+        for lease_id in emptied:
+            found = self._granted.get(lease_id)
+            if found is not None and not self.keys(lease_id, 1):
+                self.before.setdefault(lease_id, found)
+                del self._granted[lease_id]
+                ended.append(lease_id)
+                self._note(lease_id)
+        forget(self._ids, ended)
 
     def end(self, lease_id: int) -> None:
         """Forgets a lease; nothing happens where it is gone. Its keys are detached one by one, as they leave."""
@@ -195,6 +206,12 @@ class Leases:
             self.touched.append(lease_id)
 
     # --- snapshots -----------------------------------------------------------------------------------------
+
+    def release(self) -> None:
+        """Gives up everything, in steps; as the store's."""
+        self._attached.clear()
+        self._ids.clear()
+        self._granted.release()
 
     def view(self) -> LeasesView:
         """O(1). The keys of each lease are not in it: every item says which lease it has."""

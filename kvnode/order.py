@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from sortedcontainers import SortedList
 
+K = TypeVar("K", str, int)
 
-def forget(order: SortedList[str], keys: list[str]) -> None:
+
+def forget(order: SortedList[K], keys: list[K]) -> None:
     """Takes out keys that are there, each named once, in any order: an expiry has them by lease.
 
     A run of neighbours goes in one cut, which is what a deleted prefix is; others one by one.

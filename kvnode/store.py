@@ -66,6 +66,7 @@ class KeyValueStore:
         "failures",
         "leases",
         "level",
+        "replacement",
         "revision",
         "session",
         "tokens",
@@ -75,6 +76,8 @@ class KeyValueStore:
         self.revision = 0
         self.changes: list[Change] | None = None  # noted by `apply` (`changes.py`) for whoever takes it away
         self.failures: list[Exception] = []  # of `apply`, up to FAILURES_KEPT; their reader empties the list
+        # The argument of a REPLACE that is to come, and what was read of it elsewhere: it saves the time, no more.
+        self.replacement: tuple[bytes, KeyValueStore | str] | None = None
         self._before: dict[str, bytes | None] = {}  # keys that the command has changed so far, as they were
         self._outcomes = Outcomes()
         self.leases = Leases()  # for reading, elsewhere
@@ -343,8 +346,8 @@ class KeyValueStore:
                 changes.append((kind, key, revision, b""))
         self._items.removed(len(keys))
         forget(self._keys, keys)
-        for lease, left in leased.items():
-            self.leases.detach_all(lease, left)
+        if leased:
+            self.leases.detach_all(leased)
 
     def with_prefix(self, prefix: str) -> list[str]:
         return list(self._keys.irange(prefix, prefix_end(prefix), (True, False)))
@@ -388,15 +391,19 @@ class KeyValueStore:
         For a snapshot that was loaded in a worker thread: the loop swaps it in without a pause, whoever holds this
         store keeps holding the right one, and what was here can be given up elsewhere (`release`).
         """
-        for name in set(self.__slots__) - {"changes", "failures"}:
+        for name in set(self.__slots__) - {"changes", "failures", "replacement"}:
             mine, others = getattr(self, name), getattr(other, name)
             setattr(self, name, others)
             setattr(other, name, mine)
 
     def replace(self, other: KeyValueStore, revision: int) -> None:
-        """Takes over the keys and leases of another store, which must not be used again."""
+        """Takes over the keys and leases of another store, which gets those that were here, to be released."""
         other.leases.last_id = max(other.leases.last_id, self.leases.last_id)
-        self._items, self._keys, self.leases, self.revision = other._items, other._keys, other.leases, revision
+        for name in ("_items", "_keys", "leases"):
+            mine, others = getattr(self, name), getattr(other, name)
+            setattr(self, name, others)
+            setattr(other, name, mine)
+        self.revision = revision
         if self.changes is not None:
             self.changes[:] = [(CHANGE_REPLACED, "", revision, b"")]
 
@@ -404,6 +411,7 @@ class KeyValueStore:
         """Gives up everything, in steps that let other threads run in between; the store must not be used again."""
         self._keys.clear()  # only the order: the table still has each key
         self._items.release()
+        self.leases.release()
 
     @classmethod
     def load(cls, chunks: Iterable[bytes]) -> KeyValueStore:

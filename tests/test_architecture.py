@@ -121,6 +121,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.commands",
         "kvnode.limits",
         "kvnode.entries",
+        "kvnode.beside",
         "kvnode.results",
         "kvnode.errors",
         "kvnode.meters",

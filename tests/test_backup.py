@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvnode import backup
-from kvnode.beside import packed_contents
+from kvnode.beside import packed_contents, read_replacement
 from kvnode.changes import CHANGE_REPLACED
 from kvnode.commands import REPLACE
+from kvnode.entries import encode_entry, encode_group, replacement_in
 from kvnode.errors import TooLarge
 from kvnode.http.restore import _command
 from kvnode.outcomes import Outcomes
@@ -128,3 +129,39 @@ def test_what_a_running_cluster_does_not_take_over_is_not_sent_to_its_nodes() ->
     assert contents.leases.ids(0, 9) == store.leases.ids(0, 9)
     store._outcomes = Outcomes()
     assert len(command) == len(_command(b"".join(backup.pieces(store.view(), "c1")))[0])
+
+
+def test_contents_that_were_read_ahead_are_applied_as_those_that_were_not() -> None:
+    _, chunks = backup.chunks_of(b"".join(backup.pieces(store_of(50).view(), "c1")))
+    other = packed_contents(backup.chunks_of(b"".join(backup.pieces(store_of(3).view(), "c1")))[1])
+    packed = packed_contents(chunks)
+    for ahead in (packed, other, None):
+        store, alone = store_of(5), store_of(5)
+        if ahead is not None:
+            store.replacement = (ahead, read_replacement(KeyValueStore.load, ahead))
+        assert store.apply([REPLACE, packed]) == alone.apply([REPLACE, packed])
+        assert list(store.view().chunks()) == list(alone.view().chunks())
+        if ahead is packed:
+            assert store.replacement is not None
+            former = store.replacement[1]
+            assert isinstance(former, KeyValueStore)
+            assert len(former) == 7  # what was there before, to be released
+            former.release()
+        else:
+            assert store.replacement is None
+        assert store.apply([1, "k00000", b"", "", None]) == alone.apply([1, "k00000", b"", "", None])
+        assert list(store.view().chunks()) == list(alone.view().chunks())
+    store.replacement = (b"x", read_replacement(KeyValueStore.load, b"x"))
+    assert store.apply([REPLACE, b"x"]) == alone.apply([REPLACE, b"x"])
+    assert isinstance(alone.apply([REPLACE, b"x"]), Invalid)
+
+
+@pytest.mark.parametrize("size", [0, 300, 70_000])
+def test_an_entry_says_which_contents_it_brings(size: int) -> None:
+    packed = bytes(size)
+    put = msgpack.packb([1, "k", b"\x92\x0c\xc4", "", None])
+    replacing = msgpack.packb([REPLACE, packed])
+    assert replacement_in(encode_entry([encode_group(b"o" * 8, 1, [put, replacing])])) == packed
+    assert replacement_in(encode_entry([encode_group(b"o" * 8, 1, [put, put])])) is None
+    assert replacement_in(replacing) is None
+    assert replacement_in(b"\x91\x93" + replacing) is None

@@ -24,8 +24,8 @@ from kvnode.limits import CONTENTS_BYTES_MAX, REPLACE_BYTES_MAX
 from kvnode.results import Replaced
 
 PATH: Final = "/admin/api/v1/restore"
-# Keys, and as many leases. Each node loads them in its loop, in less than the shortest election timeout: so many keys
-# take half a second.
+# Keys, and as many leases. Each node reads them in a thread, one to two seconds beside everything else; what is written
+# behind them waits so long, and a client that waits has five.
 ITEMS_MAX: Final = 131_072
 
 

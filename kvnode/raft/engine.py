@@ -22,6 +22,7 @@ from kvnode.raft.acquaintance import Acquaintance
 from kvnode.raft.audit import Audit
 from kvnode.raft.catchup import Catchup
 from kvnode.raft.compaction import Compaction
+from kvnode.raft.contents import Contents
 from kvnode.raft.expiry import EngineLeader
 from kvnode.raft.feature_level import FeatureLevel
 from kvnode.raft.flusher import Flusher
@@ -109,6 +110,7 @@ class Engine:
         self._jobs: dict[int, float] = {}  # when each job was begun that a worker thread has not ended, oldest first
         self._job_numbers = itertools.count()
         self.outstanding.watch("worker", JOB_S_MAX, lambda: next(iter(self._jobs.values()), None))
+        self._contents = Contents(store, self._work, self._may_go_on)
         self.replica = Replica(
             roster,
             journal,
@@ -119,6 +121,7 @@ class Engine:
             heartbeat_s=settings.heartbeat_s,
             is_fit=lambda: not self.draining and self.storage.full is None and not self.storage.hangs,
             can_vote=lambda: not (self.storage.hangs or self.memory.lost),
+            may_apply=self._contents.are_read,
         )
         self.proposals = Proposals(instance, store.apply, self.clock)
         self.writes = Writes(self.replica, self.proposals, self.storage, self.network, lambda: self.leader_id)
@@ -197,6 +200,11 @@ class Engine:
         if replica.has_more_to_apply:
             self.schedule()
 
+    def _may_go_on(self) -> None:
+        """An entry that was held up may be applied."""
+        self.replica.due = True
+        self.schedule()
+
     def _on_timer(self) -> None:
         self._timer = self._loop.call_later(TICK_S, self._on_timer)
         self.replica.due = True
@@ -271,6 +279,8 @@ class Engine:
         self.writes.applied(index)
         self.applied_term = max(self.applied_term, term)
         self.proposals.applied(term, payload)
+        if self.store.replacement is not None:
+            self._contents.applied()
         if self.store.failures:
             self._apply_failed(index)
         self._watches.publish()

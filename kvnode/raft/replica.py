@@ -16,6 +16,7 @@ Q7  the core applies all that is committed in one tick: a long log is applied in
 Q8  a single node has no acknowledgement to hold back: it is not ticked until its log is durable.
 Q9  a tick of the core costs as much as a write: it is ticked after events that it can make something of, and by time.
 Q10 the core's queue of commands is looked into by a tick, at the price of an exception when it is empty: it always is.
+Q11 an entry is not applied before its owner is ready for it, nor is any behind it.
 """
 
 from __future__ import annotations
@@ -56,6 +57,9 @@ if TYPE_CHECKING:
 
 APPLY_BYTES = 262_144  # some ten milliseconds of small commands; at least one entry is applied whatever its size
 
+# Only entries of such a size are asked about (Q11): what takes long to prepare is large, and most are small.
+LARGE_BYTES = 16_384
+
 _ROLES: tuple[Role, Role, Role] = ("follower", "candidate", "leader")
 _REGULAR = bytes((REGULAR,))
 _NEVER = 2**31
@@ -77,6 +81,7 @@ class Replica(Electorate):
         draw: random.Random | None = None,
         is_fit: Callable[[], bool] = lambda: True,
         can_vote: Callable[[], bool] = lambda: True,
+        may_apply: Callable[[int, bytes], bool] = lambda index, payload: True,
     ) -> None:
         self.roster = roster
         self.followed = {}
@@ -87,6 +92,8 @@ class Replica(Electorate):
         self.is_fit = is_fit  # to lead, where others could as well
         self.can_vote = can_vote  # what this node promises becomes durable
         self._owner = owner
+        self._may_apply = may_apply  # the entry, yet: asked again and again (Q11)
+        self.held_up = False  # the next entry to apply is one that may not be applied yet
         self._draw = draw or random.Random()
         self._append_due = False
         self.untold = False  # the followers have not heard of all that is committed
@@ -261,7 +268,8 @@ class Replica(Electorate):
     @property
     def has_more_to_apply(self) -> bool:
         """The last tick stopped at its bound: another one should follow soon."""
-        return int(self.raftCommitIndex) > int(self.raftLastApplied) and not self._waits_for_its_disk
+        behind = int(self.raftCommitIndex) > int(self.raftLastApplied)
+        return behind and not self.held_up and not self._waits_for_its_disk
 
     @property
     def leader_id(self) -> str | None:
@@ -306,8 +314,12 @@ class Replica(Electorate):
             return False  # Q8: elected, written and committed within this very tick
         applied, commit = self.raftLastApplied, self.raftCommitIndex
         first, size = self.journal[0][1], 0
+        self.held_up = False
         for index in range(applied + 1, commit + 1):
             command = self.journal[index - first][0]
+            if len(command) >= LARGE_BYTES and command[0] == REGULAR and not self._may_apply(index, command[1:]):
+                self.held_up = True  # Q11
+                break
             self._SyncObj__doApplyCommand(command)
             self._SyncObj__raftLastApplied = index
             size += len(command)

@@ -19,8 +19,10 @@ from pathlib import Path
 
 import pytest
 
+from kvnode.http.restore import ITEMS_MAX
 from kvnode.limits import TRANSACTION_READ_BYTES_MAX
 from tests.cluster import LEADER_PROBE, Answer, Cluster, request, wait_until
+from tests.hostile.crafted import backup_of
 
 MEMORY_MB_MAX = 400
 PROBE_S_MAX = 1.0
@@ -298,3 +300,19 @@ def test_watches_that_begin_in_the_past_are_told_of_it_in_turns(trio: Cluster) -
         for _ in range(20):
             assert trio.put("small", b"x", leader)
         wait_until(lambda: figures(trio, leader)[CUT] > 0, 10.0, "the budget to be spent")
+
+
+def test_the_largest_restore_that_a_running_cluster_takes_costs_no_election(trio: Cluster) -> None:
+    """As many keys and as many leases as it takes, by way of a follower and of the leader."""
+    number = ITEMS_MAX
+    leases = [[[n + 1, 600, 0, True] for n in range(at, at + 4_096)] for at in range(0, number, 4_096)]
+    keys = [[[f"k{n:07}", b"", "", 1, 1, 1, n + 1] for n in range(at, at + 4_096)] for at in range(0, number, 4_096)]
+    file = backup_of([[10, number, 0, number, number], *leases, *keys])
+    with watched(trio) as leader:
+        followers = [name for name in trio.nodes if name != leader]
+        for node in (followers[0], leader):
+            answer = trio.request(node, "POST", "/admin/api/v1/restore", file, timeout_s=30.0)
+            assert (answer.status, answer.json().get("items")) == (200, number)
+            for name in trio.nodes:
+                assert trio.request(name, "GET", "/v1/kv?count=only", timeout_s=30.0).json()["count"] == number
+            assert trio.put("small", b"x", leader)
