@@ -68,8 +68,9 @@ class Memory:
         self._roster = roster
         self._leader = leader
         self._noted = claimed.settled
-        # The log is read for nodes of a first cluster alone, and until it is noted: it may be long.
-        self._may_be_fresh = claimed.began_empty and not (self.settled or shows_a_level(journal))
+        self._journal = journal
+        self._may_be_fresh = claimed.began_empty
+        self._read_to: tuple[int, int] | None = None  # index and term of the entry up to which there is no level
         self._refused = False
         roster.is_fresh = lambda: self.fresh
 
@@ -79,7 +80,27 @@ class Memory:
 
     @property
     def fresh(self) -> bool:
-        return self._may_be_fresh and not self.settled
+        # The log is read for nodes of a first cluster alone, and until a level is noted: it may be long.
+        if self._may_be_fresh and (self.settled or self._has_a_level_in_its_log()):
+            self._may_be_fresh = False
+        return self._may_be_fresh
+
+    def _has_a_level_in_its_log(self) -> bool:
+        """A level is there, committed or not: a node that has it has not forgotten what came before it.
+
+        Asked with each handshake. An entry of the same index and term has the same entries before it (Raft §5.3), so
+        what was read up to there is not read again.
+        """
+        journal, read_to = self._journal, self._read_to
+        if not len(journal):
+            return False
+        known = read_to is not None and journal.term_at(read_to[0]) == read_to[1]
+        first = read_to[0] + 1 - journal[0][1] if read_to is not None and known else 0
+        if any(map(_is_a_level, journal[first:])):
+            return True
+        _, index, term = journal[-1]
+        self._read_to = (index, term)
+        return False
 
     def look(self) -> None:
         """Notes in the directory, once, that a level is committed. A full disk is asked again with the next look."""
@@ -116,11 +137,14 @@ class Memory:
             raise Refused(f"the data directory of node {node_id} is empty: it is let in once there is a leader")
 
 
-def shows_a_level(journal: Journal) -> bool:
-    """A level is in the log, committed or not: a node that has it there has not forgotten what came before it."""
-    for command, _, _ in journal[:]:
-        if command[0] == REGULAR and command[1:]:
-            for _, _, commands in decode_entry(command[1:]):
-                if any(type(fields) is list and fields[:1] == [LEVEL] for fields in commands):
-                    return True
-    return False
+def _is_a_level(entry: tuple[bytes, int, int]) -> bool:
+    payload = entry[0]
+    return (
+        payload[0] == REGULAR
+        and bool(payload[1:])
+        and any(
+            type(fields) is list and fields[:1] == [LEVEL]
+            for _, _, commands in decode_entry(payload[1:])
+            for fields in commands
+        )
+    )

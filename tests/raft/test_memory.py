@@ -1,0 +1,53 @@
+"""Who has forgotten its promises: a node that has the cluster's feature level in its log has not, applied or not."""
+
+from __future__ import annotations
+
+from kvnode.commands import RaiseLevel
+from kvnode.entries import ORIGIN_BYTES, encode_entry, encode_group
+from kvnode.raft.core import REGULAR
+from kvnode.raft.identity import Claim
+from kvnode.raft.journal import Journal
+from kvnode.raft.membership import Roster, first_cluster
+from kvnode.raft.memory import Memory
+from kvnode.raft.records import NO_OP
+from kvnode.raft.segments import Recovered
+from kvnode.store import KeyValueStore
+from tests.simulation.disk import MemoryDisk
+
+LEVEL_ENTRY = bytes([REGULAR]) + encode_entry([encode_group(bytes(ORIGIN_BYTES), 0, [RaiseLevel(1).encode()])])
+
+
+def memory_of(journal: Journal, *, began_empty: bool = True) -> Memory:
+    peers = {name: ("127.0.0.1", 7000 + number) for number, name in enumerate(("n1", "n2", "n3"))}
+    roster = Roster("n1", journal, first_cluster(peers))
+    claimed = Claim("n1", b"0123456789abcdef", sorted(peers), began_empty=began_empty)
+    return Memory(claimed, MemoryDisk(), journal, KeyValueStore(), roster, lambda: None)
+
+
+def test_a_node_is_fresh_until_a_level_is_in_its_log() -> None:
+    """Not when it is applied: a leader that has committed it may meet this node again before it has said so."""
+    journal = Journal(Recovered())
+    memory = memory_of(journal)
+    assert memory.fresh
+    journal.add(NO_OP, 2, 1)
+    assert memory.fresh, "it remembers no cluster that has reached a level"
+    journal.add(LEVEL_ENTRY, 3, 1)
+    assert not memory.fresh
+    journal.add(NO_OP, 4, 1)
+    assert not memory.fresh
+
+
+def test_a_log_that_another_leader_has_rewritten_is_read_again() -> None:
+    journal = Journal(Recovered())
+    memory = memory_of(journal)
+    for index in (2, 3, 4):
+        journal.add(NO_OP, index, 1)
+    assert memory.fresh
+    journal.deleteEntriesFrom(2)
+    journal.add(LEVEL_ENTRY, 3, 2)
+    journal.add(NO_OP, 4, 2)
+    assert not memory.fresh
+
+
+def test_a_node_that_did_not_begin_with_a_first_cluster_is_never_fresh() -> None:
+    assert not memory_of(Journal(Recovered()), began_empty=False).fresh
