@@ -22,8 +22,9 @@ def recover(data_dir: str, force_new_cluster: bool, skip_entry: int | None, outp
     """Make a cluster of one node of what this node holds, with a new cluster id. The node must be stopped.
 
     For when a majority of the members is lost and will not come back: writes that only those held are lost. The old
-    directory is kept beside the new one. Other members that still exist must be started with an empty --data-dir and
-    --join afterwards; as they are, they belong to the old cluster and are refused.
+    directory is kept beside the new one. Revisions and ids of leases begin far above the old ones, so that none is
+    given twice: a watch from before hears that it is compacted. Other members that still exist must be started with an
+    empty --data-dir and --join afterwards; as they are, they belong to the old cluster and are refused.
 
     --skip-entry also gets a cluster out of an entry that no node can apply. All writes of that entry are left out. It
     needs no --force-new-cluster, because it is refused unless the entry is poisoned.
@@ -49,7 +50,7 @@ def recover(data_dir: str, force_new_cluster: bool, skip_entry: int | None, outp
         print_json({**asdict(done), "cluster_id": done.cluster_id.hex(), "kept": str(done.kept)})
         return
     print(f"node        {done.node_id}, the only member of cluster {done.cluster_id.hex()}")
-    print(f"state       entry {done.index}, revision {done.revision}, {done.keys} keys")
+    print(f"state       entry {done.index}, revision {done.revision}: {done.leap} above what it held, {done.keys} keys")
     if done.skipped is not None:
         print(f"left out    {done.skipped} (commands: {done.skipped.commands})")
     if done.salvaged is not None:

@@ -22,7 +22,7 @@ from kvnode.raft.restore import restore as restore_directory
 @click.option("--raft", default="127.0.0.1:7001", show_default=True, metavar="HOST:PORT", help="Where others dial it.")
 @click.option("--advertise-http", metavar="URL", default="", help="How others reach its HTTP [default: its own].")
 @click.option("--revision-leap", type=click.IntRange(0, LEAP_MAX), default=LEAP, show_default=True,
-              help="How far above the backup's revision the cluster begins.")  # fmt: skip
+              help="How far above the backup's revision and lease ids the cluster begins.")  # fmt: skip
 @output_option
 @connected
 def restore(

@@ -1,4 +1,10 @@
-"""A new data directory that a cluster of one begins with: its state as a snapshot, its members, and a later term."""
+"""A new data directory that a cluster of one begins with: its state as a snapshot, its members, and a later term.
+
+Numbers are given once. What the state was taken from (a backup, one node of a lost cluster) does not know what the old
+cluster gave after that: revisions, which are fencing tokens of locks and what `If-Match` and watches go by, and ids of
+leases, by which clients renew and revoke. So the new cluster begins far above them. A watch from before is told that it
+is compacted, an `If-Match` of a lost write never fits, and a lost lease is no other client's.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +23,32 @@ from kvnode.raft.segments import Segments
 from kvnode.raft.snapshot import Snapshots
 from kvnode.store import KeyValueStore
 
+# What a cluster makes in half a day of nothing but writes; small against the 2**53 that JSON keeps exact.
+LEAP: Final = 1_000_000_000
+LEAP_MAX: Final = 2**50
+
 # What the digest of the divergence check goes on from (`audit.py`). Any number will do: all later members get
 # it with this snapshot. Without one, nodes that began with the snapshot would never compare anything.
 DIGEST: Final = 0
 
 
 def found(
-    path: Path, claimed: Claim, index: int, term: int, vote_term: int, alone: Configuration, store: KeyValueStore
+    path: Path,
+    claimed: Claim,
+    index: int,
+    term: int,
+    vote_term: int,
+    alone: Configuration,
+    store: KeyValueStore,
+    leap: int = LEAP,
 ) -> None:
     """Writes the directory: `store` as the state after entry `index` of `term`, no vote cast yet in `vote_term`.
 
-    Raises StartupError, before anything is written, where a leap took a counter too far for a node to load.
+    Revisions and ids of leases go on `leap` above those that `store` has given. Raises StartupError, before anything
+    is written, where that is too far for a node to load.
     """
+    store.revision += leap
+    store.leases.last_id += leap
     if max(store.revision, store.leases.last_id) > COUNTER_MAX:
         raise StartupError(f"Revisions and lease ids end at {COUNTER_MAX}: leap over fewer of them.")
     target = Directory(path)

@@ -23,7 +23,7 @@ from typing import Final
 from kvnode.errors import StartupError
 from kvnode.raft import identity
 from kvnode.raft.disk import Directory
-from kvnode.raft.founding import found, sync
+from kvnode.raft.founding import LEAP, found, sync
 from kvnode.raft.identity import Claim
 from kvnode.raft.journal import Journal
 from kvnode.raft.membership import Configuration, Member, Roster, first_cluster
@@ -50,6 +50,7 @@ class Recovered:
     kept: Path
     skipped: Poisoned | None = None
     salvaged: Salvaged | None = None
+    leap: int = LEAP  # so far above all that the directory held its revisions and lease ids begin
 
 
 def recover(path: Path, skip: int | None = None) -> Recovered:

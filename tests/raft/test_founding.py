@@ -1,0 +1,59 @@
+"""Numbers are given once: no recovered cluster, nor one made of a backup, gives what the old one may have given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kvnode.commands import GRANT, PUT
+from kvnode.errors import StartupError
+from kvnode.raft import identity
+from kvnode.raft.disk import Directory
+from kvnode.raft.founding import LEAP, LEAP_MAX
+from kvnode.raft.recover import recover
+from kvnode.raft.restore import restore
+from kvnode.raft.snapshot import Snapshots
+from kvnode.results import Granted, Written
+from kvnode.store import KeyValueStore
+
+ADDRESS = ("127.0.0.1", 7001)
+
+
+def sample() -> KeyValueStore:
+    store = KeyValueStore()
+    store.apply([PUT, "key", b"value", "", None])
+    store.apply([GRANT, 60])
+    return store
+
+
+def held_in(directory: Path) -> KeyValueStore:
+    disk = Directory(directory)
+    try:
+        return Snapshots(disk, identity.written(disk).cluster_id).recover()
+    finally:
+        disk.close()
+
+
+def test_a_cluster_made_of_a_backup_leaps_over_revisions_and_lease_ids(tmp_path: Path) -> None:
+    restore(tmp_path / "n1", "n1", ADDRESS, "", sample(), LEAP)
+    store = held_in(tmp_path / "n1")
+    assert store.apply([PUT, "key", b"new", "", None]) == Written(1 + LEAP + 1, 2)
+    assert store.apply([GRANT, 60]) == Granted(1 + LEAP + 1, 60)
+    assert 1 in store.leases, "a lease that the backup holds goes on under its id"
+
+
+def test_a_recovered_cluster_leaps_over_revisions_and_lease_ids(tmp_path: Path) -> None:
+    restore(tmp_path / "n1", "n1", ADDRESS, "", sample(), 0)
+    assert recover(tmp_path / "n1").revision == 1 + LEAP
+    store = held_in(tmp_path / "n1")
+    assert store.apply([PUT, "key", b"new", "", None]) == Written(1 + LEAP + 1, 2)
+    assert store.apply([GRANT, 60]) == Granted(1 + LEAP + 1, 60)
+
+
+def test_a_leap_beyond_the_last_number_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    store = sample()
+    store.leases.last_id = 2**53 - 2**32 - LEAP_MAX + 1
+    with pytest.raises(StartupError, match="leap over fewer"):
+        restore(tmp_path / "n1", "n1", ADDRESS, "", store, LEAP_MAX)
+    assert not list(tmp_path.iterdir())
