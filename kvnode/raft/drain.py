@@ -8,7 +8,6 @@ try again after a pause of random length, so that one of them wins. No leader is
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import random
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from kvnode.errors import (
 )
 from kvnode.raft import wire
 from kvnode.raft.engine import Engine
+from kvnode.raft.questions import Unanswered
 from kvnode.raft.status import Drained
 from kvnode.raft.transfer import Transfer
 
@@ -64,16 +64,12 @@ class Drains:
         self._is_ready, self._is_draining, self._set_draining = is_ready, is_draining, set_draining
         self._about_to_drain = False
         self._one_at_a_time = asyncio.Lock()
-        self._numbers = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[list[Any]]] = {}
         self._heard: dict[str, float] = {}  # when each node last said that it drains
-        self._tasks: set[asyncio.Task[None]] = set()
-        engine.on |= {wire.DRAIN: self._received, wire.DRAIN_ANSWER: self._answered, wire.DRAINING: self._announced}
-        self._keep(asyncio.get_running_loop().create_task(self._announce_again()))
+        engine.on |= {wire.DRAIN: self._received, wire.DRAINING: self._announced}
+        self._announcing = asyncio.get_running_loop().create_task(self._announce_again())
 
     def stop(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
+        self._announcing.cancel()
 
     def drains(self, node_id: str) -> bool:
         """Whether that member drains, as far as this node has heard."""
@@ -99,9 +95,13 @@ class Drains:
             raise Unavailable(f"Node {node_id} cannot be reached from this node: nothing has changed; ask it itself.")
         if self._engine.network.level_of(node_id) < LEVEL:
             raise Unavailable(f"Node {node_id} runs a version that is drained only by asking it itself: do that.")
-        answer = await self._ask(node_id, action, force, ANSWER_S)
-        if answer is None:
-            raise OutcomeUnknown(f"Node {node_id} did not answer in time: 'kvnode status' shows whether it drains.")
+        try:
+            answer = await self._ask(node_id, action, force, ANSWER_S)
+        except Unanswered as unanswered:
+            if not unanswered.sent:
+                raise Unavailable(f"Node {node_id} cannot be reached from this node: nothing has changed.") from None
+            sentence = f"Node {node_id} did not answer in time: 'kvnode status' shows whether it drains."
+            raise OutcomeUnknown(sentence) from None
         draining, leader_id, code, message = answer
         if code:
             raise _BY_CODE.get(code, Unavailable)(message)
@@ -146,8 +146,17 @@ class Drains:
     async def _standings(self) -> list[str]:
         """What every other member says of itself now."""
         others = [node_id for node_id in self._engine.roster.current.members if node_id != self._me]
-        answers = await asyncio.gather(*(self._ask(node_id, _ASK, False, ASK_S) for node_id in others))
-        return [answer[0] for answer in answers if answer is not None]
+        return [each for each in await asyncio.gather(*map(self._standing, others)) if each is not None]
+
+    async def _standing(self, node_id: str) -> str | None:
+        """None of a node that does not say in time, or cannot be asked."""
+        if self._engine.network.level_of(node_id) < LEVEL:
+            return None
+        try:
+            standing: str = (await self._ask(node_id, _ASK, False, ASK_S))[0]
+        except Unanswered:
+            return None
+        return standing
 
     def _switch(self, draining: bool) -> None:
         if draining == self._is_draining():
@@ -158,44 +167,26 @@ class Drains:
 
     # --- between nodes -----------------------------------------------------------------------------------
 
-    async def _ask(self, node_id: str, action: int, force: bool, timeout_s: float) -> list[Any] | None:
-        """What the node answers; None where it does not in time, or cannot be asked."""
-        network, number = self._engine.network, next(self._numbers)
-        if network.level_of(node_id) < LEVEL:
-            return None
-        future = self._asked[number] = asyncio.get_running_loop().create_future()
-        try:
-            if not network.send(node_id, (wire.DRAIN, number, action, force)):
-                return None
-            async with asyncio.timeout(timeout_s):
-                answer: list[Any] = await future
-            return answer
-        except TimeoutError:
-            return None
-        finally:
-            del self._asked[number]
+    async def _ask(self, node_id: str, action: int, force: bool, timeout_s: float) -> list[Any]:
+        """What the node answers. Raises Unanswered."""
+        deadline = self._engine.clock() + timeout_s
+        return await self._engine.questions.answer(wire.DRAIN, action, force, deadline=deadline, node_id=node_id)
 
-    def _received(self, node_id: str, message: list[Any]) -> None:
+    def _received(self, node_id: str, message: wire.Message) -> None:
         _, number, action, force = message
         if action == _ASK:
             standing = _ABOUT_TO_DRAIN if self._about_to_drain else _READY if self._is_ready() else _NOT_READY
             self._engine.network.send(node_id, (wire.DRAIN_ANSWER, number, standing, None, "", ""))
         else:
-            self._keep(asyncio.get_running_loop().create_task(self._answer(node_id, number, action, force)))
+            self._engine.answers.answer(node_id, message, lambda: self._answer(number, action, force))
 
-    async def _answer(self, node_id: str, number: int, action: int, force: bool) -> None:
+    async def _answer(self, number: int, action: int, force: bool) -> wire.Message:
         try:
             done = await self._here(_END if action == _END else _BEGIN, force)
-            said = "draining" if done.draining else "serving"
-            answer: wire.Message = (wire.DRAIN_ANSWER, number, said, done.leader_id, "", done.message or "")
         except KvnodeError as error:
-            answer = (wire.DRAIN_ANSWER, number, "", None, error.code, error.message)
-        self._engine.network.send(node_id, answer)
-
-    def _answered(self, node_id: str, message: list[Any]) -> None:
-        future = self._asked.get(message[1])
-        if future is not None and not future.done():
-            future.set_result(list(message[2:]))
+            return (wire.DRAIN_ANSWER, number, "", None, error.code, error.message)
+        said = "draining" if done.draining else "serving"
+        return (wire.DRAIN_ANSWER, number, said, done.leader_id, "", done.message or "")
 
     def _announced(self, node_id: str, message: list[Any]) -> None:
         if message[1]:
@@ -215,7 +206,3 @@ class Drains:
             await asyncio.sleep(ANNOUNCE_S)
             if self._is_draining():
                 self._announce()
-
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

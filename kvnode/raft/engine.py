@@ -146,7 +146,7 @@ class Engine:
             wire.FORWARD: lambda node_id, message: self.writes.forwarded_here(node_id, *message[1:]),
             wire.REFUSED: lambda _, message: self.writes.refused(*message[1:]),
             wire.READ_INDEX: lambda node_id, message: self.reads.asked(node_id, message[1]),
-            **dict.fromkeys((wire.READ_ANSWER, wire.TRANSFER_ANSWER, wire.CHANGED), self._answered),
+            **dict.fromkeys((wire.READ_ANSWER, wire.TRANSFER_ANSWER, wire.CHANGED, wire.DRAIN_ANSWER), self._answered),
             wire.CHECKPOINT: lambda node_id, message: self.audit.heard(node_id, *message[1:]),
             **dict.fromkeys((wire.OFFER, wire.WANT, wire.CHUNK), self._catch_up),
         }

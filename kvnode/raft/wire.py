@@ -91,7 +91,7 @@ _SHAPES: Final[dict[int, frozenset[tuple[type, ...]]]] = {
 }
 
 # They end with an error's code and sentence, which stand in answers to clients and in the log.
-_EXPLAINED: Final = frozenset((REFUSED, TRANSFER_ANSWER, CHANGED))
+_EXPLAINED: Final = frozenset((REFUSED, TRANSFER_ANSWER, CHANGED, DRAIN_ANSWER))
 SENTENCE_CHARS_MAX: Final = 512  # of a peer's: the longest that this version sends has about 300
 
 Message = tuple[Any, ...] | list[Any]

@@ -177,3 +177,11 @@ def sealed(bodies: list[bytes], key: bytes = KEY) -> bytes:
         head, tag = sealer.seal(one)
         stream += head + one + tag
     return stream
+
+
+@pytest.mark.parametrize("begin", [(wire.TRANSFER_ANSWER, 1, None, 0), (wire.DRAIN_ANSWER, 1, "", None)])
+def test_a_sentence_that_a_peer_explains_with_is_cut_and_printable(begin: tuple[object, ...]) -> None:
+    """It stands in answers to clients and in the log."""
+    message = wire.decode(wire.pack((*begin, "conflict", "\x1b[2J\n" + "x" * 10_000)))
+    assert message[-1].isprintable()
+    assert len(message[-1]) <= wire.SENTENCE_CHARS_MAX + 1
