@@ -71,7 +71,7 @@ def _replace(store: KeyValueStore, packed: bytes) -> Result:
     replaced = Replaced(max(store.revision, contents.revision) + 1, len(contents))
     store.replace(contents, replaced.revision)
     if ahead:
-        store.replacement = (packed, contents)  # with what was here: who has read ahead also releases that
+        store.former = contents  # it has what was here now, which is not to be brought back by the same backup
     return replaced
 
 

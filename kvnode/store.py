@@ -64,6 +64,7 @@ class KeyValueStore:
         "changes",
         "ended_sessions",
         "failures",
+        "former",
         "leases",
         "level",
         "replacement",
@@ -78,6 +79,7 @@ class KeyValueStore:
         self.failures: list[Exception] = []  # of `apply`, up to FAILURES_KEPT; their reader empties the list
         # The argument of a REPLACE that is to come, and what was read of it elsewhere: it saves the time, no more.
         self.replacement: tuple[bytes, KeyValueStore | str] | None = None
+        self.former: KeyValueStore | None = None  # what such a REPLACE took the place of, for whoever releases it
         self._before: dict[str, bytes | None] = {}  # keys that the command has changed so far, as they were
         self._outcomes = Outcomes()
         self.leases = Leases()  # for reading, elsewhere
@@ -391,7 +393,7 @@ class KeyValueStore:
         For a snapshot that was loaded in a worker thread: the loop swaps it in without a pause, whoever holds this
         store keeps holding the right one, and what was here can be given up elsewhere (`release`).
         """
-        for name in set(self.__slots__) - {"changes", "failures", "replacement"}:
+        for name in set(self.__slots__) - {"changes", "failures", "replacement", "former"}:
             mine, others = getattr(self, name), getattr(other, name)
             setattr(self, name, others)
             setattr(other, name, mine)

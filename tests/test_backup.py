@@ -141,19 +141,28 @@ def test_contents_that_were_read_ahead_are_applied_as_those_that_were_not() -> N
             store.replacement = (ahead, read_replacement(KeyValueStore.load, ahead))
         assert store.apply([REPLACE, packed]) == alone.apply([REPLACE, packed])
         assert list(store.view().chunks()) == list(alone.view().chunks())
+        assert store.replacement is None
         if ahead is packed:
-            assert store.replacement is not None
-            former = store.replacement[1]
-            assert isinstance(former, KeyValueStore)
-            assert len(former) == 7  # what was there before, to be released
-            former.release()
+            assert store.former is not None
+            assert len(store.former) == 7  # what was there before, to be released
+            store.former.release()
         else:
-            assert store.replacement is None
+            assert store.former is None
         assert store.apply([1, "k00000", b"", "", None]) == alone.apply([1, "k00000", b"", "", None])
         assert list(store.view().chunks()) == list(alone.view().chunks())
     store.replacement = (b"x", read_replacement(KeyValueStore.load, b"x"))
     assert store.apply([REPLACE, b"x"]) == alone.apply([REPLACE, b"x"])
     assert isinstance(alone.apply([REPLACE, b"x"]), Invalid)
+
+
+def test_the_same_backup_twice_in_an_entry_brings_nothing_former_back() -> None:
+    """A client that repeats a restore, or two that restore the same file, may have their writes in one entry."""
+    packed = packed_contents(backup.chunks_of(b"".join(backup.pieces(store_of(3).view(), "c1")))[1])
+    store, alone = store_of(50), store_of(50)
+    store.replacement = (packed, read_replacement(KeyValueStore.load, packed))
+    for _ in range(2):
+        assert store.apply([REPLACE, packed]) == alone.apply([REPLACE, packed])
+        assert list(store.view().chunks()) == list(alone.view().chunks())
 
 
 @pytest.mark.parametrize("size", [0, 300, 70_000])

@@ -51,9 +51,10 @@ class Contents:
         self._ready()
 
     def applied(self) -> None:
-        """An entry was: what its contents took the place of goes, in a thread."""
-        if self._store.replacement is not None:
-            _, former = self._store.replacement
-            self._store.replacement = None
-            if isinstance(former, KeyValueStore):
-                self._work(former.release, lambda _, __: None)
+        """An entry was: what its contents took the place of goes, in a thread, and what was read for nothing."""
+        store = self._store
+        read = store.replacement[1] if store.replacement is not None else None
+        for unused in (store.former, read):
+            if isinstance(unused, KeyValueStore):
+                self._work(unused.release, lambda _, __: None)
+        store.replacement = store.former = None

@@ -279,7 +279,7 @@ class Engine:
         self.writes.applied(index)
         self.applied_term = max(self.applied_term, term)
         self.proposals.applied(term, payload)
-        if self.store.replacement is not None:
+        if self.store.former is not None or self.store.replacement is not None:
             self._contents.applied()
         if self.store.failures:
             self._apply_failed(index)
