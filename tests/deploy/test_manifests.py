@@ -198,9 +198,14 @@ def test_what_the_secured_containers_mount_is_taken_by_haproxy_and_nodes(tmp_pat
     subprocess.run(["sh", str(tmp_path / "deploy" / "compose-secrets.sh")], capture_output=True, timeout=60, check=True)
     made = tmp_path / "secrets"
     token = (made / "token").read_text()
+    for file in made.iterdir():  # as kvnode 0.1 left them, whose nodes took secrets that everybody can read
+        file.chmod(0o644)
+    (made / "haproxy.cfg").write_text("of kvnode 0.1")
     subprocess.run(["sh", str(tmp_path / "deploy" / "compose-secrets.sh")], capture_output=True, timeout=60, check=True)
     assert (made / "token").read_text() == token, "they are made once"
     assert made.stat().st_mode & 0o077 == 0
+    secret = [made / "cluster-secret", made / "token", *made.glob("*.key"), made / "haproxy.crt"]
+    assert [file.name for file in secret if file.stat().st_mode & 0o007] == []
     services = {
         file: yaml.safe_load((DEPLOY.parent / file).read_text())["services"]
         for file in ("docker-compose.yml", "docker-compose.secure.yml")
