@@ -148,6 +148,8 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.errors",
     },
     "kvnode.raft.restore": {"kvnode.raft", "kvnode.store", "kvnode.errors"},
+    # Which aiohttp: looked at by a node's start and by the doctor.
+    "kvnode.http.release": {"kvnode.errors"},
     "kvnode.http": {
         "kvnode.rate_limited_log",
         "kvnode.beside",
@@ -197,6 +199,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode",
         "kvnode.joining",
         "kvnode.http",
+        "kvnode.http.release",
         "kvnode.raft",
         "kvnode.raft.status",
         "kvnode.config",
@@ -212,7 +215,9 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.client",
         "kvnode.config",
         "kvnode.errors",
+        "kvnode.http.release",
         "kvnode.raft",
+        "kvnode.security",
         "kvnode.values",
     },
     # Load on a cluster, from outside of it.
@@ -239,7 +244,7 @@ ARROWS: dict[str, set[str]] = {
 # Library -> the rooms that may know it.
 LIBRARIES: dict[str, set[str]] = {
     "pysyncobj": {"kvnode.raft"},
-    "aiohttp": {"kvnode.http", "kvnode.front", "kvnode.client"},
+    "aiohttp": {"kvnode.http", "kvnode.http.release", "kvnode.front", "kvnode.client"},
     "sortedcontainers": {"kvnode.store", "kvnode.leases", "kvnode.order"},
     "click": {"kvnode.cli"},
     "rich": {"kvnode.cli"},

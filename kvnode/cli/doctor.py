@@ -19,8 +19,9 @@ from kvnode.errors import StartupError
 if TYPE_CHECKING:
     from kvnode.doctor.finding import Finding
 
-# What nobody else on the machine should be able to read.
-PRIVATE: Final = ("cluster-secret-file", "session-key-file", "token-file", "tls-key", "raft-key")
+# What nobody else on the machine should be able to read. A node refuses the first kind, and warns of the second.
+SECRETS: Final = ("cluster-secret-file", "session-key-file", "token-file")
+KEYS: Final = ("tls-key", "raft-key")
 COLOURS: Final = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
@@ -39,8 +40,8 @@ def _run(url: str, output: str, **given: Any) -> int:
         print(f"kvnode: {e.message}", file=sys.stderr)
         return 2
     private = [
-        path
-        for option in PRIVATE
+        (path, option in SECRETS)
+        for option in (*SECRETS, *KEYS)
         if (path := flags.get(option) or os.environ.get("KVNODE_" + option.replace("-", "_").upper()))
     ]
     urls = urls_in(url)
@@ -52,12 +53,12 @@ def _run(url: str, output: str, **given: Any) -> int:
     return 1 if any(finding.level == "problem" for finding in findings) else 0
 
 
-async def _examine(settings: config.Config, private: list[str], urls: list[str]) -> list[Finding]:
+async def _examine(settings: config.Config, private: list[tuple[str, bool]], urls: list[str]) -> list[Finding]:
     from kvnode.client import Access, Client  # aiohttp and the Raft core, not worth loading to print --help
     from kvnode.doctor import machine, network
 
     findings = [machine.versions(), machine.file_limit(), *machine.disk(settings.data_dir)]
-    findings += [machine.private_file(path) for path in private]
+    findings += [machine.private_file(path, refused) for path, refused in private]
     security, ca = settings.security, os.environ.get("KVNODE_CACERT")
     trusted = security.tls_ca or (Path(ca) if ca else None)
     findings += await network.names(settings)

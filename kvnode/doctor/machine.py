@@ -17,8 +17,10 @@ from typing import Final
 from kvnode import __version__
 from kvnode.doctor.finding import Finding, ok, problem, warning
 from kvnode.errors import StartupError
-from kvnode.raft.core import check_release
+from kvnode.http.release import check_release as check_aiohttp
+from kvnode.raft.core import check_release as check_core
 from kvnode.raft.storage import RESERVE_BYTES_MAX, RESERVE_SHARE
+from kvnode.security import is_public
 
 SYNCS: Final = 32
 SYNC_BYTES: Final = 4_096
@@ -32,12 +34,12 @@ GIB: Final = 1_073_741_824
 
 def versions() -> Finding:
     try:
-        check_release()
+        check_core()
+        check_aiohttp()
     except StartupError as error:
         return problem("version", error.message)
-    return ok(
-        "version", f"kvnode {__version__} on Python {platform.python_version()}, with the Raft core it was made for."
-    )
+    made_for = "with the Raft core and the aiohttp that it was made for"
+    return ok("version", f"kvnode {__version__} on Python {platform.python_version()}, {made_for}.")
 
 
 def file_limit() -> Finding:
@@ -50,13 +52,17 @@ def file_limit() -> Finding:
     return warning("files", f"A process may open {hard} files, and each client takes one: {how}.")
 
 
-def private_file(path: str) -> Finding:
-    """That nobody else can read it."""
+def private_file(path: str, refused: bool) -> Finding:
+    """That nobody else can read it. `refused`: a node does not start with it otherwise."""
     try:
         mode = os.stat(path).st_mode
         reachable = all(folder.stat().st_mode & stat.S_IXOTH for folder in Path(path).absolute().parents)
     except OSError as error:
         return problem("secret", f"The file {path} cannot be looked at ({error.strerror}): give a readable one.")
+    if refused and is_public(Path(path)):
+        return problem(
+            "secret", f"Every user of this machine can read {path}, and a node refuses it: chmod 600 {path}."
+        )
     if reachable and mode & stat.S_IRWXO:
         return warning("secret", f"Everybody on this machine may use the file {path}, a secret: chmod 600 {path}.")
     return ok("secret", f"The file {path} is nobody else's to read.")
@@ -72,6 +78,8 @@ def disk(data_dir: Path) -> Iterator[Finding]:
         return
     numbers = os.statvfs(where)
     free, total = numbers.f_bavail * numbers.f_frsize, numbers.f_blocks * numbers.f_frsize
+    if where == data_dir.absolute() and where.stat().st_uid != os.geteuid():
+        yield warning("disk", f"{where} belongs to another user: a node that runs as this one refuses it; chown -R it.")
     reserve = min(RESERVE_BYTES_MAX, total // RESERVE_SHARE)
     sentence = f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free at {where}"
     if free < reserve * 1.5:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from kvnode.doctor import machine
+from kvnode.http import release
 from tests.cli.command import COMMAND, environment, kvnode_here
 from tests.cli.scripted import Reply, always, scripted
 from tests.cluster import Cluster, free_ports, wait_until
@@ -58,8 +59,8 @@ def test_what_is_wrong_with_the_options_is_found_with_what_to_do(trio: Cluster, 
     found = {(f["check"], f["level"]): f["message"] for f in json.loads(done.out)}
     assert "stop what uses it, or change --http" in found["ports", "problem"]
     assert found["names", "problem"].startswith("nowhere.invalid (--peers n8)")
-    # The folder of this test is its owner's alone, and so is what is in it.
-    assert found["secret", "ok"] == f"The file {secret} is nobody else's to read."
+    # A node goes by the file's own mode, although the folder of this test is its owner's alone.
+    assert found["secret", "problem"].endswith(f"and a node refuses it: chmod 600 {secret}.")
     assert "Nobody takes a connection" in found["peers", "warning"]
     assert found["ports", "ok"] == f"127.0.0.1:{raft} is free for --raft."
     assert not (tmp_path / "not").exists()
@@ -113,10 +114,21 @@ def test_a_secret_that_everybody_can_read_is_told() -> None:
         Path(folder).chmod(0o755)
         secret = Path(folder) / "secret"
         secret.write_text("0123456789abcdef0123456789abcdef")
-        for mode, level in ((0o644, "warning"), (0o640, "ok"), (0o600, "ok")):
+        for mode, level in ((0o644, "problem"), (0o640, "ok"), (0o600, "ok")):
             secret.chmod(mode)
-            assert machine.private_file(str(secret)).level == level
-        assert machine.private_file(f"{folder}/gone").level == "problem"
+            assert machine.private_file(str(secret), refused=True).level == level
+        secret.chmod(0o644)
+        assert machine.private_file(str(secret), refused=False).level == "warning", "a certificate's key"
+        assert machine.private_file(f"{folder}/gone", refused=True).level == "problem"
+
+
+def test_what_a_node_refuses_to_start_with_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    [found] = [each for each in machine.disk(tmp_path) if "another user" in each.message]
+    assert found.level == "warning", "the node may run as that user, and the doctor as root"
+    monkeypatch.setattr(release.aiohttp, "__version__", "3.13.5")
+    assert machine.versions().level == "problem"
+    assert "pip install --force-reinstall aiohttp==" in machine.versions().message
 
 
 @pytest.mark.parametrize(("size", "level"), [(100, "problem"), (1_024, "warning"), (65_536, "ok")])
