@@ -21,6 +21,7 @@ from kvnode.commands import FREEING, REPLACE
 ORIGIN_BYTES: Final = 8
 # A command REPLACE begins so: an array of two, its kind, and one of three forms of bytes.
 _REPLACEMENTS: Final = tuple(bytes((0x92, REPLACE, form)) for form in (0xC4, 0xC5, 0xC6))
+_KIND: Final = bytes((REPLACE,))
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
@@ -59,11 +60,23 @@ def replacement_in(payload: bytes) -> bytes | None:
     """The contents that the first REPLACE of an entry brings; None where it has none. Nearly always at the price of a
     search, as values hold such bytes by chance alone.
     """
-    if not any(begin in payload for begin in _REPLACEMENTS):
+    if not _may_have_a_replacement(payload):
         return None
     commands = (command for _, _, commands in decode_entry(payload) for command in commands)
     found = (c[1] for c in commands if type(c) is list and len(c) == 2 and c[0] == REPLACE and type(c[1]) is bytes)
     return next(found, None)
+
+
+def _may_have_a_replacement(payload: bytes) -> bool:
+    """By one byte, which memchr(3) finds twenty times faster than several; it is one of 256 in what is compressed. In a
+    value that is full of it, by all three.
+    """
+    left, at = len(payload) >> 6, payload.find(_KIND, 1)
+    while at > 0 and left:
+        if payload[at - 1 : at + 2] in _REPLACEMENTS:
+            return True
+        left, at = left - 1, payload.find(_KIND, at + 1)
+    return at > 0 and any(begin in payload for begin in _REPLACEMENTS)
 
 
 def decode_entry(payload: bytes | memoryview) -> list[Any]:

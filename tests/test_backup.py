@@ -172,5 +172,8 @@ def test_an_entry_says_which_contents_it_brings(size: int) -> None:
     replacing = msgpack.packb([REPLACE, packed])
     assert replacement_in(encode_entry([encode_group(b"o" * 8, 1, [put, replacing])])) == packed
     assert replacement_in(encode_entry([encode_group(b"o" * 8, 1, [put, put])])) is None
+    full = msgpack.packb([1, "k", bytes([REPLACE]) * 70_000, "", None])
+    assert replacement_in(encode_entry([encode_group(b"o" * 8, 1, [full, replacing])])) == packed
+    assert replacement_in(encode_entry([encode_group(b"o" * 8, 1, [full, full])])) is None
     assert replacement_in(replacing) is None
     assert replacement_in(b"\x91\x93" + replacing) is None
