@@ -12,6 +12,7 @@ import select
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -192,6 +193,41 @@ def test_clients_that_do_not_read_share_one_budget(trio: Cluster, what: str) -> 
             assert trio.probe(leader, "/readyz") == 200
         wait_until(lambda: figures(trio, leader)[IN_USE] < MIB, 10.0, "the budget to be given back")
         assert trio.request(leader, "GET", "/v1/kv?prefix=big/").status == 200
+
+
+def test_watchers_that_do_not_read_share_it_too(trio: Cluster) -> None:
+    """Each is sent 5 MiB of events at once; one that reads gets its own as ever."""
+    with watched(trio) as leader:
+        before = figures(trio, leader)[CUT]
+        with unread(trio.nodes[leader].http, 120, raw("GET", "/v1/watch?prefix=big/&from_revision=1")):
+            wait_until(lambda: figures(trio, leader)[CUT] > before, 10.0, "a watcher for whom there is no room")
+            seen = figures(trio, leader)
+            assert seen[IN_USE] <= seen[LIMIT]
+            reader = socket.create_connection(trio.nodes[leader].http, timeout=10.0)
+            with reader, reader.makefile("rb") as lines:
+                reader.sendall(raw("GET", "/v1/watch?prefix=seen/"))
+                while not lines.readline().startswith(b": watching"):
+                    pass
+                assert trio.put("seen/a", b"x", leader)
+                while b"seen/a" not in lines.readline():
+                    pass
+        wait_until(lambda: figures(trio, leader)[IN_USE] < MIB, 10.0, "the budget to be given back")
+
+
+def test_backups_that_are_not_read_are_two(trio: Cluster) -> None:
+    with watched(trio) as leader:
+        address = trio.nodes[leader].http
+        with unread(address, 50, raw("GET", "/admin/api/v1/backup")) as connections:
+            answers = []
+            for connection in connections:
+                connection.settimeout(10.0)
+                answers.append(connection.recv(12))
+            assert Counter(answers) == {b"HTTP/1.1 200": 2, b"HTTP/1.1 503": 48}
+            assert figures(trio, leader)[IN_USE] < 4 * MIB
+            assert trio.put("small", b"x", leader)
+        wait_until(
+            lambda: trio.request(leader, "GET", "/admin/api/v1/backup").status == 200, 10.0, "room for another one"
+        )
 
 
 def test_clients_that_have_stalled_make_room_for_one_that_reads(trio: Cluster) -> None:
