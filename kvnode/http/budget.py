@@ -20,7 +20,7 @@ from kvnode.limits import CONTENTS_BYTES_MAX
 ANSWER_BYTES_MAX: Final = 64 * 1_048_576
 # Requests that are not complete, or wait behind another one: a restore of the largest backup beside the largest batch.
 BODY_BYTES_MAX: Final = CONTENTS_BYTES_MAX + 8 * 1_048_576
-# What one connection may hold of that without being counted. Nearly every request is whole with its first piece, is
+# What one connection may hold of either without being counted. Nearly every request is whole with its first piece, is
 # answered from there, and not counted either.
 UNCOUNTED_BYTES: Final = 4_096
 # An answer up to this size is written without asking: the kernel takes it at once, unless its client does not read.
@@ -112,6 +112,11 @@ class Hold:
     def left(self, transport: asyncio.WriteTransport) -> int:
         """What becomes less when the client goes on."""
         return -self.size if self._budget.incoming else transport.get_write_buffer_size()
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is up to the client when this is given back."""
+        return self in self._budget.stalled
 
     def wait(self, transport: asyncio.WriteTransport) -> bool:
         """It is up to the client now when this is given back. False: there is no room for it."""

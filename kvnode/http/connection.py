@@ -39,6 +39,7 @@ HEAD_LINE_BYTES: Final = 256  # for the objects of each header line, however sho
 # While the node stops: for a new connection's first request, which follows it by one way through the network.
 FIRST_S: Final = 0.25
 PARTING_S: Final = 0.25  # for a client to close an idle connection after this node has; it takes a round trip
+TLS_COPIES: Final = 2  # at least: what was encrypted already is kept apart from what was not
 # Between two requests: what nginx gives its clients. Balancers keep idle connections to servers for less (nginx 60 s,
 # HAProxy as long as its client stays), so that a request seldom meets a connection that is just closing.
 IDLE_S: Final = 75.0
@@ -387,19 +388,40 @@ class Connection(web.RequestHandler):
         hold, answer.hold = answer.hold, None
         if hold is None:
             transport.write(answer.encoded(request))
-            return not self._paused
+            if not self._paused:
+                return True
+            self._hold_unread()
+            return False
         self._unread = hold
         head, body = answer.parts(request)
         if self.ssl_context is None:
             transport.writelines((head, body))
         else:
-            # TLS hands the first write on whatever its size, and only then finds out that nothing more is taken.
             rest = memoryview(body)
             transport.writelines((head, rest[:-1]))
-            transport.write(rest[-1:])
+            transport.write(rest[-1:])  # as below
         if not self._paused:
             self._taken()
-        return not self._paused
+            return True
+        self._hold_unread()
+        return False
+
+    def put_piece(self, piece: bytes) -> None:
+        """Writes a piece of an answer that goes on. Nothing may be paused."""
+        transport = self.transport
+        if transport is None:
+            return
+        if self.ssl_context is None or len(piece) <= UNCOUNTED_BYTES:
+            transport.write(piece)
+            return
+        # TLS hands the first write on whatever its size, as if it were taken, and only with the next one finds out that
+        # it was not.
+        self._unread = self._app.budgets.answers.hold_anyway(TLS_COPIES * len(piece))
+        rest = memoryview(piece)
+        transport.write(rest[:-1])
+        transport.write(rest[-1:])
+        if not self._paused:
+            self._taken()
 
     def _take_time(self, request: Request, work: Coroutine[Any, Any, bool]) -> None:
         """`work` says whether the connection goes on. The loop knows its tasks weakly: this is who holds it."""
@@ -464,15 +486,23 @@ class Connection(web.RequestHandler):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        transport = self._carrier
-        if transport is not None:
-            if self._unread is None:
-                self._unread = self._app.budgets.answers.hold_anyway(transport.get_write_buffer_size())
-            if not self._unread.wait(transport):
-                self._app.budgets.answers.cut += 1
-                transport.abort()  # nothing gentler gives the memory back
+        self._hold_unread()
         if self.listener is not None:
             self.listener.paused()
+
+    def _hold_unread(self) -> None:
+        """Counts what the client has not taken. Writing may have been paused before: by the session tickets of TLS."""
+        transport = self._carrier
+        if transport is None or (self._unread is not None and self._unread.waits):
+            return
+        if self._unread is None:
+            size = transport.get_write_buffer_size()
+            if size <= UNCOUNTED_BYTES:
+                return  # tickets on their way: no reason to cut off a client that has not even asked yet
+            self._unread = self._app.budgets.answers.hold_anyway(size)
+        if not self._unread.wait(transport):
+            self._app.budgets.answers.cut += 1
+            transport.abort()  # nothing gentler gives the memory back
 
     def resume_writing(self) -> None:
         super().resume_writing()

@@ -105,6 +105,7 @@ class EventStream(Answer):
     __slots__ = (
         "_admission",
         "_blocked_at",
+        "_connection",
         "_over",
         "_sent",
         "_slot",
@@ -118,6 +119,7 @@ class EventStream(Answer):
         self._streams = streams
         self._slot: int | None = None
         self._transport: asyncio.Transport | None = None
+        self._connection: Connection | None = None
         self._admission: Admission | None = None
         self._over: asyncio.Future[None] | None = None
         self._sent = 0  # the last id that the client was given
@@ -139,7 +141,7 @@ class EventStream(Answer):
             watcher.close()
             raise ConnectionResetError("the client has gone")
         connection = cast(Connection, request.protocol)
-        self._transport = transport
+        self._transport, self._connection = transport, connection
         self._admission = admission_of(request)
         self._over = asyncio.get_running_loop().create_future()
         self._sent = watcher.next_revision - 1
@@ -152,7 +154,7 @@ class EventStream(Answer):
             await self._over
             await self._last_word(transport)
         finally:
-            self._transport = connection.listener = None
+            self._transport = self._connection = connection.listener = None
             self._streams.remove(self)
             self._streams.dismiss(watcher)
             self.watcher.blocked = False
@@ -160,8 +162,8 @@ class EventStream(Answer):
 
     def flush(self) -> None:
         """What the hub calls: writes what there is, unless the client is not ready for it."""
-        transport, watcher = self._transport, self.watcher
-        if transport is None or self._over is None or self._over.done():
+        transport, connection, watcher = self._transport, self._connection, self.watcher
+        if transport is None or connection is None or self._over is None or self._over.done():
             return
         if self._admission is not None and not self._admission.holds():
             self._streams.group.watches.end(watcher, "revoked")
@@ -171,7 +173,7 @@ class EventStream(Answer):
         elif not watcher.blocked and (pieces := watcher.take(BATCH_BYTES)):
             self._sent = pieces[-1].revision
             texts = self._streams.group.watches.texts
-            transport.write(b"".join([piece.text or text_of(piece, texts) for piece in pieces]))
+            connection.put_piece(b"".join([piece.text or text_of(piece, texts) for piece in pieces]))
 
     def beat(self, now: float) -> None:
         """The heartbeat: a comment, with the id up to which there was nothing else to tell, if that is news.
