@@ -99,14 +99,15 @@ def leader_refusal(status: RaftStatus) -> str | None:
     """Why the leader probe says 503 from local state alone (a `Kvnode-Reason` value), or None if it must ask."""
     if not status.started:
         return "starting"
+    if status.storage_error is not None:
+        # Before the role: a leader hands over within milliseconds, and its disk is the reason that it follows since.
+        return "storage"
     if status.role != "leader":
         return "no-leader" if status.leader_id is None else "follower"
     if status.draining:
         return "draining"
     if status.transferring:
         return "transferring"
-    if status.storage_error is not None:
-        return "storage"
     if not status.serving:
         return "starting"
     return None

@@ -119,10 +119,13 @@ def crafted_backups(target: Target, draw: random.Random, findings: Findings) -> 
     parts = loaders.Parts(draw.choice(loaders.sound()))
     for _ in range(draw.randint(1, 4)):
         loaders.mutated(draw, parts)
+    revision = draw.choice((parts.header[0] if parts.header else 1, 1, 30, 2**53, 2**64 - 1))
+    revision = revision if type(revision) is int and 0 <= revision < 2**64 else 1
     try:
-        revision = draw.choice((parts.header[0] if parts.header else 1, 1, 30, 2**53, 2**64 - 1))
-        revision = revision if type(revision) is int and 0 <= revision < 2**64 else 1
         file = file_of(parts.chunks(draw.randint(1, 3)), revision, len(parts.sections[2]))
+    except (OverflowError, ValueError):
+        return  # what msgpack cannot hold is in no file
+    try:
         backup.chunks_of(file)
     except backup.Damaged:
         pass

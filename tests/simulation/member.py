@@ -134,6 +134,8 @@ class Member:
         snapshot = self.snapshots.write(index, term, MEMBERS, _store_at(index).view())
         self.snapshot_index = index
         self.snapshots.published(snapshot)
+        if (retired := self.snapshots.retire()) is not None:
+            retired()
         self.journal.compact(index - keep)
         self._remember()
 
