@@ -86,13 +86,15 @@ def read_through(file: BinaryIO) -> Head:
 def chunks_of(data: bytes) -> tuple[Head, list[bytes]]:
     """What a whole file holds, as `StoreView.chunks` gave it. Raises Damaged, also where no store can be made of it."""
     file = io.BytesIO(data)
-    head, chunks = _head(file), list(_chunks(file))
+    head, begin = _head(file), file.tell()
     try:
-        store = KeyValueStore.load(chunks)
+        store = KeyValueStore.load(_chunks(file))
     except ValueError as error:
         raise Damaged(str(error)) from error
     _check_border(head, store)
-    return head, chunks
+    del store  # before the same is there again, as chunks
+    file.seek(begin)
+    return head, list(_chunks(file))
 
 
 def load(path: Path) -> tuple[Head, KeyValueStore]:

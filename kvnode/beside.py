@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
@@ -20,6 +20,9 @@ from kvnode.view import CHUNK_BYTES_MAX
 
 if TYPE_CHECKING:
     from kvnode.store import KeyValueStore
+
+
+INFLATED_BYTES: Final = 262_144  # of what a REPLACE brings, at a time
 
 
 def change_beside(store: KeyValueStore, kind: int, request: list[Any]) -> Result:
@@ -43,7 +46,11 @@ def change_beside(store: KeyValueStore, kind: int, request: list[Any]) -> Result
 
 def packed_contents(chunks: list[bytes]) -> bytes:
     """The argument of REPLACE: `StoreView.chunks`, compressed."""
-    return zlib.compress(msgpack.packb(chunks, use_bin_type=True))
+    compress, packer = zlib.compressobj(), msgpack.Packer(use_bin_type=True)
+    parts = [compress.compress(packer.pack_array_header(len(chunks)))]
+    parts += (compress.compress(packer.pack(chunk)) for chunk in chunks)  # one by one: not all of it once more
+    parts.append(compress.flush())
+    return b"".join(parts)
 
 
 def read_replacement(load: Callable[[Iterable[bytes]], KeyValueStore], packed: bytes) -> KeyValueStore | str:
@@ -78,20 +85,43 @@ def _replace(store: KeyValueStore, packed: bytes) -> Result:
 def _chunks(packed: bytes) -> Iterator[bytes]:
     """The inverse of `packed_contents`, one by one. Nothing but bytes is decoded: nested lists could take a hundred
     times the memory of what they are read from. Raises ValueError, zlib.error or UnpackException."""
-    inflate = zlib.decompressobj()
+    inflate = _Inflate(packed)
     unpacker = msgpack.Unpacker(
-        max_array_len=0, max_map_len=0, max_str_len=0, max_ext_len=0, max_bin_len=CHUNK_BYTES_MAX,
-        max_buffer_size=CONTENTS_BYTES_MAX,
+        inflate, read_size=INFLATED_BYTES, max_array_len=0, max_map_len=0, max_str_len=0, max_ext_len=0,
+        max_bin_len=CHUNK_BYTES_MAX, max_buffer_size=CONTENTS_BYTES_MAX,
     )  # fmt: skip
-    contents = inflate.decompress(packed, CONTENTS_BYTES_MAX)
-    unpacker.feed(contents)
     count = unpacker.read_array_header()
-    if not inflate.eof or inflate.unused_data or count > CONTENTS_CHUNKS_MAX:
-        raise ValueError("what it holds is not whole, or too much")
+    if count > CONTENTS_CHUNKS_MAX:
+        raise ValueError("it holds too many chunks")
     for _ in range(count):
         chunk = unpacker.unpack()
         if type(chunk) is not bytes:
             raise ValueError("it holds something else than chunks")
         yield chunk
-    if unpacker.tell() != len(contents):
-        raise ValueError("something follows its end")
+    inflate.read(INFLATED_BYTES)  # sees the end, where it comes with nothing
+    if unpacker.tell() != inflate.bytes or not inflate.whole:
+        raise ValueError("what it holds is not whole, or too much, or something follows its end")
+
+
+class _Inflate:
+    """What was compressed, as a file, up to CONTENTS_BYTES_MAX: a restore is in memory often enough without it."""
+
+    def __init__(self, packed: bytes) -> None:
+        self._packed = packed
+        self._inflate = zlib.decompressobj()
+        self.bytes = 0  # so many were read
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes; none at the end. Raises zlib.error."""
+        size = min(size, CONTENTS_BYTES_MAX - self.bytes)
+        if not size or self._inflate.eof:
+            return b""
+        piece = self._inflate.decompress(self._packed, size)
+        self._packed = self._inflate.unconsumed_tail
+        self.bytes += len(piece)
+        return piece
+
+    @property
+    def whole(self) -> bool:
+        """The end has been seen, and nothing is behind it."""
+        return self._inflate.eof and not self._inflate.unused_data

@@ -26,15 +26,27 @@ _BODY: Final = frozenset(("operations",))
 def routes(group: Group) -> dict[str, Methods]:
     async def batch(request: web.BaseRequest, rest: str, query: str) -> Answer:
         idempotency = idempotency_key(request)
-        operations = (await read_object(request, BODY_BYTES_MAX, _BODY)).get("operations")
-        if type(operations) is not list or not 1 <= len(operations) <= OPERATIONS_MAX:
-            raise BadRequest(f'"operations" is a list of 1 to {OPERATIONS_MAX} puts and deletes.')
-        # All of it is read before any of it is proposed: a batch that is wrong somewhere changes nothing.
-        commands = [_command(entry, i, idempotency) for i, entry in enumerate(operations)]
-        results = await group.propose_each([command.encode() for command in commands])
-        return json_answer(200, {"results": [_outcome(*pair) for pair in zip(commands, results, strict=True)]})
+        keys, commands = _commands(await read_object(request, BODY_BYTES_MAX, _BODY), idempotency)
+        results = await group.propose_each(commands)
+        return json_answer(200, {"results": [_outcome(*pair) for pair in zip(keys, results, strict=True)]})
 
     return {"/v1/batch": {"POST": batch}}
+
+
+def _commands(document: dict[str, Any], idempotency: str | None) -> tuple[list[str], list[bytes]]:
+    """The keys and the encoded commands. All of it is read before any of it is proposed: a batch that is wrong
+    somewhere changes nothing. And nothing else is kept of it while it waits: it would have each value three times.
+    """
+    operations = document.get("operations")
+    if type(operations) is not list or not 1 <= len(operations) <= OPERATIONS_MAX:
+        raise BadRequest(f'"operations" is a list of 1 to {OPERATIONS_MAX} puts and deletes.')
+    keys: list[str] = []
+    commands: list[bytes] = []
+    for number, entry in enumerate(operations):
+        command = _command(entry, number, idempotency)
+        keys.append(command.key)
+        commands.append(command.encode())
+    return keys, commands
 
 
 def _command(entry: Any, number: int, idempotency: str | None) -> Put | Delete:
@@ -54,11 +66,11 @@ def _key_of(idempotency: str, number: int) -> str:
     return blake2b(f"{number}/{idempotency}".encode(), digest_size=24).hexdigest()
 
 
-def _outcome(command: Put | Delete, result: Result | KvnodeError) -> dict[str, Any]:
+def _outcome(key: str, result: Result | KvnodeError) -> dict[str, Any]:
     if type(result) is Written:
-        return written_fields(command.key, result)
+        return written_fields(key, result)
     if type(result) is Deleted and result.deleted:
-        return {"key": command.key, "deleted": result.deleted, "revision": result.revision}
+        return {"key": key, "deleted": result.deleted, "revision": result.revision}
     if isinstance(result, KvnodeError):
         error: Exception = result
     elif type(result) is Deleted:
@@ -67,4 +79,4 @@ def _outcome(command: Put | Delete, result: Result | KvnodeError) -> dict[str, A
         error = not_written(result)
     if not isinstance(error, KvnodeError):
         raise error
-    return {"key": command.key, "error": error.code, "message": error.message, "outcome": error.outcome}
+    return {"key": key, "error": error.code, "message": error.message, "outcome": error.outcome}

@@ -82,12 +82,20 @@ async def _collect(request: web.BaseRequest, bytes_max: int) -> bytes:
     except (web.RequestPayloadError, HttpProcessingError):
         raise BadRequest("The body is not framed as HTTP says; check Content-Length or the chunks.") from None
     except ConnectionError:
-        raise BadRequest("The client went away before its body was complete.") from None
+        raise _gone() from None
+    except RuntimeError:  # what aiohttp raises for a connection that was lost before the body was asked for
+        if request.transport is not None:
+            raise
+        raise _gone() from None
     finally:
         connection.reading = False
         # The stream keeps the error that ended it, which knows this frame, which knows the stream: the pieces would be
         # there until the garbage collector comes, which may be never.
         pieces.clear()
+
+
+def _gone() -> BadRequest:
+    return BadRequest("The client went away before its body was complete.")
 
 
 def _too_large(bytes_max: int) -> TooLarge:

@@ -61,8 +61,9 @@ class Keys:
         return Later(self._group.propose(command), lambda result: _put(key, result))
 
     async def _put_as_it_comes(self, request: web.BaseRequest, put: Put) -> Answer:
-        put = replace(put, value=await read_body(request, VALUE_BYTES_MAX))
-        return _put(put.key, await self._group.propose(put.encode()))
+        # The command alone is kept while it waits, or the value would be there twice.
+        command = replace(put, value=await read_body(request, VALUE_BYTES_MAX)).encode()
+        return _put(put.key, await self._group.propose(command))
 
     def delete(self, request: web.BaseRequest, rest: str, query: str) -> Awaitable[Answer]:
         key = decode_key(rest)

@@ -36,8 +36,9 @@ def routes(group: Group) -> dict[str, Methods]:
         if busy.locked():
             raise Overloaded("A backup is being restored already: wait for its end.")
         async with busy:
-            data = await read_body(request, CONTENTS_BYTES_MAX)
-            command, former = await asyncio.get_running_loop().run_in_executor(None, _command, data)
+            loop = asyncio.get_running_loop()
+            # Not by a name that would keep the file while the nodes read what it brings.
+            command, former = await loop.run_in_executor(None, _command, await read_body(request, CONTENTS_BYTES_MAX))
             result = await group.propose(command)
         if not isinstance(result, Replaced):
             raise BadRequest("This node takes the backup for whole and the cluster does not: nothing was restored.")

@@ -61,10 +61,9 @@ _PREFIX: Final = frozenset(("prefix",))
 def routes(group: Group, budgets: Budgets) -> dict[str, Methods]:
     async def txn(request: web.BaseRequest, rest: str, query: str) -> Answer:
         key = idempotency_key(request)
-        document = await read_object(request, BODY_BYTES_MAX, _BODY)
-        compare = tuple(_compare(each, f"compare[{i}]") for i, each in enumerate(_list(document, "compare")))
-        branches = [_branch(document, name) for name in ("success", "failure")]
-        command = Txn(compare, branches[0], branches[1], key).encode()
+        transaction = _transaction(await read_object(request, BODY_BYTES_MAX, _BODY), key)
+        command, branches = transaction.encode(), [transaction.success, transaction.failure]
+        del transaction
         if len(command) > TRANSACTION_BYTES_MAX:
             raise TooLarge(f"The transaction holds more than {TRANSACTION_BYTES_MAX} bytes; split it.")
         # The state machine has the last word, unless a member of 0.1.0 would carry out what the others refuse.
@@ -74,6 +73,7 @@ def routes(group: Group, budgets: Budgets) -> dict[str, Methods]:
             raise reads_too_large()
         # Before anything is proposed: an answer that finds no room afterwards would leave its client in doubt.
         hold = budgets.answers.hold(min(read, TRANSACTION_READ_BYTES_MAX) * 4 // 3) if read else None
+        branches = [tuple(operation[:2] for operation in branch) for branch in branches]  # values are in the command
         result = await group.propose(command)
         if type(result) is not Concluded:
             raise not_written(result)
@@ -84,6 +84,11 @@ def routes(group: Group, budgets: Budgets) -> dict[str, Methods]:
         return _concluded(ran, result).holding(hold)
 
     return {"/v1/txn": {"POST": txn}}
+
+
+def _transaction(document: dict[str, Any], key: str | None) -> Txn:
+    compare = tuple(_compare(each, f"compare[{i}]") for i, each in enumerate(_list(document, "compare")))
+    return Txn(compare, _branch(document, "success"), _branch(document, "failure"), key)
 
 
 def _list(document: dict[str, Any], name: str) -> list[Any]:

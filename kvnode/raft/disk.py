@@ -20,6 +20,7 @@ from kvnode.errors import StartupError
 
 log = logging.getLogger("kvnode.raft")
 
+FILE_BYTES_MAX: Final = 256 * 1_048_576  # of one that is read at once: a segment of the journal has 72 MiB at most
 OTHERS: Final = 0o077  # what the group and everybody else may do
 
 _IOV_MAX = 1_024  # POSIX allows less; Linux and macOS have exactly this
@@ -95,7 +96,13 @@ class Directory:
         return sorted(os.listdir(self._path))
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        with (self._path / name).open("rb") as file:
+        # Without waiting for a pipe's other end, which may never come.
+        with os.fdopen(os.open(self._path / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(errno.EINVAL, "it is not a regular file", str(self._path / name))
+            if length is None and found.st_size > FILE_BYTES_MAX:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(self._path / name))
             file.seek(offset)
             return file.read() if length is None else file.read(length)
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from kvnode.errors import BadRequest
+from kvnode.http.body import read_body
 from kvnode.http.openapi.operation import JSON
 from kvnode.http.openapi.operations import OPERATIONS
 from kvnode.http.openapi.parameters import PARAMETERS
@@ -195,3 +198,16 @@ async def test_what_stands_in_strings_is_no_element(node: Served) -> None:
     answer = await node.ask("POST", "/v1/batch", body=json.dumps({"operations": operations}).encode())
     assert answer.status == 200
     assert [result["key"] for result in answer.json["results"]] == [*keys, "text"]
+
+
+async def test_a_client_that_went_before_its_body_was_asked_for_is_no_fault_of_the_node() -> None:
+    """aiohttp raises RuntimeError for it, which was logged as a fault, with all that led to it."""
+    content, protocol = mock.Mock(), mock.Mock()
+    content.is_eof.return_value = content.at_eof.return_value = False
+    content.readany = mock.AsyncMock(side_effect=RuntimeError("Connection closed."))
+    request = mock.Mock(content=content, protocol=protocol, headers={}, content_length=10, transport=None)
+    with pytest.raises(BadRequest, match="went away"):
+        await read_body(request, 100)
+    request.transport = object()
+    with pytest.raises(RuntimeError):
+        await read_body(request, 100)

@@ -397,3 +397,28 @@ def test_the_largest_restore_that_a_running_cluster_takes_costs_no_election(trio
             for name in trio.nodes:
                 assert trio.request(name, "GET", "/v1/kv?count=only", timeout_s=30.0).json()["count"] == number
             assert trio.put("small", b"x", leader)
+
+
+def test_batches_that_wait_hold_their_values_once(tmp_path: Path) -> None:
+    """120 of 8 MB, by way of all nodes, 40 at a time; what is too much is refused.
+
+    Only memory is looked at: the senders take most of the machine.
+    """
+    batch = json.dumps(
+        {"operations": [{"put": {"key": f"large/{n}", "text": "x" * 990_000}} for n in range(8)]}
+    ).encode()
+    with Cluster(tmp_path) as cluster:
+        cluster.start()
+        names = list(cluster.nodes)
+
+        def send(number: int) -> int:
+            try:
+                return request(cluster.nodes[names[number % 3]].http, "POST", "/v1/batch", batch, timeout_s=30.0).status
+            except (OSError, http.client.HTTPException):  # its body was too much beside the others
+                return 0
+
+        with ThreadPoolExecutor(40) as pool:
+            found = set(pool.map(send, range(120)))
+        assert 200 in found <= {0, 200, 503, 504}
+        took = {name: memory_mb(cluster, name) for name in names}
+        assert max(took.values()) < MEMORY_MB_MAX, took

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvnode.errors import StartupError
-from kvnode.raft.disk import Directory, Disk
+from kvnode.raft.disk import Directory, Disk, ReadOnly
 from kvnode.raft.records import NO_OP, base_record, entry_record, state_record, truncate_record
 from kvnode.raft.segments import Recovered, Segments
 from tests.simulation.disk import MemoryDisk
@@ -225,3 +225,19 @@ def test_a_new_data_directory_and_those_above_it_are_synced(tmp_path: Path, monk
     assert synced == [str(tmp_path), str(tmp_path / "above")]
     Directory(tmp_path / "above" / "n1").close()
     assert len(synced) == 2
+
+
+def test_what_is_no_regular_file_or_far_too_large_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    """A pipe in the place of a file held every command that reads a data directory, `verify` too, for ever."""
+    disk = ReadOnly(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(2**40)
+    (tmp_path / "file").write_bytes(b"here")
+    for name in ("pipe", "endless", "folder", "sparse"):
+        with pytest.raises(OSError, match=r"regular file|too large|directory"):
+            disk.read(name)
+    assert disk.read("sparse", 2**39, 4) == bytes(4)
+    assert (disk.read("file"), disk.read("file", 1, 2)) == (b"here", b"er")
