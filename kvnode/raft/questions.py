@@ -18,8 +18,9 @@ import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
+from kvnode.raft.transport import Network
 from kvnode.raft.wire import Message
 
 # Two heartbeats: far longer than an answer takes that is not lost, so that a quiet network sees each question once.
@@ -39,22 +40,6 @@ class Unanswered(Exception):
         self.sent = sent
 
 
-class Peers(Protocol):
-    """What is asked of the network (`transport.Network`)."""
-
-    def send(self, node_id: str, message: Message) -> bool:
-        """False where there is no connection."""
-
-    def process_at(self, node_id: str) -> bytes | None:
-        """Which process answers where this node dials that one."""
-
-    def process_of(self, node_id: str) -> bytes | None:
-        """Which process the messages of that node come from."""
-
-    def level_of(self, node_id: str) -> int:
-        """The feature level that it knows; from 1 on it answers each question once (`Answers`)."""
-
-
 @dataclass(eq=False, slots=True)
 class _Question:
     message: Message
@@ -70,8 +55,8 @@ class _Question:
 class Questions:
     """One node's. `leader` is whom this node would turn to now. Everything happens in the loop's thread."""
 
-    def __init__(self, peers: Peers, leader: Callable[[], str | None], clock: Callable[[], float]) -> None:
-        self._peers = peers
+    def __init__(self, network: Network, leader: Callable[[], str | None], clock: Callable[[], float]) -> None:
+        self._network = network
         self._leader = leader
         self._clock = clock
         # Not from 0: what an answering node remembers of another process must not meet these numbers.
@@ -150,14 +135,14 @@ class Questions:
         node_id = question.node_id
         if node_id is None:
             return
-        process = self._peers.process_at(node_id)
+        process = self._network.process_at(node_id)
         if question.repeat == "same" and question.sent:
-            if self._peers.level_of(node_id) < 1:
+            if self._network.level_of(node_id) < 1:
                 return  # it would do the work twice
             if process is not None and process != question.process:
                 self._close(question.message[1], None)  # it has restarted, and knows nothing of the question
                 return
-        if self._peers.send(node_id, question.message):
+        if self._network.send(node_id, question.message):
             question.sent, question.sent_at, question.process = True, self._clock(), process
 
     def _close(self, number: int, fields: list[Any] | None) -> None:
@@ -169,21 +154,21 @@ class Questions:
 class Answers:
     """The other side of questions that change something: each is worked on once, however often it is asked."""
 
-    def __init__(self, peers: Peers) -> None:
-        self._peers = peers
+    def __init__(self, network: Network) -> None:
+        self._network = network
         # By node: the process that asks, and its latest questions by kind and number; None: not answered yet.
         self._known: dict[str, tuple[bytes | None, OrderedDict[tuple[int, int], Message | None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def answer(self, node_id: str, question: Message, work: Callable[[], Awaitable[Message]]) -> None:
         """Sends what `work` gives, once it does; for a question that is known already, what it gave then."""
-        process = self._peers.process_of(node_id)
+        process = self._network.process_of(node_id)
         if node_id not in self._known or self._known[node_id][0] != process:
             self._known[node_id] = process, OrderedDict()
         known, key = self._known[node_id][1], (question[0], question[1])
         if key in known:
             if (message := known[key]) is not None:
-                self._peers.send(node_id, message)
+                self._network.send(node_id, message)
             return
         known[key] = None
         if len(known) > REMEMBERED_MAX:
@@ -202,7 +187,7 @@ class Answers:
         message = await work()
         if key in known:
             known[key] = message
-        self._peers.send(node_id, message)
+        self._network.send(node_id, message)
 
     def stop(self) -> None:
         for task in list(self._tasks):

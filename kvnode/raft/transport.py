@@ -158,7 +158,10 @@ class Network:
         return len(self._dialled)
 
     def level_of(self, node_id: str) -> int:
-        """The highest feature level that this peer knows, by the connection that there is now; 0 without one."""
+        """The highest feature level that this peer knows, by the connection that there is now; 0 without one.
+
+        From 1 on it does the work of a question once, however often it is asked (`questions.Answers`).
+        """
         link = self._dialled.get(node_id)
         return link.peer.level if link is not None and link.peer is not None else 0
 

@@ -53,7 +53,7 @@ CHANGE: Final = 20  # request id, what (`reconfiguration.Change`), packed
 CHANGED: Final = 21  # request id, the configuration that came of it, packed, or None, error code, message
 REQUESTS: Final = 22  # X-Request-Ids of a group that was forwarded
 # From feature level 1 on:
-DRAIN: Final = 23  # request id, what (`drain.Drains`), although nobody else is ready
+DRAIN: Final = 23  # request id, what (`drain.Drains`), by force
 DRAIN_ANSWER: Final = 24  # request id, what the node does now, leader id or None, error code, message
 DRAINING: Final = 25  # whether the node that sends it drains
 
