@@ -99,8 +99,14 @@ def finish(work: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.Abst
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             return runner.run(work)
     except errors.KvnodeError as e:
-        print(f"kvnode: {e.message}", file=sys.stderr)
+        print(f"kvnode: {e.message}{_advice(e)}", file=sys.stderr)
         raise SystemExit(exit_code(e)) from None
+
+
+def _advice(e: errors.KvnodeError) -> str:
+    """What to do at the command line, where a node's sentence says it for programs: it speaks of a header."""
+    asked = isinstance(e, errors.Unauthorized) and not access().token
+    return " On the command line: --token-file FILE, or KVNODE_TOKEN." if asked else ""
 
 
 def exit_code(e: errors.KvnodeError) -> int:

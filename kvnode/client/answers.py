@@ -78,7 +78,8 @@ def refusal(url: str, answer: Answer, is_read: bool) -> errors.KvnodeError:
     except (errors.KvnodeError, KeyError):
         return _foreign_refusal(url, answer.status, is_read)
     if answer.status in (401, 403):
-        return errors.Definite(message, code="not_allowed")
+        kind = errors.Unauthorized if answer.status == 401 else errors.Definite
+        return kind(message, code="not_allowed")
     if code == errors.PreconditionFailed.code:
         return errors.PreconditionFailed(message, etag_revision(answer.headers))
     if code == errors.Compacted.code:

@@ -72,6 +72,12 @@ async def test_a_refusal_is_one_sentence_and_its_exit_code(args: list[str], repl
     assert done.out == b""
 
 
+async def test_who_shows_no_token_is_given_the_option_for_it() -> None:
+    asked = always(refusal(401, "unauthorized"))
+    assert (await against(asked, "get", "k")).err.endswith("On the command line: --token-file FILE, or KVNODE_TOKEN.\n")
+    assert "--token-file" not in (await against(asked, "get", "k", "--token", "old")).err
+
+
 async def test_a_write_that_got_no_answer_has_an_unknown_outcome() -> None:
     assert (await against(break_off, "put", "k", "v")).code == 6
     assert (await against(say_nothing, "delete", "k")).code == 6
