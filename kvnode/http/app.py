@@ -320,7 +320,12 @@ class App:
         return self.sealed(answer, cast(Connection, request.protocol).has_queued(request))
 
     def malformed(self, error: BaseException | None) -> Answer:
-        """For bytes that are not a request; the connection ends with it, since nobody knows where the next begins."""
+        """For bytes that are not a request, or that there is no room for.
+
+        The connection ends with it, since nobody knows where the next request begins.
+        """
+        if isinstance(error, KvnodeError):
+            return self.refused(error)
         if isinstance(error, LineTooLong):
             sentence = "A line of the request is too long, or it has too many header lines."
         else:

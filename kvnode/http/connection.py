@@ -22,6 +22,7 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
+from kvnode.errors import Overloaded
 from kvnode.http.answer import WRITE_DEADLINE_S, Answer
 from kvnode.http.budget import SMALL_BYTES, UNCOUNTED_BYTES, Budgets, Hold
 from kvnode.http.credentials import Admission
@@ -83,6 +84,7 @@ class Connection(web.RequestHandler):
     """`listener` is nobody but for watches."""
 
     __slots__ = (
+        "_answered",
         "_app",
         "_arrived",
         "_asleep",
@@ -118,6 +120,7 @@ class Connection(web.RequestHandler):
         self._framing = 0  # what else came with the last piece and is no body: chunks, the begin of the next request
         self._newest: StreamReader | None = None  # the body that is arriving, and how much of it was counted
         self._newest_bytes = 0
+        self._answered: StreamReader | None = None  # a body that is read and dropped: its answer is out before its end
         self.reading = False  # a handler reads the body, and answers when there is no room for it
         self._unread: Hold | None = None  # what the client was sent and has not taken
         self.listener: Listener | None = None
@@ -307,6 +310,8 @@ class Connection(web.RequestHandler):
                 hold.release()
                 self._arrived = None
             return
+        if self._newest is not None and self._newest is self._answered:
+            return
         bodies = self._app.budgets.bodies
         if hold is None:
             hold = self._arrived = bodies.hold_anyway(size)
@@ -315,8 +320,23 @@ class Connection(web.RequestHandler):
             hold.resize(size)
             fits = bodies.fits(0)
         if not fits and not self.reading:
-            bodies.cut += 1
-            transport.abort()  # nothing reads it yet that could refuse it
+            if self._waiter is not None and len(self._messages) == 1:
+                self._refuse()
+            else:
+                bodies.cut += 1
+                transport.abort()  # others are to be answered first, and all would be read until then
+
+    def _refuse(self) -> None:
+        """Answers 503 to the one that waits and was not begun, and drops the rest of it."""
+        self._answered = payload = self._messages[0][1]
+        try:
+            self._app.budgets.bodies.require(0)
+        except Overloaded as error:
+            self._messages.clear()
+            self._messages.append((_ErrInfo(status=503, exc=error, message=error.message), payload))
+        if self._arrived is not None:
+            self._arrived.release()
+            self._arrived = None
 
     def _in_time(self) -> None:
         if self._late is not None:
@@ -381,6 +401,8 @@ class Connection(web.RequestHandler):
         """Writes an answer that is settled. False: the client does not take all of it at once."""
         transport = self.transport
         assert transport is not None
+        if self._newest is not None:
+            self._answered = self._newest
         if self._arrived is not None and not self._messages:
             self._framing = 0
             self._arrived.release()

@@ -277,6 +277,27 @@ async def test_a_body_that_follows_its_head_at_once_is_no_head(monkeypatch: pyte
     assert set(seen) == {0}
 
 
+@pytest.mark.parametrize("length", [b"Content-Length: 1000000", b"Transfer-Encoding: chunked"])
+async def test_a_body_without_room_is_refused_and_read_to_its_end(node: Served, length: bytes) -> None:
+    """A reset in the middle of it would say less: the client could not know that nothing was written."""
+    budget = node.server.app.budgets.bodies
+    spent = budget.hold_anyway(budget.limit)
+    body = b"x" * 1_000_000 if b"Content" in length else b"f4240\r\n" + b"x" * 1_000_000 + b"\r\n0\r\n\r\n"
+    for piece_bytes in (len(body), 50_000):
+        async with node.connect() as wire:
+            wire.send(b"PUT /v1/kv/a HTTP/1.1\r\nHost: n\r\n" + length + b"\r\n\r\n" + body[:10_000])
+            for at in range(10_000, len(body), piece_bytes):
+                wire.send(body[at : at + piece_bytes])
+                await wire.writer.drain()
+                await asyncio.sleep(0.001)
+            reply = await wire.reply()
+            assert (reply.status, reply.json["error"], reply.json["outcome"]) == (503, "overloaded", "not_applied")
+    spent.release()
+    async with node.connect() as wire:
+        assert (await wire.ask("PUT", "/v1/kv/a", None, b"x" * 1_000_000)).status == 200
+    assert budget.in_use == 0
+
+
 async def test_half_a_body_goes_with_its_client(node: Served) -> None:
     """Without the garbage collector, which may not come for minutes."""
     gc.collect()
