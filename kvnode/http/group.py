@@ -64,8 +64,8 @@ class Group(Protocol):
     def levels(self) -> RaftLevels | None:
         """What stands where now; None until the node has started."""
 
-    def propose(self, command: bytes) -> asyncio.Future[Result]:
-        """The state machine's own answer, from whichever node leads."""
+    def propose(self, command: bytes, deadline_s: float = ...) -> asyncio.Future[Result]:
+        """The state machine's own answer, from whichever node leads; in a write's usual time or this."""
 
     def propose_each(self, commands: Sequence[bytes]) -> Awaitable[list[Result | KvnodeError]]:
         """The outcome of each of these independent writes, in their order."""

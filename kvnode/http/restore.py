@@ -24,9 +24,10 @@ from kvnode.limits import CONTENTS_BYTES_MAX, REPLACE_BYTES_MAX
 from kvnode.results import Replaced
 
 PATH: Final = "/admin/api/v1/restore"
-# Keys, and as many leases. Each node reads them in a thread, one to two seconds beside everything else; what is written
-# behind them waits so long, and a client that waits has five.
+# Keys, and as many leases. Each node reads them in a thread, a second or two beside everything else; what is written
+# behind them waits so long.
 ITEMS_MAX: Final = 131_072
+DEADLINE_S: Final = 30.0  # for all nodes to read it, also on a machine with little time for them
 
 
 def routes(group: Group) -> dict[str, Methods]:
@@ -39,7 +40,7 @@ def routes(group: Group) -> dict[str, Methods]:
             loop = asyncio.get_running_loop()
             # Not by a name that would keep the file while the nodes read what it brings.
             command, former = await loop.run_in_executor(None, _command, await read_body(request, CONTENTS_BYTES_MAX))
-            result = await group.propose(command)
+            result = await group.propose(command, DEADLINE_S)
         if not isinstance(result, Replaced):
             raise BadRequest("This node takes the backup for whole and the cluster does not: nothing was restored.")
         document = {"revision": result.revision, "items": result.items, "backup_revision": former}

@@ -220,8 +220,8 @@ class RaftGroup:
 
     # --- writes and reads --------------------------------------------------------------------------------
 
-    def propose(self, command: bytes) -> asyncio.Future[Result]:
-        """Replicates one encoded command and gives its result.
+    def propose(self, command: bytes, deadline_s: float = WRITE_DEADLINE_S) -> asyncio.Future[Result]:
+        """Replicates one encoded command and gives its result, within `deadline_s`.
 
         Raises Starting, ShuttingDown, DiskFull, Overloaded or (no time left) Unavailable at once, NoLeader or
         OutcomeUnknown from the future.
@@ -229,7 +229,7 @@ class RaftGroup:
         engine = self._running()
         engine.writes.admit(command)
         future: asyncio.Future[Result] = self._loop.create_future()
-        deadline = engine.clock() + _time_for_answer_s(WRITE_DEADLINE_S)
+        deadline = engine.clock() + _time_for_answer_s(deadline_s)
         engine.proposals.submit(command, future, deadline, trace.request_id.get())
         if engine.writes.open:
             engine.schedule()

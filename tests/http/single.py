@@ -139,7 +139,7 @@ class SingleGroup:
         self.changes.append(change)
         return MEMBERSHIP
 
-    def propose(self, command: bytes) -> asyncio.Future[Result]:
+    def propose(self, command: bytes, deadline_s: float = 5.0) -> asyncio.Future[Result]:
         self.proposals += 1
         self._fail()
         result = self.store.apply(msgpack.unpackb(command))

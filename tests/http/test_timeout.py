@@ -33,7 +33,7 @@ class Waiting(SingleGroup):
         assert ends_at is not None
         self.left_s_of.append(ends_at - time.monotonic())
 
-    def propose(self, command: bytes) -> asyncio.Future[Result]:
+    def propose(self, command: bytes, deadline_s: float = 5.0) -> asyncio.Future[Result]:
         self._note()
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().call_later(self.left_s_of[-1], _refuse, future)

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -383,6 +384,11 @@ def test_watches_that_begin_in_the_past_are_told_of_it_in_turns(trio: Cluster) -
         wait_until(lambda: figures(trio, leader)[CUT] > 0, 10.0, "the budget to be spent")
 
 
+def count_is(cluster: Cluster, name: str, number: int) -> bool:
+    answer = cluster.request(name, "GET", "/v1/kv?count=only", timeout_s=30.0)
+    return answer.status == 200 and bool(answer.json()["count"] == number)
+
+
 def test_the_largest_restore_that_a_running_cluster_takes_costs_no_election(trio: Cluster) -> None:
     """As many keys and as many leases as it takes, by way of a follower and of the leader."""
     number = ITEMS_MAX
@@ -392,10 +398,10 @@ def test_the_largest_restore_that_a_running_cluster_takes_costs_no_election(trio
     with watched(trio) as leader:
         followers = [name for name in trio.nodes if name != leader]
         for node in (followers[0], leader):
-            answer = trio.request(node, "POST", "/admin/api/v1/restore", file, timeout_s=30.0)
+            answer = trio.request(node, "POST", "/admin/api/v1/restore", file, timeout_s=40.0)
             assert (answer.status, answer.json().get("items")) == (200, number)
-            for name in trio.nodes:
-                assert trio.request(name, "GET", "/v1/kv?count=only", timeout_s=30.0).json()["count"] == number
+            for name in trio.nodes:  # which read it at their own pace
+                wait_until(partial(count_is, trio, name, number), 30.0, "the keys of the backup")
             assert trio.put("small", b"x", leader)
 
 
