@@ -1,36 +1,35 @@
-"""Whether a voter still knows what it has promised: one whose data directory was lost must not vote as if it did.
+"""Forgotten promises: a voter whose data directory was lost must not vote as if it still had it.
 
-A voter promises two things: its vote in a term, and that it holds an entry. With an empty directory it has forgotten
-both. Were it to vote again, it and one other could make a majority that lacks an entry which a majority has
-acknowledged (Raft assumes that neither is ever lost, §5.2 and §5.4).
+A voter promises two things: its vote in a term, and that it holds an entry. An empty directory has forgotten both. If
+that voter votes again, it and one other can form a majority that lacks an acknowledged entry (Raft assumes that
+neither promise is ever lost, §5.2 and §5.4).
 
-By itself an empty node cannot tell its first start from that. Those who have met it can: a cluster reaches feature
-level 1 only when every member has been met (`feature_level.py`), and a voter that came later was met as a learner.
-So:
+An empty node cannot tell its first start from a loss. The members that have met it can: a cluster reaches feature
+level 1 only once every member has been met (`feature_level.py`), and a voter that came later was met as a learner.
 
-- `fresh` is a node that was started with an empty directory as a voter of a first cluster, until its own log shows
-  that the cluster has reached a level. It says so in each handshake.
-- `settled` is a node that knows of a committed level; its directory says so from then on. It talks to no fresh node
-  that its configuration has for a voter: neither a vote nor an acknowledgement passes, in either direction.
-- A fresh node that a settled one has refused so votes for nobody, whoever else asks.
+- A `fresh` node was started with an empty directory as a voter of a first cluster, and its log shows no level yet. It
+  says so in each handshake.
+- A `settled` node knows of a committed level; its directory says so from then on. It does not talk to a fresh node
+  that is a voter in its configuration: neither a vote nor an acknowledgement passes, in either direction.
+- A fresh node that a settled one has refused votes for no candidate.
 - The leader finds such a node at the voter's own address and replaces it, in one entry of the log: the voter goes,
-  and a learner of its name comes (`Change.replace`). Then it is admitted, catches up, and is promoted as any learner
-  is.
+  and a learner of its name comes (`Change.replace`). The learner is admitted, catches up, and is promoted like any
+  other.
 
 Why that is safe. The voters before and after that entry differ by one, so their majorities meet (dissertation §4.1),
-and the entry needs a majority of the others alone. Whoever leads from then on has it in its log, so it has every
-entry that was acknowledged with the help of the one that forgot; and whoever has not got it counts no voice of the
-new one, since a settled node in whose configuration it is still a voter does not talk to it. The new one votes once
-it has the entry that promotes it in its log, and so only for candidates that have it too. Its old self, should its
-directory turn up again, is told that its name was given to another one, and stops.
+and the entry needs a majority of the others alone. Every later leader has the entry in its log, and so every entry
+that was acknowledged with the help of the voter that forgot. A node without the entry does not count the new learner's
+voice: it is settled, the learner is still a voter in its configuration, and so it does not talk to it. The new node
+votes once the entry that promotes it is in its log, and so only for candidates that have it too. If the old directory
+turns up again, its node learns that its name was given to another one, and stops.
 
 A level that is only in the log settles no node. Its leader can end before any other member has it: a leader that
 came back settled would refuse all the others, which remember everything, for ever. Once the level is committed, a
 majority has it in its logs; none of those is fresh, and together they can always elect. What is left is the moment
-between the commitment and the note in the directory, in which a node that is killed does not know yet whom to refuse.
+between the commitment and the note in the directory: a node that is killed in it does not know yet which to refuse.
 
-A settled node admits a fresh learner only while it knows a leader: one that was away for long, and whose
-configuration has an earlier stay of that name as a learner, hears of the later ones before it hears the leader.
+A settled node admits a fresh learner only while it knows a leader. A node that was away for long may have an earlier
+stay of that name as a learner in its configuration; it hears of the later ones before it hears the leader.
 """
 
 from __future__ import annotations
@@ -40,6 +39,7 @@ from collections.abc import Callable
 
 from kvnode.commands import LEVEL
 from kvnode.entries import decode_entry
+from kvnode.errors import StartupError
 from kvnode.raft.core import REGULAR
 from kvnode.raft.disk import Disk
 from kvnode.raft.handshake import FORGETFUL, Refused
@@ -103,11 +103,11 @@ class Memory:
         return False
 
     def look(self) -> None:
-        """Notes in the directory, once, that a level is committed. A full disk is asked again with the next look."""
+        """Notes in the directory, once, that a level is committed. What cannot be written now is tried at each look."""
         if not self._noted and self._store.level >= 1:
             try:
                 settle(self._disk)
-            except OSError:
+            except (OSError, StartupError):  # a full disk, or a file that was altered: the next start says so
                 return
             self._noted = True
 
