@@ -142,6 +142,7 @@ ARROWS: dict[str, set[str]] = {
     # What HTTP asks of a group is a Protocol (http/group.py), so it needs no room of raft/ but the frozen status.
     "kvnode.raft.recover": {
         "kvnode.raft",
+        "kvnode.limits",
         "kvnode.raft.replay",
         "kvnode.raft.salvage",
         "kvnode.store",

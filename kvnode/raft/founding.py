@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from kvnode.errors import StartupError
-from kvnode.limits import COUNTER_MAX
+from kvnode.limits import COUNTER_MAX, LEAP, LEAP_MAX
 from kvnode.raft import identity
 from kvnode.raft.disk import Directory
 from kvnode.raft.identity import Claim
@@ -23,9 +23,7 @@ from kvnode.raft.segments import Segments
 from kvnode.raft.snapshot import Snapshots
 from kvnode.store import KeyValueStore
 
-# What a cluster makes in half a day of nothing but writes; small against the 2**53 that JSON keeps exact.
-LEAP: Final = 1_000_000_000
-LEAP_MAX: Final = 2**50
+__all__ = ["LEAP", "LEAP_MAX", "found", "sync"]
 
 # What the digest of the divergence check goes on from (`audit.py`). Any number will do: all later members get
 # it with this snapshot. Without one, nodes that began with the snapshot would never compare anything.

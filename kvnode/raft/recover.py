@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Final
 
 from kvnode.errors import StartupError
+from kvnode.limits import COUNTER_MAX, LEAP
 from kvnode.raft import identity
 from kvnode.raft.disk import Directory
-from kvnode.raft.founding import LEAP, found, sync
+from kvnode.raft.founding import found, sync
 from kvnode.raft.identity import Claim
 from kvnode.raft.journal import Journal
 from kvnode.raft.membership import Configuration, Member, Roster, first_cluster
@@ -50,7 +51,7 @@ class Recovered:
     kept: Path
     skipped: Poisoned | None = None
     salvaged: Salvaged | None = None
-    leap: int = LEAP  # so far above all that the directory held its revisions and lease ids begin
+    leap: int = LEAP  # so far above all that the directory held its revisions begin, as its lease ids do
 
 
 def recover(path: Path, skip: int | None = None) -> Recovered:
@@ -103,10 +104,14 @@ def _write(disk: Directory, new: Path, old: Path, skip: int | None) -> Recovered
     mine = former.members.get(claimed.node_id, Member(claimed.node_id, ("", 0)))
     alone = Configuration(index, {mine.node_id: Member(mine.node_id, mine.address, mine.http_url, since=index)})
     claim = Claim(claimed.node_id, cluster_id, [claimed.node_id], recovered=True)
-    found(new, claim, index, term, max(journal.getCurrentTerm(), term) + 1, alone, store)
+    # To the last number at most, which is above all that the lost nodes can have given: a recovery never fails at it.
+    held = store.revision
+    store.revision = min(held + LEAP, COUNTER_MAX)
+    store.leases.last_id = min(store.leases.last_id + LEAP, COUNTER_MAX)
+    found(new, claim, index, term, max(journal.getCurrentTerm(), term) + 1, alone, store, leap=0)
     others = tuple(sorted(former.members.keys() - {claimed.node_id}))
     made = (claimed.node_id, cluster_id, index, store.revision, len(store), others, old)
-    return Recovered(*made, skipped, salvaged)
+    return Recovered(*made, skipped, salvaged, store.revision - held)
 
 
 def _load(snapshots: Snapshots) -> tuple[KeyValueStore, Salvaged | None]:

@@ -307,3 +307,42 @@ def test_the_command_line_adds_lists_promotes_and_removes(make_cluster: Callable
     assert cluster.get("with both", via="n2") == b"1"
     last = kvnode("member", "remove", "n2", "--url", cluster.url("n2"))
     assert (last.code, "last voter" in last.err) == (1, True)
+
+
+def test_a_recovered_cluster_gives_no_number_again_that_only_the_lost_ones_knew(
+    make_cluster: Callable[..., Cluster],
+) -> None:
+    cluster = make_cluster().start()
+    cluster.put("cfg", b"first")
+    leader = cluster.leader()
+    survivor = cluster.followers()[0]
+    wait_until(lambda: cluster.get("cfg", survivor, "stale") == b"first", 5.0, "the survivor has the first write")
+    cluster.kill(survivor)  # it misses what follows, all of it acknowledged
+    ttl = json.dumps({"ttl": 3_600}).encode()
+    lost_lease = cluster.request(leader, "POST", "/v1/leases", ttl).json()["id"]
+    lost = [cluster.put("cfg", b"%d" % number, via=leader)["revision"] for number in range(5)]
+    token = cluster.put("locks/x", b"holder", via=leader)["revision"]
+    for name in cluster.nodes.keys() - {survivor}:
+        cluster.kill(name)
+    directory = str(cluster.nodes[survivor].data_dir)
+    assert kvnode("recover", "--data-dir", directory, "--force-new-cluster").code == 0
+    cluster.spawn(survivor)
+    wait_until(lambda: cluster.leader() == survivor and cluster.is_ready(survivor), 10.0, "it leads, alone")
+
+    def asked(method: str, path: str, body: bytes | None = None, etag: int | None = None) -> Answer:
+        headers = {} if etag is None else {"If-Match": f'"{etag}"'}
+        return cluster.request(survivor, method, path, body, headers)
+
+    for number in range(5):  # as many as the old cluster wrote after the survivor had gone
+        assert cluster.put("cfg", b"new%d" % number, via=survivor)["revision"] > token
+    for revision in lost:
+        assert asked("PUT", "/v1/kv/cfg", b"clobbered", revision).status == 412
+        watched = asked("GET", f"/v1/watch?key=cfg&from_revision={revision + 1}&wait=1s")
+        assert (watched.status, watched.json()["error"]) == (410, "compacted")
+    assert cluster.put("locks/x", b"next holder", via=survivor)["revision"] > token
+    lease = asked("POST", "/v1/leases", ttl).json()["id"]
+    assert lease > lost_lease
+    assert asked("PUT", f"/v1/kv/mine?lease={lease}", b"1").status == 200
+    assert asked("POST", f"/v1/leases/{lost_lease}/keepalive").status == 404
+    assert asked("DELETE", f"/v1/leases/{lost_lease}").status == 404
+    assert cluster.get("mine", via=survivor) == b"1"

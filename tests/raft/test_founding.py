@@ -8,13 +8,14 @@ import pytest
 
 from kvnode.commands import GRANT, PUT
 from kvnode.errors import StartupError
+from kvnode.limits import COUNTER_MAX
 from kvnode.raft import identity
 from kvnode.raft.disk import Directory
 from kvnode.raft.founding import LEAP, LEAP_MAX
 from kvnode.raft.recover import recover
 from kvnode.raft.restore import restore
 from kvnode.raft.snapshot import Snapshots
-from kvnode.results import Granted, Written
+from kvnode.results import Granted, Invalid, Written
 from kvnode.store import KeyValueStore
 
 ADDRESS = ("127.0.0.1", 7001)
@@ -57,3 +58,15 @@ def test_a_leap_beyond_the_last_number_is_refused_before_anything_is_written(tmp
     with pytest.raises(StartupError, match="leap over fewer"):
         restore(tmp_path / "n1", "n1", ADDRESS, "", store, LEAP_MAX)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_recovery_goes_to_the_last_number_at_most(tmp_path: Path) -> None:
+    store = sample()
+    store.leases.last_id = COUNTER_MAX - 1  # as of a crafted backup that 0.1.0 took
+    restore(tmp_path / "n1", "n1", ADDRESS, "", store, 0)
+    recovered = recover(tmp_path / "n1")
+    assert (recovered.revision, recovered.leap) == (1 + LEAP, LEAP)
+    store = held_in(tmp_path / "n1")
+    assert store.leases.last_id == COUNTER_MAX
+    assert store.apply([PUT, "key", b"new", "", None]) == Written(1 + LEAP + 1, 2)
+    assert isinstance(store.apply([GRANT, 60]), Invalid)
