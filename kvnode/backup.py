@@ -52,7 +52,9 @@ def pieces(view: StoreView, cluster_id: str, rest: Callable[[], None] = go_on) -
     name = cluster_id.encode()
     # A backup is no place for a key; a cluster made of one has its own, which makes an end of all sessions. It also
     # finds its own feature level, as its members may know less than those of this one, or more.
-    view = view._replace(session=NONE, level=0, ended_sessions=())
+    # Its leases are of no generation: where it is restored they get that of the restore.
+    leases = view.leases._replace(generation=0)
+    view = view._replace(session=NONE, level=0, ended_sessions=(), leases=leases)
     head = _HEAD.pack(_MAGIC, _VERSION, view.revision, len(view.items), len(name)) + name
     buffers, waiting = [head, _CRC.pack(zlib.crc32(head))], 0
     crcs = count = 0
@@ -115,9 +117,9 @@ def _check_border(head: Head, store: KeyValueStore) -> None:
         raise Damaged("its head does not fit what it holds")
     if (fault := restored_fault(store.revision, store.leases.last_id)) is not None:
         raise Damaged(fault)
-    if store.session != NONE or store.level or store.ended_sessions.view():
+    if store.session != NONE or store.level or store.ended_sessions.view() or store.leases.generation:
         # Whoever made such a file would know the key that signs the new cluster's sessions.
-        raise Damaged("it holds a session key, ended sessions or a feature level, which no backup does")
+        raise Damaged("it holds a session key, ended sessions, a generation or a feature level, which no backup does")
 
 
 def _head(file: BinaryIO) -> Head:

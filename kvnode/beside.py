@@ -13,7 +13,7 @@ import msgpack
 
 from kvnode.commands import END_SESSION, LEVEL, REPLACE, SESSION, TOKEN_CREATE, TOKEN_REVOKE
 from kvnode.leases import change_lease
-from kvnode.limits import CONTENTS_BYTES_MAX, CONTENTS_CHUNKS_MAX, restored_fault
+from kvnode.limits import CONTENTS_BYTES_MAX, CONTENTS_CHUNKS_MAX, COUNTER_MAX, restored_fault
 from kvnode.results import Invalid, LevelRaised, Replaced, Result
 from kvnode.session import change_session
 from kvnode.view import CHUNK_BYTES_MAX
@@ -28,7 +28,7 @@ INFLATED_BYTES: Final = 262_144  # of what a REPLACE brings, at a time
 def change_beside(store: KeyValueStore, kind: int, request: list[Any]) -> Result:
     """Carries out a command without a fault."""
     if kind == REPLACE:
-        return _replace(store, request[1])
+        return _replace(store, *request[1:])
     if kind == LEVEL:
         store.level = max(store.level, request[1])
         return LevelRaised(store.revision, store.level)
@@ -41,7 +41,7 @@ def change_beside(store: KeyValueStore, kind: int, request: list[Any]) -> Result
         if kind == TOKEN_REVOKE:
             store.ended_sessions.forget(request[1])  # last: from here on nothing raises, so nothing is taken back
         return changed
-    return change_session(store, request) if kind == SESSION else change_lease(store, kind, request[1])
+    return change_session(store, request) if kind == SESSION else change_lease(store, kind, *request[1:])
 
 
 def packed_contents(chunks: list[bytes]) -> bytes:
@@ -64,19 +64,25 @@ def read_replacement(load: Callable[[Iterable[bytes]], KeyValueStore], packed: b
     return contents
 
 
-def _replace(store: KeyValueStore, packed: bytes) -> Result:
-    """All keys and leases give way to those of a backup, in one revision above both.
+def _replace(store: KeyValueStore, packed: bytes, leap: int = 0) -> Result:
+    """All keys and leases give way to those of a backup, in one revision above both; by `leap` more than one.
 
     Tokens, sessions, their key, the feature level and what is remembered of idempotency keys stay: they belong to the
     cluster, not to the data, and a write that was carried out before must not be carried out again.
     """
+    if leap and store.level < 1:
+        return Invalid(store.revision, "unknown command")  # as the members say that know no such field
     read, store.replacement = store.replacement, None
     ahead = read is not None and read[0] == packed
     contents = read[1] if read is not None and ahead else read_replacement(store.load, packed)
     if isinstance(contents, str):
         return Invalid(store.revision, contents)
-    replaced = Replaced(max(store.revision, contents.revision) + 1, len(contents))
-    store.replace(contents, replaced.revision)
+    revision = max(store.revision, contents.revision) + leap + 1
+    last_lease_id = max(store.leases.last_id, contents.leases.last_id) + leap
+    if max(revision, last_lease_id) > COUNTER_MAX:
+        return Invalid(store.revision, f"revisions and lease ids end at {COUNTER_MAX}")
+    replaced = Replaced(revision, len(contents))
+    store.replace(contents, revision, last_lease_id)
     if ahead:
         store.former = contents  # it has what was here now, which is not to be brought back by the same backup
     return replaced

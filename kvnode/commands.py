@@ -12,10 +12,13 @@ from typing import Any, Final
 import msgpack
 
 from kvnode.limits import (
+    COUNTER_MAX,
     EXPIRED_MAX,
     KEY_BYTES_MAX,
+    LEAP_MAX,
     MSGPACK_INT_MAX,
     VALUE_BYTES_MAX,
+    counter_fault,
     end_session_fault,
     idempotency_key_fault,
     lease_fault,
@@ -55,6 +58,8 @@ FIELDS: Final = {
 }  # fmt: skip
 PUT_FIELDS: Final = FIELDS[PUT]
 DELETE_FIELDS: Final = FIELDS[DELETE]
+# A field from feature level 1 on, behind an idempotency key that is never there: what it is, and its bounds.
+APPENDED: Final = {EXPIRE: ("generation", 1, COUNTER_MAX), REPLACE: ("leap", 1, LEAP_MAX)}
 # What makes the store smaller, or ends somebody's right: a full disk must keep neither a stolen token valid nor a
 # stolen session. (The end of a session is noted in bounded space.)
 FREEING: Final = frozenset((DELETE, DELETE_PREFIX, REVOKE, EXPIRE, TOKEN_REVOKE, END_SESSION))
@@ -163,12 +168,36 @@ class Revoke:
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """The time of these leases is over: (id, renewals that the leader knew of). One that was renewed since stays."""
+    """The time of these leases is over: (id, renewals that the leader knew of). One that was renewed since stays.
+
+    `generation` is that of the leases that the leader knew (`leases.py`): those of a backup, which took their place
+    since, have another one and stay, whatever ids and renewals they have.
+    """
 
     leases: tuple[tuple[int, int], ...]
+    generation: int = 0
 
     def encode(self) -> bytes:
+        if self.generation:  # above 0 from feature level 1 on
+            return bytes(_pack((EXPIRE, self.leases, None, self.generation)))
         return bytes(_pack((EXPIRE, self.leases)))
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """All keys and leases give way to those of a backup (`beside.packed_contents`).
+
+    `leap`, from feature level 1 on, is for a backup of another cluster: so many revisions and lease ids above both are
+    left out, which that cluster may have given since.
+    """
+
+    contents: bytes
+    leap: int = 0
+
+    def encode(self) -> bytes:
+        if self.leap:
+            return bytes(_pack((REPLACE, self.contents, None, self.leap)))
+        return bytes(_pack((REPLACE, self.contents)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +283,8 @@ def command_fault(command: Any) -> str | None:
         return "unknown command"
     else:
         fields = FIELDS[kind]
+        if len(command) == fields + 2 and kind in APPENDED:
+            return _appended_fault(kind, *command[fields:]) or _argument_fault(kind, command[1])
         if not fields <= len(command) <= fields + 1:
             return "a command has its fields, and one more for an idempotency key"
         expect, extra = command[2] if kind == DELETE else None, command[fields:]
@@ -266,6 +297,12 @@ def command_fault(command: Any) -> str | None:
     if kind <= DELETE:
         return text_fault("key", command[1], 1, KEY_BYTES_MAX)
     return _argument_fault(kind, command[1])
+
+
+def _appended_fault(kind: int, idempotency_key: Any, number: Any) -> str | None:
+    if idempotency_key is not None:
+        return "an expiry with a generation, or a replacement with a leap, takes no idempotency key"
+    return counter_fault(APPENDED[kind][0], number, *APPENDED[kind][1:])
 
 
 def _is_expected(revision: Any) -> bool:

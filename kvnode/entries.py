@@ -19,8 +19,8 @@ import msgpack
 from kvnode.commands import FREEING, REPLACE
 
 ORIGIN_BYTES: Final = 8
-# A command REPLACE begins so: an array of two, its kind, and one of three forms of bytes.
-_REPLACEMENTS: Final = tuple(bytes((0x92, REPLACE, form)) for form in (0xC4, 0xC5, 0xC6))
+# A command REPLACE begins so: an array of two or, with a leap, of four, its kind, and one of three forms of bytes.
+_REPLACEMENTS: Final = tuple(bytes((array, REPLACE, form)) for array in (0x92, 0x94) for form in (0xC4, 0xC5, 0xC6))
 _KIND: Final = bytes((REPLACE,))
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
@@ -63,7 +63,7 @@ def replacement_in(payload: bytes) -> bytes | None:
     if not _may_have_a_replacement(payload):
         return None
     commands = (command for _, _, commands in decode_entry(payload) for command in commands)
-    found = (c[1] for c in commands if type(c) is list and len(c) == 2 and c[0] == REPLACE and type(c[1]) is bytes)
+    found = (c[1] for c in commands if type(c) is list and len(c) in (2, 4) and c[0] == REPLACE and type(c[1]) is bytes)
     return next(found, None)
 
 

@@ -4,6 +4,10 @@ A lease has an id, the ttl that it was granted with, and how often it was renewe
 again. `renewals` is what decides between a renewal and an expiry that cross on their way: an expiry names the count
 that its leader saw, and a renewal that stands before it in the log has raised it, on every node alike.
 
+An expiry also names the generation of all leases: the revision at which a backup last took the place of everything, 0
+where none did. Such a backup brings ids and renewals of before into being again, and an expiry of before that is
+still on its way in the log would meet them. No two replacements have one revision, so it never does.
+
 The keys of a lease are one ordered list for all leases: the id in 16 hexadecimal digits, then the key. It needs no
 container for each lease, which the garbage collector would visit by the million, and gives a lease's keys in order.
 """
@@ -44,6 +48,7 @@ class LeasesView(NamedTuple):
 
     granted: TableView[int, bytes]
     last_id: int
+    generation: int = 0
 
     def chunks(self, rest: Callable[[], None] = go_on) -> Iterator[bytes]:
         """`[id, ttl_s, renewals, private]` arrays in the order of their ids, CHUNK_LEASES to a chunk."""
@@ -64,7 +69,7 @@ class Leases:
     `touched`, where it is a list, gets the id of every lease that was granted, renewed or ended: its reader takes it.
     """
 
-    __slots__ = ("_attached", "_emptied", "_granted", "_ids", "before", "last_id", "moved", "touched")
+    __slots__ = ("_attached", "_emptied", "_granted", "_ids", "before", "generation", "last_id", "moved", "touched")
 
     def __init__(self) -> None:
         self._granted: Table[int, bytes] = Table()
@@ -72,6 +77,7 @@ class Leases:
         self._attached: SortedList[str] = SortedList()
         self._emptied: list[int] = []  # private ones that a command took the last key of
         self.last_id = 0
+        self.generation = 0
         self.touched: list[int] | None = None
         # What a command has changed so far, for `take_back`; the store empties both lists after each.
         self.before: dict[int, bytes | None] = {}  # leases as they were
@@ -107,9 +113,11 @@ class Leases:
         first, behind = _span(lease_id)
         return int(self._attached.bisect_left(behind)) - int(self._attached.bisect_left(first))
 
-    def unrenewed(self, expiry: list[list[int]]) -> list[int]:
+    def unrenewed(self, expiry: list[list[int]], generation: int) -> list[int]:
         """Those of an expiry's leases that are there and were not renewed since (`commands.Expire`)."""
         over: dict[int, None] = {}
+        if generation != self.generation:
+            return []
         for lease_id, renewals in expiry:
             lease = self.get(lease_id)
             if lease is not None and lease.renewals == renewals:
@@ -215,7 +223,7 @@ class Leases:
 
     def view(self) -> LeasesView:
         """O(1). The keys of each lease are not in it: every item says which lease it has."""
-        return LeasesView(self._granted.view(), self.last_id)
+        return LeasesView(self._granted.view(), self.last_id, self.generation)
 
     def load(self, chunks: Iterator[list[Any]], count: int, last_id: int) -> None:
         """Takes as many unpacked chunks of `LeasesView.chunks` as hold `count` leases. ValueError for bad ones."""
@@ -246,12 +254,13 @@ class Holder(Protocol):
     """What the commands on leases need of the store."""
 
     revision: int
+    level: int
     leases: Leases
 
     def delete_all(self, keys: list[str], kind: int = CHANGE_DELETE) -> Deleted: ...
 
 
-def change_lease(store: Holder, kind: int, argument: Any) -> Result:
+def change_lease(store: Holder, kind: int, argument: Any, generation: int = 0) -> Result:
     """Carries out a grant, renewal, revocation or expiry that has no fault."""
     leases = store.leases
     if kind == GRANT:
@@ -267,7 +276,9 @@ def change_lease(store: Holder, kind: int, argument: Any) -> Result:
         deleted = store.delete_all(leases.keys(argument))
         leases.end(argument)
         return Revoked(argument, lease.ttl_s, deleted.deleted, store.revision)
-    over = leases.unrenewed(argument)
+    if generation and store.level < 1:
+        return Invalid(store.revision, "unknown command")  # as the members say that know no such field
+    over = leases.unrenewed(argument, generation)
     deleted = store.delete_all([key for lease_id in over for key in leases.keys(lease_id)], CHANGE_EXPIRE)
     for lease_id in over:
         leases.end(lease_id)

@@ -131,7 +131,7 @@ class KeyValueStore:
     @property
     def mark(self) -> int:
         """A number that nodes with the same state agree about: revision, keys, leases and what is beside them."""
-        leases = (self.leases.last_id << 16) + (len(self.leases) << 40)
+        leases = (self.leases.last_id << 16) + (len(self.leases) << 40) + (self.leases.generation << 8)
         beside = (len(self.tokens) << 52) + (len(self.ended_sessions) << 56) + (self.level << 60)
         return (self.revision << 32) + len(self._items) + leases + beside
 
@@ -398,9 +398,11 @@ class KeyValueStore:
             setattr(self, name, others)
             setattr(other, name, mine)
 
-    def replace(self, other: KeyValueStore, revision: int) -> None:
+    def replace(self, other: KeyValueStore, revision: int, last_lease_id: int) -> None:
         """Takes over the keys and leases of another store, which gets those that were here, to be released."""
-        other.leases.last_id = max(other.leases.last_id, self.leases.last_id)
+        other.leases.last_id = last_lease_id
+        # Before level 1 some member may know of no generation, and would end what the others keep.
+        other.leases.generation = revision if self.level else 0
         for name in ("_items", "_keys", "leases"):
             mine, others = getattr(self, name), getattr(other, name)
             setattr(self, name, others)

@@ -18,7 +18,15 @@ import msgpack
 from kvnode.ended_sessions import Ended, EndedSessions
 from kvnode.items import Item, go_on, in_order, read_items, unpacked
 from kvnode.leases import Leases, LeasesView
-from kvnode.limits import ARRAY_MAX, CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX, counter_fault, level_fault
+from kvnode.limits import (
+    ARRAY_MAX,
+    CONTENT_TYPE_BYTES_MAX,
+    KEY_BYTES_MAX,
+    VALUE_BYTES_MAX,
+    counter_fault,
+    generation_fault,
+    level_fault,
+)
 from kvnode.outcomes import Outcomes, OutcomesView
 from kvnode.session import NONE, SessionKeys, read_session_keys
 from kvnode.table import TableView
@@ -36,7 +44,7 @@ CHUNK_BYTES_MAX: Final = 7 * CHUNK_BYTES + VALUE_BYTES_MAX + KEY_BYTES_MAX + CON
 _ITEM_BYTES: Final = 48
 
 
-_SMALL: Final = {"tokens", "session", "level", "ended_sessions"}  # names in the header's map
+_SMALL: Final = {"tokens", "session", "level", "ended_sessions", "generation"}  # names in the header's map
 
 
 class StoreView(NamedTuple):
@@ -78,6 +86,8 @@ class StoreView(NamedTuple):
             small["level"] = self.level
         if self.ended_sessions:
             small["ended_sessions"] = self.ended_sessions
+        if leases.generation:  # from feature level 1 on
+            small["generation"] = leases.generation
         if small:
             yield pack((SNAPSHOT_FORMAT, self.revision, *counts, leases.last_id, small))
         else:
@@ -144,6 +154,10 @@ def read_contents(chunks: Iterable[bytes]) -> Contents:
     level = small.get("level", 0)
     if "level" in small and (fault := level_fault(level)) is not None:
         raise ValueError(f"the snapshot breaks a limit: {fault}")
+    generation = small.get("generation", 0)
+    if "generation" in small and (fault := generation_fault(generation, revision)) is not None:
+        raise ValueError(f"the snapshot breaks a limit: {fault}")
+    leases.generation = generation
     ended, items = EndedSessions.load(small.get("ended_sessions", [])), read_items(source, revision)
     return Contents(revision, item_count, outcomes, leases, tokens, session, level, ended, items)
 

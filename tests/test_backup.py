@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from kvnode import backup
 from kvnode.beside import packed_contents, read_replacement
 from kvnode.changes import CHANGE_REPLACED
-from kvnode.commands import REPLACE
+from kvnode.commands import EXPIRE, GRANT, LEVEL, RENEW, REPLACE, Expire, Replace
 from kvnode.entries import encode_entry, encode_group, replacement_in
 from kvnode.errors import TooLarge
 from kvnode.http.restore import _command
+from kvnode.limits import COUNTER_MAX, LEAP, LEAP_MAX
 from kvnode.outcomes import Outcomes
-from kvnode.results import Invalid, Replaced, Written
+from kvnode.results import Deleted, Granted, Invalid, Replaced, Written
 from kvnode.store import KeyValueStore
 
 
@@ -177,3 +178,101 @@ def test_an_entry_says_which_contents_it_brings(size: int) -> None:
     assert replacement_in(encode_entry([encode_group(b"o" * 8, 1, [full, full])])) is None
     assert replacement_in(replacing) is None
     assert replacement_in(b"\x91\x93" + replacing) is None
+
+
+def at_level_1(store: KeyValueStore) -> KeyValueStore:
+    store.apply([LEVEL, 1])
+    return store
+
+
+def test_a_replacement_leaps_over_numbers_from_level_1_on() -> None:
+    packed = packed_contents(list(store_of(20).view().chunks()))
+    before, store = store_of(5), at_level_1(store_of(5))
+    leaping = msgpack.unpackb(Replace(packed, LEAP).encode())
+    assert isinstance(before.apply(leaping), Invalid), "as nodes of 0.1 answer"
+    assert list(before.view().chunks()) == list(store_of(5).view().chunks())
+    assert store.apply(leaping) == Replaced(22 + LEAP + 1, 22)
+    assert store.apply([GRANT, 60]) == Granted(1 + LEAP + 1, 60)
+    assert list(KeyValueStore.load(store.view().chunks()).view().chunks()) == list(store.view().chunks())
+
+
+@pytest.mark.parametrize("leap", [0, -1, LEAP_MAX + 1, 2**70, True, None, "1", 1.0])
+def test_what_is_no_leap_or_leads_past_the_last_number_changes_nothing(leap: object) -> None:
+    packed = packed_contents(list(store_of(1).view().chunks()))
+    store = at_level_1(store_of(5))
+    before = list(store.view().chunks())
+    assert isinstance(store.apply([REPLACE, packed, None, leap]), Invalid)
+    assert isinstance(store.apply([REPLACE, packed, "key", 1]), Invalid)
+    assert list(store.view().chunks()) == before
+    store.leases.last_id = COUNTER_MAX - LEAP_MAX + 1
+    assert isinstance(store.apply([REPLACE, packed, None, LEAP_MAX]), Invalid)
+    assert store.revision < LEAP_MAX
+
+
+def test_only_a_backup_of_another_cluster_or_of_a_later_state_needs_a_leap() -> None:
+    store = store_of(20)
+    data = b"".join(backup.pieces(store.view(), "c1"))
+    for own, leaps in (
+        (("c1", store.revision), False),
+        (("c1", store.revision - 1), True),
+        (("c2", 2**40), True),
+        (None, False),  # some member knows no leap
+    ):
+        command = msgpack.unpackb(_command(data, own)[0])
+        assert command[2:] == ([None, LEAP] if leaps else []), own
+
+
+def test_an_expiry_that_crosses_a_replacement_meets_no_lease_of_the_backup() -> None:
+    store = at_level_1(store_of(5))
+    file = b"".join(backup.pieces(store.view(), "c1"))
+    replace = [REPLACE, packed_contents(backup.chunks_of(file)[1])]
+    assert store.leases.get(1) is not None
+    for _ in range(3):  # the same lease, renewed as often, of each restore
+        on_its_way = msgpack.unpackb(Expire(((1, 0),), store.leases.generation).encode())
+        store.apply(replace)
+        assert store.apply(on_its_way) == Deleted(0, store.revision)
+        assert store.apply([EXPIRE, [[1, 0]]]) == Deleted(0, store.revision)
+        assert store.get("leased") is not None
+    assert b"".join(backup.pieces(store.view(), "c1")) != file, "its revision is another one …"
+    assert backup.chunks_of(b"".join(backup.pieces(store.view(), "c1"))), "… and it is a backup as any other"
+    loaded = KeyValueStore.load(store.view().chunks())
+    assert loaded.leases.generation == store.leases.generation == store.revision
+    for each in (store, loaded):
+        assert each.apply([EXPIRE, [[1, 0]], None, each.revision]) == Deleted(1, each.revision)
+        assert each.get("leased") is None
+
+
+def test_before_level_1_leases_have_no_generation() -> None:
+    store = store_of(5)
+    store.apply([REPLACE, packed_contents(list(store_of(2).view().chunks()))])
+    assert store.leases.generation == 0
+    assert len(Expire(((1, 0),)).encode()) == len(msgpack.packb([EXPIRE, [[1, 0]]]))
+    for generation in (store.revision, 1, 0, -1, None, "1", 2**70):
+        assert isinstance(store.apply([EXPIRE, [[1, 0]], None, generation]), Invalid)
+    assert store.apply([RENEW, 1]) == Granted(1, 60)
+    assert store.apply([EXPIRE, [[1, 1]]]) == Deleted(1, store.revision)
+
+
+@pytest.mark.parametrize("generation", [0, 7, 99, -1, None, "1", True])
+def test_a_snapshot_whose_generation_is_above_its_revision_is_refused(generation: object) -> None:
+    with pytest.raises(ValueError, match="generation"):
+        KeyValueStore.load([msgpack.packb([4, 6, 0, 0, 0, 0, {"generation": generation}])])
+
+
+def test_a_backup_with_a_generation_is_refused() -> None:
+    store = KeyValueStore.load([msgpack.packb([4, 6, 0, 0, 0, 0, {"generation": 6}])])
+    assert store.leases.generation == 6
+    with pytest.raises(backup.Damaged, match="generation"):
+        backup._check_border(backup.Head(6, 0, "c"), store)
+
+
+@pytest.mark.parametrize("leap", [0, LEAP])
+def test_contents_with_a_leap_are_read_ahead_too(leap: int) -> None:
+    packed = packed_contents(list(store_of(50).view().chunks()))
+    command = Replace(packed, leap).encode()
+    assert replacement_in(encode_entry([encode_group(bytes(8), 1, [command])])) == packed
+    ahead, alone = at_level_1(store_of(5)), at_level_1(store_of(5))
+    ahead.replacement = (packed, read_replacement(KeyValueStore.load, packed))
+    assert ahead.apply(msgpack.unpackb(command)) == alone.apply(msgpack.unpackb(command))
+    assert ahead.former is not None
+    assert list(ahead.view().chunks()) == list(alone.view().chunks())

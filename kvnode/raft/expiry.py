@@ -4,7 +4,8 @@ Never early. A lease's time begins when its grant or renewal is applied here, an
 to lead: what passed under another leader does not count. The clock stands still while this process does (SIGSTOP, a
 machine without a core to spare): a renewal that waits in a socket meanwhile is heard before the time goes on. What is
 proposed is one entry of this node's own term, and never sent again by a later leader; it names how often each lease had
-been renewed, so that a renewal which stands before it in the log wins (`leases.py`).
+been renewed, and after which restore, so that a renewal or a restore which stands before it in the log wins
+(`leases.py`).
 
 Leases are filed under the tick at which they end, each in one place, so a look costs what ends in it and nothing for
 those that do not, be they a million. A node that begins to lead files those that it finds in slices.
@@ -185,5 +186,5 @@ class Expiry:
             self._propose(over)
 
     def _propose(self, over: list[tuple[int, int]]) -> None:
-        group = encode_group(_NOBODY, 0, [Expire(tuple(over)).encode()])
+        group = encode_group(_NOBODY, 0, [Expire(tuple(over), self._store.leases.generation).encode()])
         self._proposed = self._leader.propose(encode_entry([group]))

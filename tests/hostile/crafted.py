@@ -79,6 +79,7 @@ CRAFTED: dict[str, list[Any]] = {
         [10, 1, 0, 0, 0, {"ended_sessions": [["first", [0, [b"\0" * 7 + b"2" * 17, b"\0" * 7 + b"1" * 17]]]]}],
         [ITEM],
     ],
+    "a generation above the revision": [[10, 1, 0, 0, 0, {"level": 1, "generation": 11}], [ITEM]],
     "something of a later version": [[10, 1, 0, 0, 0, {"later": 1}], [ITEM]],
     "an array longer than any that is written": [
         [10, 5_000, 0, 0, 0],
@@ -92,6 +93,7 @@ ONLY_IN_A_SNAPSHOT: dict[str, list[Any]] = {
     "a session key": [[10, 1, 0, 0, 0, {"session": KEYS}], [ITEM]],
     "ended sessions": [[10, 1, 0, 0, 0, {"ended_sessions": [["first", [2_000_000_000, []]]]}], [ITEM]],
     "a feature level": [[10, 1, 0, 0, 0, {"level": 1}], [ITEM]],
+    "a generation": [[10, 1, 0, 0, 0, {"level": 1, "generation": 10}], [ITEM]],
     "an ended session": [[10, 1, 0, 0, 0, {"ended_sessions": [["first", [0, [b"\0" * 7 + b"1" * 17]]]]}], [ITEM]],
 }
 

@@ -98,10 +98,11 @@ def commands() -> list[list[Any]]:
         [LEVEL, 1],
         [END_SESSION, ["token-0", b"t" * SESSION_ID_BYTES, 2_000_000_000]],
         [REVOKE, 4],
+        [EXPIRE, [[lease, 0] for lease in SMALL], None, 3],
         [EXPIRE, [[lease, 0] for lease in SMALL]],
     )
     replacing = [REPLACE, packed_contents(list(other.view().chunks()))]
-    return [*keyed, *plain, replacing, *plain[::7], *keyed]
+    return [*keyed, *plain, replacing, *plain[::7], [*replacing, None, 1_000], *plain[::7], *keyed]
 
 
 KEYED: Final[list[tuple[str, list[Any]]]] = [

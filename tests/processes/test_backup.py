@@ -204,3 +204,37 @@ def test_a_running_cluster_takes_a_backup_in_one_revision_above_all_and_a_broken
     answer = cluster.request("n1", "POST", RESTORE, b"".join(backup.pieces(big.view(), "c")))
     assert (answer.status, answer.json()["error"]) == (413, "too_large")
     assert cluster.get("k299") == b"299"
+
+
+def test_a_cluster_made_of_a_backup_gives_no_lease_again_that_only_the_old_one_knew(
+    make_cluster: Callable[..., Cluster], tmp_path: Path
+) -> None:
+    old = make_cluster(size=1).start()
+    old.put("a", b"1")
+    file = tmp_path / "file"
+    assert kvnode("backup", str(file), "--url", old.url("n1")).code == 0
+    ttl = json.dumps({"ttl": 3_600}).encode()
+    theirs = old.request("n1", "POST", "/v1/leases", ttl).json()["id"]
+    lost = old.put("a", b"after the backup")["revision"]
+    old.kill("n1")
+
+    offline = make_cluster(size=1)
+    node = offline.nodes["n1"]
+    raft = f"{node.raft[0]}:{node.raft[1]}"
+    assert kvnode("restore", str(file), "--data-dir", str(node.data_dir), "--raft", raft).code == 0
+    online = make_cluster(size=1).start()
+    wait_until(lambda: online.status("n1").get("feature_level") == 1, 10.0, "a cluster of this version knows leaps")
+    own = online.put("b", b"1")["revision"]
+    assert kvnode("restore", str(file), "--url", online.url("n1")).code == 0
+    for cluster in (offline.start(), online):
+        mine = cluster.request("n1", "POST", "/v1/leases", ttl).json()["id"]
+        assert mine > theirs + 1_000
+        assert cluster.request("n1", "PUT", f"/v1/kv/mine?lease={mine}", b"1").status == 200
+        assert cluster.request("n1", "POST", f"/v1/leases/{theirs}/keepalive").status == 404
+        assert cluster.request("n1", "DELETE", f"/v1/leases/{theirs}").status == 404
+        assert cluster.get("mine") == b"1"
+        assert cluster.put("a", b"2")["revision"] > lost + own + 1_000
+        stale = cluster.request("n1", "PUT", "/v1/kv/a", b"clobbered", {"If-Match": f'"{lost}"'})
+        assert stale.status == 412
+        gone = cluster.request("n1", "GET", f"/v1/watch?prefix=&from_revision={lost + 1}&wait=1s")
+        assert (gone.status, gone.json()["error"]) == (410, "compacted")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvnode.commands import EXPIRE, GRANT, PUT, RENEW, REVOKE
+from kvnode.beside import packed_contents
+from kvnode.commands import EXPIRE, GRANT, LEVEL, PUT, RENEW, REPLACE, REVOKE
 from kvnode.entries import decode_entry
 from kvnode.limits import EXPIRED_MAX
 from kvnode.raft.expiry import LOOK_S, SLICE, STALL_S, Expiry
@@ -160,3 +161,20 @@ def test_leases_that_end_together_go_in_bounded_entries_one_at_a_time() -> None:
         group.passes(1)
     assert all(len(command[1]) <= EXPIRED_MAX for command in group.log)
     assert len(group.store.leases) == 0
+
+
+def test_an_expiry_that_a_restore_overtakes_ends_nothing_and_the_time_begins_again() -> None:
+    group = leased(3)
+    group.store.apply([LEVEL, 1])
+    contents = packed_contents(list(group.store.view().chunks()))
+    for _ in range(2):
+        group.passes(3.2)
+        assert len(group.log) == group.applied + 1, "its end is proposed"
+        group.store.apply([REPLACE, contents])  # stands before it in the log
+        group.commit()
+        assert group.store.get("a") is not None
+        group.passes(2.9)
+        assert len(group.log) == group.applied
+    group.passes(0.3)
+    group.commit()
+    assert group.store.get("a") is None
