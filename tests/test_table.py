@@ -69,3 +69,11 @@ def test_keys_add_nothing_that_the_garbage_collector_visits() -> None:
     for number in range(10_000):
         table[f"key-{number}"] = b"value-%d" % number
     assert len(gc.get_objects()) - before < 100
+
+
+def test_a_key_is_discarded_with_what_it_had_and_a_view_keeps_it() -> None:
+    table: Table[str, int] = Table(4)
+    table["a"], table["b"] = 1, 2
+    view = table.view()
+    assert (table.discard("a"), table.discard("a"), table.discard("c")) == (1, None, None)
+    assert (dict(table), len(table), dict(view), len(view)) == ({"b": 2}, 1, {"a": 1, "b": 2}, 2)

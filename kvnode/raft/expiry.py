@@ -146,7 +146,7 @@ class Expiry:
         lease = self._store.leases.get(lease_id)
         if lease is None:
             self._forget(lease_id)
-            self._ends.pop(lease_id, None)
+            self._ends.discard(lease_id)
             return
         ends = self._now_s + lease.ttl_s
         self._ends[lease_id] = ends
@@ -159,7 +159,7 @@ class Expiry:
         self._due.setdefault(tick, {})[lease_id] = None
 
     def _forget(self, lease_id: int) -> None:
-        tick = self._ticks.pop(lease_id, None)
+        tick = self._ticks.discard(lease_id)
         if tick is not None:
             leases = self._due[tick]
             del leases[lease_id]

@@ -33,10 +33,11 @@ class Selector(NamedTuple):
 class Piece:
     """The changes of one revision that a group watches; `text` is what a face made of them, for its next watcher."""
 
-    __slots__ = ("block", "bytes", "revision", "text")
+    __slots__ = ("block", "bytes", "revision", "selector", "text")
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, selector: Selector) -> None:
         self.block = block
+        self.selector = selector
         self.bytes = changes_bytes(block)
         self.revision = block[0][2]
         self.text = b""
@@ -45,25 +46,29 @@ class Piece:
 class Texts:
     """The texts that pieces have at present, the oldest out first. A piece that lost its own is made one again."""
 
-    __slots__ = ("_pieces", "bytes")
+    __slots__ = ("bytes", "pieces")
 
     def __init__(self) -> None:
-        self._pieces: deque[Piece] = deque()
+        self.pieces: dict[tuple[Selector, int], Piece] = {}  # by selector and revision
         self.bytes = 0
 
     def keep(self, piece: Piece, text: bytes) -> None:
+        place = (piece.selector, piece.revision)
+        if place in self.pieces:  # another piece of the same, from before it was kept
+            self._forget(place)
         piece.text = text
-        self._pieces.append(piece)
+        self.pieces[place] = piece
         self.bytes += len(text)
-        while self.bytes > TEXTS_BYTES_MAX:
-            self._forget()
+        # The newest stays, whatever its size: to make that of a deleted prefix once for each watcher takes far longer.
+        while self.bytes > TEXTS_BYTES_MAX and len(self.pieces) > 1:
+            self._forget(next(iter(self.pieces)))
 
     def clear(self) -> None:
-        while self._pieces:
-            self._forget()
+        for place in list(self.pieces):
+            self._forget(place)
 
-    def _forget(self) -> None:
-        piece = self._pieces.popleft()
+    def _forget(self, place: tuple[Selector, int]) -> None:
+        piece = self.pieces.pop(place)
         self.bytes -= len(piece.text)
         piece.text = b""
 

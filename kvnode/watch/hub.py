@@ -184,7 +184,7 @@ class Hub:
                     found.setdefault(audience, []).append(change)
         for audience, wanted in found.items():
             for block in blocks(wanted):
-                audience.push(Piece(block))
+                audience.push(Piece(block, audience.selector))
             self._dirty[audience] = self._unread[audience] = None
             if audience.changes > LOG_CHANGES_MAX or audience.bytes > LOG_BYTES_MAX:
                 self._trim(audience, LOG_CHANGES_MAX // 2, LOG_BYTES_MAX // 2)

@@ -72,13 +72,16 @@ class Watcher:
         found: list[Piece] = []
         size = 0
         stop = min(history.newest + 1, first + SLICE_REVISIONS)
-        of = self.selector.of
+        selector, known = self.selector, hub.texts.pieces
+        of = selector.of
         for block in history.since(first):
             if block[0][2] >= stop:
                 break
-            wanted = of(block)
-            if wanted:
-                piece = Piece(wanted)
+            # One of many changes is searched and made into text once: it is too much for the log of an audience.
+            piece = known.get((selector, block[0][2])) if known else None
+            if piece is None and (wanted := of(block)):
+                piece = Piece(wanted, selector)
+            if piece is not None:
                 found.append(piece)
                 size += piece.bytes
                 if size >= bytes_max:
