@@ -14,6 +14,7 @@ The map of rooms, from the inside out. Imports run upwards on this page only, an
     tokens.py      access tokens: what is replicated of them
     session.py     the session key, and what is signed with it
     ended_sessions.py  sessions that were ended before their time
+    staging.py     a backup that is restored in pieces, as far as it has come
     transactions.py  compare, then one of two branches, in one revision
     table.py       a mapping that is read as it was while it changes
     view.py        the store at one revision: what a snapshot writes and reads

@@ -1,4 +1,4 @@
-"""Commands on what stands beside single keys: leases, tokens, the session key, sessions, the level, all contents.
+"""Commands on what stands beside single keys: leases, tokens, session keys, sessions, the level, whole backups.
 
 Pure.
 """
@@ -11,12 +11,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
-from kvnode.commands import END_SESSION, LEVEL, REPLACE, SESSION, TOKEN_CREATE, TOKEN_REVOKE
+from kvnode.commands import (
+    END_SESSION,
+    LEVEL,
+    REPLACE,
+    RESTORE_ABORT,
+    RESTORE_BEGIN,
+    RESTORE_PIECE,
+    SESSION,
+    TOKEN_CREATE,
+    TOKEN_REVOKE,
+)
 from kvnode.leases import change_lease
-from kvnode.limits import CONTENTS_BYTES_MAX, CONTENTS_CHUNKS_MAX, COUNTER_MAX, restored_fault
-from kvnode.results import Invalid, LevelRaised, Replaced, Result
+from kvnode.limits import CHUNK_BYTES_MAX, CONTENTS_BYTES_MAX, CONTENTS_CHUNKS_MAX, COUNTER_MAX, restored_fault
+from kvnode.results import Invalid, LevelRaised, Replaced, RestoreMissing, Result, Staged
 from kvnode.session import change_session
-from kvnode.view import CHUNK_BYTES_MAX
+from kvnode.staging import Staging
+from kvnode.view import unpack_chunk
 
 if TYPE_CHECKING:
     from kvnode.store import KeyValueStore
@@ -32,9 +43,11 @@ def change_beside(store: KeyValueStore, kind: int, request: list[Any]) -> Result
     if kind == LEVEL:
         store.level = max(store.level, request[1])
         return LevelRaised(store.revision, store.level)
+    if kind >= END_SESSION and store.level < 1:
+        return Invalid(store.revision, "unknown command")  # as the members say that know no such command
+    if kind >= RESTORE_BEGIN:
+        return _change_staging(store, kind, request[1])
     if kind == END_SESSION:
-        if store.level < 1:
-            return Invalid(store.revision, "unknown command")  # as the members say that know no such command
         return store.ended_sessions.end(request[1], store.revision, store.tokens.may_name)
     if kind >= TOKEN_CREATE:
         changed = store.tokens.change(kind, request[1], store.revision, store.level)
@@ -65,11 +78,7 @@ def read_replacement(load: Callable[[Iterable[bytes]], KeyValueStore], packed: b
 
 
 def _replace(store: KeyValueStore, packed: bytes, leap: int = 0) -> Result:
-    """All keys and leases give way to those of a backup, in one revision above both; by `leap` more than one.
-
-    Tokens, sessions, their key, the feature level and what is remembered of idempotency keys stay: they belong to the
-    cluster, not to the data, and a write that was carried out before must not be carried out again.
-    """
+    """A backup in one command, as it comes below feature level 1, where it has no leap."""
     if leap and store.level < 1:
         return Invalid(store.revision, "unknown command")  # as the members say that know no such field
     read, store.replacement = store.replacement, None
@@ -77,14 +86,57 @@ def _replace(store: KeyValueStore, packed: bytes, leap: int = 0) -> Result:
     contents = read[1] if read is not None and ahead else read_replacement(store.load, packed)
     if isinstance(contents, str):
         return Invalid(store.revision, contents)
-    revision = max(store.revision, contents.revision) + leap + 1
+    replaced = _take_over(store, contents, contents.revision, leap)
+    if isinstance(replaced, Invalid):
+        return replaced
+    if ahead:
+        store.former = contents  # it has what was here now, which is not to be brought back by the same backup
+    return replaced
+
+
+def _take_over(store: KeyValueStore, contents: KeyValueStore, former: int, leap: int) -> Result:
+    """All keys and leases give way to those of a backup of revision `former`, in one revision above both; by `leap`
+    more than one.
+
+    Tokens, sessions, their key, the feature level and what is remembered of idempotency keys stay: they belong to the
+    cluster, not to the data, and a write that was carried out before must not be carried out again.
+    """
+    revision = max(store.revision, former) + leap + 1
     last_lease_id = max(store.leases.last_id, contents.leases.last_id) + leap
     if max(revision, last_lease_id) > COUNTER_MAX:
         return Invalid(store.revision, f"revisions and lease ids end at {COUNTER_MAX}")
     replaced = Replaced(revision, len(contents))
     store.replace(contents, revision, last_lease_id)
-    if ahead:
-        store.former = contents  # it has what was here now, which is not to be brought back by the same backup
+    return replaced
+
+
+def _change_staging(store: KeyValueStore, kind: int, argument: list[Any]) -> Result:
+    """Carries out a step of a restore (`staging.py`) that has no fault."""
+    staging = store.staging
+    if kind == RESTORE_BEGIN:
+        if staging is None or staging.id != argument[0]:  # otherwise it has begun, and is asked for again
+            staging = Staging(*argument)
+            store.stage(staging)
+        return Staged(store.revision, staging.pieces)
+    if staging is None or staging.id != argument[0]:
+        return RestoreMissing(store.revision)
+    if kind == RESTORE_ABORT:
+        store.stage(None)
+        return Staged(store.revision, 0)
+    if kind == RESTORE_PIECE:
+        if argument[1] == staging.pieces:  # otherwise it is there already, or one before it is not
+            try:
+                staging.feed(unpack_chunk(argument[2]))
+            except ValueError as error:
+                return Invalid(store.revision, f"the backup cannot be read: {error}")
+        return Staged(store.revision, staging.pieces)
+    contents = store.staged()
+    if argument[1] != staging.pieces or not staging.whole or contents is None:
+        return Invalid(store.revision, "the backup is not whole")
+    replaced = _take_over(store, contents, staging.revision, argument[2])
+    if isinstance(replaced, Invalid):
+        return replaced
+    store.staging, store.former = None, contents  # which has what was here, for whoever releases it
     return replaced
 
 

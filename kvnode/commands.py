@@ -24,6 +24,9 @@ from kvnode.limits import (
     lease_fault,
     level_fault,
     replace_fault,
+    restore_end_fault,
+    restore_fault,
+    restore_piece_fault,
     session_key_fault,
     text_fault,
     token_fault,
@@ -50,11 +53,16 @@ TOKEN_REVOKE: Final = 11
 REPLACE: Final = 12  # `beside.py`
 LEVEL: Final = 13  # `beside.py`
 END_SESSION: Final = 14  # `ended_sessions.py`; from feature level 1 on
+RESTORE_BEGIN: Final = 15  # `staging.py`; this and the three below from feature level 1 on
+RESTORE_PIECE: Final = 16
+RESTORE_COMMIT: Final = 17
+RESTORE_ABORT: Final = 18
 # Fields up to the idempotency key, which is left out where there is none: older journals have no such field, and
 # a write without a key does not carry an empty one.
 FIELDS: Final = {
     PUT: 5, DELETE: 3, DELETE_PREFIX: 2, TXN: 4, GRANT: 2, RENEW: 2, REVOKE: 2, EXPIRE: 2, SESSION: 5,
     TOKEN_CREATE: 2, TOKEN_REVOKE: 2, REPLACE: 2, LEVEL: 2, END_SESSION: 2,
+    RESTORE_BEGIN: 2, RESTORE_PIECE: 2, RESTORE_COMMIT: 2, RESTORE_ABORT: 2,
 }  # fmt: skip
 PUT_FIELDS: Final = FIELDS[PUT]
 DELETE_FIELDS: Final = FIELDS[DELETE]
@@ -62,7 +70,7 @@ DELETE_FIELDS: Final = FIELDS[DELETE]
 APPENDED: Final = {EXPIRE: ("generation", 1, COUNTER_MAX), REPLACE: ("leap", 1, LEAP_MAX)}
 # What makes the store smaller, or ends somebody's right: a full disk must keep neither a stolen token valid nor a
 # stolen session. (The end of a session is noted in bounded space.)
-FREEING: Final = frozenset((DELETE, DELETE_PREFIX, REVOKE, EXPIRE, TOKEN_REVOKE, END_SESSION))
+FREEING: Final = frozenset((DELETE, DELETE_PREFIX, REVOKE, EXPIRE, TOKEN_REVOKE, END_SESSION, RESTORE_ABORT))
 
 # What a conditional write expects of the key's present `mod_revision`.
 # None: nothing. A tuple: one of these revisions (an empty tuple never matches).
@@ -246,6 +254,63 @@ class EndSession:
         return bytes(_pack((END_SESSION, (self.token_id, self.session_id, self.ends_at_s))))
 
 
+@dataclass(frozen=True, slots=True)
+class BeginRestore:
+    """A backup begins to come in (`staging.py`), in place of one that has not come to its end.
+
+    `revision` and `last_lease_id` are the backup's, and so many items and leases will follow.
+    """
+
+    id: bytes
+    revision: int
+    items: int
+    leases: int
+    last_lease_id: int
+
+    def encode(self) -> bytes:
+        return bytes(_pack((RESTORE_BEGIN, (self.id, self.revision, self.items, self.leases, self.last_lease_id))))
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePiece:
+    """The piece `number`, from 0, of the backup that has begun: one chunk of its leases or its items.
+
+    Not compressed: each node decodes it in its loop, where a small one must not become a large one.
+    """
+
+    id: bytes
+    number: int
+    chunk: bytes
+
+    def encode(self) -> bytes:
+        return bytes(_pack((RESTORE_PIECE, (self.id, self.number, self.chunk))))
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRestore:
+    """What has come takes the place of all keys and leases, if it is whole and has that many pieces.
+
+    `leap`: as of Replace.
+    """
+
+    id: bytes
+    pieces: int
+    leap: int = 0
+
+    def encode(self) -> bytes:
+        return bytes(_pack((RESTORE_COMMIT, (self.id, self.pieces, self.leap))))
+
+
+@dataclass(frozen=True, slots=True)
+class AbortRestore:
+    """What has come of the backup is dropped; nothing else changes."""
+
+    id: bytes
+
+    def encode(self) -> bytes:
+        return bytes(_pack((RESTORE_ABORT, (self.id, 0, 0))))
+
+
 def _with_key(fields: tuple[int | str | Expect, ...], idempotency_key: str | None) -> bytes:
     return bytes(_pack(fields if idempotency_key is None else (*fields, idempotency_key)))
 
@@ -328,6 +393,12 @@ def _argument_fault(kind: int, argument: Any) -> str | None:
         return level_fault(argument)
     if kind == END_SESSION:
         return end_session_fault(argument)
+    if kind == RESTORE_BEGIN:
+        return restore_fault(argument)
+    if kind == RESTORE_PIECE:
+        return restore_piece_fault(argument)
+    if kind in (RESTORE_COMMIT, RESTORE_ABORT):
+        return restore_end_fault(argument)
     return replace_fault(argument) if kind == REPLACE else None
 
 

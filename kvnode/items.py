@@ -121,10 +121,17 @@ def in_order(items: Iterable[K], rest: Callable[[], None] = go_on) -> Iterator[K
     return merge(*runs)
 
 
-def read_items(chunks: Iterable[list[Any]], revision: int) -> Iterator[tuple[str, Item]]:
-    """The items of a snapshot of `revision`. ValueError for one that breaks a limit, or is not in the order of keys."""
-    before = ""
-    for chunk in chunks:
+def read_items(chunks: Iterator[list[Any]], revision: int, count: int | None = None) -> Iterator[tuple[str, Item]]:
+    """The items of a snapshot of `revision`. ValueError for one that breaks a limit, or is not in the order of keys.
+
+    `count`: chunks are taken until they have held so many, since others follow. None: all chunks are.
+    """
+    before, read = "", 0
+    while count is None or read < count:
+        chunk = next(chunks, None)
+        if chunk is None:
+            return
+        read += len(chunk)
         for fields in chunk:
             if (fault := item_fault(fields, revision)) is not None:
                 raise ValueError(f"the snapshot breaks a limit: {fault}")

@@ -243,6 +243,23 @@ class Leases:
         self._ids = SortedList(in_order(self._granted))
         self.last_id = last_id
 
+    @property
+    def newest(self) -> int:
+        """The highest id of those that are there, 0 without any."""
+        return int(self._ids[-1]) if self._ids else 0
+
+    def append(self, records: list[list[Any]]) -> None:
+        """For `staging.py`: leases without a fault, above `newest`, as a snapshot holds them."""
+        self._append([(record[0], _LEASE.pack(*record[1:])) for record in records])
+
+    def _append(self, records: list[tuple[int, bytes]]) -> None:
+        self._granted.update(records)
+        self._ids.update([lease_id for lease_id, _ in records])
+
+    def attach_all(self, attached: list[tuple[int, str]]) -> None:
+        """For `staging.py`: keys of leases that are there."""
+        self._attached.update([_entry(lease_id, key) for lease_id, key in attached])
+
     def reattach(self, attached: list[tuple[int, str]]) -> None:
         """The keys of all leases, as the items of a snapshot name them. ValueError where a lease is not there."""
         if not all(lease_id in self._granted for lease_id, _ in attached):

@@ -37,6 +37,11 @@ KEY_BYTES_MAX: Final = 1_024
 VALUE_BYTES_MAX: Final = 1_048_576
 CONTENT_TYPE_BYTES_MAX: Final = 256
 
+# A chunk of a snapshot or a backup, which is a piece of a restore as well.
+CHUNK_BYTES: Final = 65_536
+# What a reader takes: a chunk that is nearly full, and the largest item. Version 0.1 counted a key by its characters
+# and no content type, so that a nearly full chunk of it has up to seven times the bytes that it counted.
+CHUNK_BYTES_MAX: Final = 7 * CHUNK_BYTES + VALUE_BYTES_MAX + KEY_BYTES_MAX + CONTENT_TYPE_BYTES_MAX + 64
 # What one array of a snapshot may hold; 4,096 leases are the most that a node writes into one. Without a bound a
 # small file could name a length that takes the memory of the node.
 ARRAY_MAX: Final = 4_096
@@ -87,6 +92,7 @@ TRANSACTION_BYTES_MAX: Final = 2 * 1_048_576  # encoded
 # this 3 KB ask for 128 MiB of answer. Counted before anything changes, in the same way on every node.
 TRANSACTION_READ_BYTES_MAX: Final = 4 * 1_048_576
 REPLACE_BYTES_MAX: Final = 4 * 1_048_576  # one entry, well below a frame
+RESTORE_ID_BYTES: Final = 16
 LEVEL_MAX: Final = 65_535  # a feature level: far more than versions to come, and small beside the digest it goes into
 CONTENTS_BYTES_MAX: Final = 64 * 1_048_576  # what a REPLACE may hold, so that a small one cannot fill a node's memory
 CONTENTS_CHUNKS_MAX: Final = 16_384  # in it; chunks of items hold 64 KiB each, those of leases and outcomes are few
@@ -184,6 +190,41 @@ def idempotency_key_fault(text: Any) -> str | None:
 def replace_fault(packed: Any) -> str | None:
     fits = type(packed) is bytes and len(packed) <= REPLACE_BYTES_MAX
     return None if fits else f"a backup in the log is {REPLACE_BYTES_MAX} bytes at most"
+
+
+def restore_fault(fields: Any) -> str | None:
+    """What is wrong with the beginning of a restore: its id, the backup's revision, how many items and leases it will
+    bring, its last lease id."""
+    if type(fields) is not list or len(fields) != 5:
+        return "a restore has an id, a revision, two counts and a last lease id"
+    restore_id, revision, items, leases, last_lease_id = fields
+    if type(restore_id) is not bytes or len(restore_id) != RESTORE_ID_BYTES:
+        return f"a restore's id is {RESTORE_ID_BYTES} bytes"
+    return (
+        counter_fault("backup's revision", revision, 0, COUNTER_RESTORED_MAX)
+        or counter_fault("count of items", items)
+        or counter_fault("count of leases", leases, 0, LEASES_MAX)
+        or counter_fault("last lease id", last_lease_id, 0, COUNTER_RESTORED_MAX)
+    )
+
+
+def restore_piece_fault(fields: Any) -> str | None:
+    """What is wrong with a piece of a restore from outside: the restore's id, its number, its bytes."""
+    if type(fields) is not list or len(fields) != 3:
+        return "a piece of a restore has the restore's id, a number and bytes"
+    restore_id, number, chunk = fields
+    if type(chunk) is not bytes or len(chunk) > CHUNK_BYTES_MAX:
+        return f"a piece of a restore is {CHUNK_BYTES_MAX} bytes at most"
+    return restore_end_fault([restore_id, number, 0])
+
+
+def restore_end_fault(fields: Any) -> str | None:
+    """What is wrong with the end of a restore: its id, how many pieces it has had, how many numbers it leaps over."""
+    if type(fields) is not list or len(fields) != 3:
+        return "the end of a restore has its id, a count of pieces and a leap"
+    if type(fields[0]) is not bytes or len(fields[0]) != RESTORE_ID_BYTES:
+        return f"a restore's id is {RESTORE_ID_BYTES} bytes"
+    return counter_fault("number of a piece", fields[1]) or counter_fault("leap", fields[2], 0, LEAP_MAX)
 
 
 def end_session_fault(fields: Any) -> str | None:

@@ -181,9 +181,25 @@ class Replaced:
     items: int
 
 
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """So many pieces of the backup are there, and the next one is that number; the revision stays until the end."""
+
+    revision: int
+    pieces: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreMissing:
+    """There is no restore of that id: it has ended, or another one has begun. Nothing was changed."""
+
+    revision: int
+
+
 Result = (
     Written | Deleted | Refused | Invalid | Reused | Concluded | Granted | Revoked | LeaseMissing | LeasesFull
-    | ReadsTooLarge | TokenChanged | TokenMissing | TokensFull | Turned | Replaced | LevelRaised | SessionEnded
+    | ReadsTooLarge | TokenChanged | TokenMissing | TokensFull | Turned | Replaced | LevelRaised | SessionEnded | Staged
+    | RestoreMissing
 )  # fmt: skip
 
 # The results that a retry can be given again (`outcomes.py`), by their number in a snapshot.

@@ -44,6 +44,7 @@ from kvnode.results import (
     Written,
 )
 from kvnode.session import NONE
+from kvnode.staging import Staging
 from kvnode.table import Table
 from kvnode.tokens import Tokens
 from kvnode.transactions import answers, read_again, transact, transaction_fault
@@ -70,6 +71,7 @@ class KeyValueStore:
         "replacement",
         "revision",
         "session",
+        "staging",
         "tokens",
     )
 
@@ -87,6 +89,7 @@ class KeyValueStore:
         self.tokens = Tokens()  # likewise
         self.ended_sessions = EndedSessions()
         self.level = 0  # the feature level that the cluster has reached (`commands.FEATURE_LEVEL`)
+        self.staging: Staging | None = None  # a backup that is being restored, as far as it has come
         self._items: Table[str, bytes] = Table()
         self._keys: SortedList[str] = SortedList()
 
@@ -133,6 +136,8 @@ class KeyValueStore:
         """A number that nodes with the same state agree about: revision, keys, leases and what is beside them."""
         leases = (self.leases.last_id << 16) + (len(self.leases) << 40) + (self.leases.generation << 8)
         beside = (len(self.tokens) << 52) + (len(self.ended_sessions) << 56) + (self.level << 60)
+        if self.staging is not None:
+            beside += ((self.staging.pieces + 1) << 36) + len(self.staging.items)
         return (self.revision << 32) + len(self._items) + leases + beside
 
     def view(self) -> StoreView:
@@ -146,6 +151,7 @@ class KeyValueStore:
             self.session,
             self.level,
             self.ended_sessions.view(),
+            None if self.staging is None else self.staging.view(),
         )
 
     # --- changing --------------------------------------------------------------------------------
@@ -398,6 +404,19 @@ class KeyValueStore:
             setattr(self, name, others)
             setattr(other, name, mine)
 
+    def stage(self, staging: Staging | None) -> None:
+        """This one in the place of the one before it."""
+        former = self.staged()
+        self.staging, self.former = staging, former
+
+    def staged(self) -> KeyValueStore | None:
+        """What is staged, as a store of its keys and leases; not to be used beside it."""
+        if self.staging is None:
+            return None
+        store, staging = KeyValueStore(), self.staging
+        store._items, store._keys, store.leases = staging.items, staging.keys, staging.leases
+        return store
+
     def replace(self, other: KeyValueStore, revision: int, last_lease_id: int) -> None:
         """Takes over the keys and leases of another store, which gets those that were here, to be released."""
         other.leases.last_id = last_lease_id
@@ -426,6 +445,7 @@ class KeyValueStore:
             store.restore(contents.revision, contents.items, contents.outcomes, contents.leases, contents.tokens)
             store.session, store.level = contents.session, contents.level
             store.ended_sessions = contents.ended_sessions
+            store.staging = contents.staged()
         except struct.error:  # the limits let nothing through that does not fit
             raise ValueError("an item of the snapshot has a number out of bounds") from None
         if len(store) != contents.item_count:

@@ -63,6 +63,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.results",
     },
     "kvnode.beside": {
+        "kvnode.staging",
         "kvnode.commands",
         "kvnode.leases",
         "kvnode.limits",
@@ -71,10 +72,12 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.store",  # its type alone
         "kvnode.view",
     },
+    "kvnode.staging": {"kvnode.items", "kvnode.leases", "kvnode.limits", "kvnode.table"},
     "kvnode.session": {"kvnode.commands", "kvnode.errors", "kvnode.limits", "kvnode.results"},
     "kvnode.tokens": {"kvnode.commands", "kvnode.limits", "kvnode.results"},
     "kvnode.ended_sessions": {"kvnode.limits", "kvnode.results", "kvnode.session"},
     "kvnode.view": {
+        "kvnode.staging",
         "kvnode.ended_sessions",
         "kvnode.session",
         "kvnode.tokens",
@@ -86,6 +89,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.table",
     },
     "kvnode.store": {
+        "kvnode.staging",
         "kvnode.ended_sessions",
         "kvnode.beside",
         "kvnode.session",
@@ -102,7 +106,15 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.transactions",
         "kvnode.view",
     },
-    "kvnode.backup": {"kvnode.session", "kvnode.items", "kvnode.limits", "kvnode.store", "kvnode.view"},
+    "kvnode.backup": {
+        "kvnode.session",
+        "kvnode.items",
+        "kvnode.limits",
+        "kvnode.outcomes",
+        "kvnode.store",
+        "kvnode.tokens",
+        "kvnode.view",
+    },
     # Who watches what: fed by raft/, read by http/, and as free of clocks and sockets as the store.
     "kvnode.watch": {"kvnode.changes", "kvnode.errors"},
     "kvnode.raft.status": set(),
@@ -246,7 +258,7 @@ ARROWS: dict[str, set[str]] = {
 LIBRARIES: dict[str, set[str]] = {
     "pysyncobj": {"kvnode.raft"},
     "aiohttp": {"kvnode.http", "kvnode.http.release", "kvnode.front", "kvnode.client"},
-    "sortedcontainers": {"kvnode.store", "kvnode.leases", "kvnode.order"},
+    "sortedcontainers": {"kvnode.store", "kvnode.leases", "kvnode.order", "kvnode.staging"},
     "click": {"kvnode.cli"},
     "rich": {"kvnode.cli"},
     "prometheus_client": {"kvnode.metrics"},

@@ -28,6 +28,10 @@ from kvnode.commands import (
     PUT,
     RENEW,
     REPLACE,
+    RESTORE_ABORT,
+    RESTORE_BEGIN,
+    RESTORE_COMMIT,
+    RESTORE_PIECE,
     REVOKE,
     SESSION,
     TOKEN_CREATE,
@@ -164,8 +168,17 @@ HOSTILE: list[Any] = [
 ]  # fmt: skip
 
 
+RESTORE_ID = b"r" * 16
+RESTORED_CHUNK = msgpack.packb([["r1", b"1", "", 1, 1, 1], ["r2", b"1", "", 2, 2, 1, 4]])
+
+
 def some_store() -> KeyValueStore:
-    return KeyValueStore.load(loaders.sound()[0].view().chunks())
+    """With a backup of which the lease and the first item have come."""
+    store = KeyValueStore.load(loaders.sound()[0].view().chunks())
+    store.apply([RESTORE_BEGIN, [RESTORE_ID, 9, 3, 1, 7]])
+    for number, elements in enumerate(([[4, 60, 0, False]], [["r0", b"1", "", 1, 1, 1]])):
+        store.apply([RESTORE_PIECE, [RESTORE_ID, number, msgpack.packb(elements)]])
+    return store
 
 
 @pytest.mark.parametrize("kind", [*FIELDS, 0, 99, True, None, "1", [], 1.0])
@@ -184,6 +197,10 @@ def test_apply_answers_every_command_of_hostile_values(kind: Any) -> None:
         TOKEN_CREATE: [TOKEN_CREATE, TOKEN],
         TOKEN_REVOKE: [TOKEN_REVOKE, "token-1"],
         END_SESSION: [END_SESSION, ["token-0", b"s" * SESSION_ID_BYTES, 2_000_000_000]],
+        RESTORE_BEGIN: [RESTORE_BEGIN, [b"other" + bytes(11), 9, 1, 1, 1]],
+        RESTORE_PIECE: [RESTORE_PIECE, [RESTORE_ID, 2, RESTORED_CHUNK]],
+        RESTORE_COMMIT: [RESTORE_COMMIT, [RESTORE_ID, 2, 0]],
+        RESTORE_ABORT: [RESTORE_ABORT, [RESTORE_ID, 0, 0]],
         LEVEL: [LEVEL, 2],
         REPLACE: [REPLACE, packed_contents(list(loaders.sound()[3].view().chunks()))],
     }
@@ -261,6 +278,9 @@ EACH_KIND: list[list[Any]] = [
     [TOKEN_REVOKE, "token-1"],
     [TOKEN_REVOKE, "token-0"],
     [END_SESSION, ["token-0", b"s" * SESSION_ID_BYTES, 2_000_000_000]],
+    [RESTORE_BEGIN, [b"other" + bytes(11), 9, 1, 1, 1]],
+    [RESTORE_PIECE, [RESTORE_ID, 2, RESTORED_CHUNK]],
+    [RESTORE_ABORT, [RESTORE_ID, 0, 0]],
     [LEVEL, 2],
     [SESSION, 2, b"k", b"f", 0],
     [REPLACE, packed_contents(list(loaders.sound()[3].view().chunks()))],
@@ -315,6 +335,10 @@ def test_a_command_that_fails_half_way_changes_nothing(command: list[Any]) -> No
         assert list(store.view().chunks()) == before, f"call {call}"
         assert (store.revision, store.changes) == (untouched.revision, [])
         assert list(store.walk("", None)) == list(untouched.walk("", None))
+        staged, as_it_was = store.staging, untouched.staging
+        assert staged is not None
+        assert as_it_was is not None
+        assert (list(staged.keys), staged.leases.keys(4)) == (list(as_it_was.keys), as_it_was.leases.keys(4))
         assert store.leases.ids(0, 99) == untouched.leases.ids(0, 99)
         assert [store.leases.keys(lease) for lease in range(9)] == [untouched.leases.keys(lease) for lease in range(9)]
     assert call >= 3

@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from kvnode.changes import CHANGE_DELETE, CHANGE_PUT
 from kvnode.commands import ABSENT, DELETE, DELETE_PREFIX, EXISTS, EXPIRE, PUT, TXN, Delete, Put
 from kvnode.items import Item, packed, prefix_end, unpacked
-from kvnode.limits import CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
+from kvnode.limits import CHUNK_BYTES_MAX, CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
 from kvnode.results import Concluded, Deleted, Got, Invalid, ReadsTooLarge, Refused, Written
 from kvnode.store import KeyValueStore
 from kvnode.transactions import GET, OPERATORS, VALUE, holds
-from kvnode.view import CHUNK_BYTES_MAX
 
 # Few keys, so that commands meet; odd ones, so that order and encoding matter.
 keys = st.sampled_from(["a", "a/", "a//b", "é", "z", "\ud7ff", "\ue000", "\uffff", "\U0001f600", "\U0010ffff", "\0"])

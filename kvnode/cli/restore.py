@@ -31,8 +31,8 @@ def restore(
 ) -> None:  # fmt: skip
     """Have a running cluster hold what the backup FILE holds, and nothing else; or, with --data-dir, make a new one.
 
-    Running: all keys and leases are replaced in one revision, above all that were. Up to 131,072 keys and 4 MiB, once
-    compressed.
+    Running: all keys and leases are replaced in one revision, above all that were. A large one takes a while: give
+    it a --timeout of up to 600 seconds.
 
     --data-dir: offline, no running cluster is changed. It makes the directory for the first node of a new cluster, of
     any size; start it there, then further nodes with an empty --data-dir and --join.

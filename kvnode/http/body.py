@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kvnode.http.connection import Connection
 
 BODY_DEADLINE_S: Final = 30.0
+TAKES_IN_A_TURN: Final = 64  # of a body that is taken in pieces; what is done with each takes some microseconds
 
 
 def connection_of(request: web.BaseRequest) -> Connection:
@@ -25,10 +26,7 @@ def connection_of(request: web.BaseRequest) -> Connection:
 
 def whole_body(request: web.BaseRequest, bytes_max: int) -> bytes | None:
     """The body where all of it is there, which is nearly always; None where it is still to come. Raises as below."""
-    headers = request.headers
-    if hdrs.CONTENT_ENCODING in headers and headers[hdrs.CONTENT_ENCODING].strip().lower() not in ("", "identity"):
-        # Values are stored as they come: unpacking one would hide its size from the bound until it is too late.
-        raise UnsupportedMediaType("The body has a Content-Encoding; send it as it is, without compression.")
+    _check_encoding(request)
     content = request.content
     if not content.is_eof():
         length = request.content_length
@@ -52,6 +50,67 @@ async def read_body(request: web.BaseRequest, bytes_max: int) -> bytes:
         body = await _collect(request, bytes_max)
         check_still_admitted(request)  # by now, so long after its head
     return body
+
+
+def _check_encoding(request: web.BaseRequest) -> None:
+    headers = request.headers
+    if hdrs.CONTENT_ENCODING in headers and headers[hdrs.CONTENT_ENCODING].strip().lower() not in ("", "identity"):
+        # Values are stored as they come: unpacking one would hide its size from the bound until it is too late.
+        raise UnsupportedMediaType("The body has a Content-Encoding; send it as it is, without compression.")
+
+
+class BodyStream:
+    """A body of any size, taken in pieces: no more of it is read than is taken, and so its sender waits.
+
+    `end` has to be called. What is raised is definite: BadRequest, UnsupportedMediaType, Overloaded, Unauthorized.
+    """
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        _check_encoding(request)
+        self._request = request
+        self._connection = connection_of(request)
+        self._rest = b""
+        self._at = 0  # so much of that is taken already
+        self._taken = 0
+        self._takes = 0
+        self._connection.reading = True
+        if hdrs.EXPECT in request.headers and not request.content.is_eof():
+            _invite(request)
+
+    async def take(self, size: int) -> bytes:
+        """So many bytes, fewer where the body ends before. They have to come within BODY_DEADLINE_S."""
+        self._takes += 1
+        if self._takes % TAKES_IN_A_TURN == 0:
+            await asyncio.sleep(0)  # many small pieces may be there at once
+        end = self._at + size
+        if end <= len(self._rest):
+            piece, self._at = self._rest[self._at : end], end
+            return piece
+        pieces, content = [self._rest[self._at :]], self._request.content
+        have = len(pieces[0])
+        deadline_s = remaining_s(BODY_DEADLINE_S)
+        try:
+            async with asyncio.timeout(deadline_s):
+                while have < size and not content.at_eof():
+                    piece = await content.readany()
+                    pieces.append(piece)
+                    have += len(piece)
+                    self._taken += len(piece)
+                    self._connection.taken(content, self._taken)
+                    self._connection.budgets.bodies.require(0)
+        except TimeoutError:
+            message = f"The body did not go on within {max(0.0, deadline_s):.3g} s."
+            raise BadRequest(message, "request_timeout") from None
+        except (web.RequestPayloadError, HttpProcessingError):
+            raise BadRequest("The body is not framed as HTTP says; check Content-Length or the chunks.") from None
+        except ConnectionError:
+            raise BadRequest("The client went away before its body was complete.") from None
+        whole = b"".join(pieces)
+        self._rest, self._at = whole[size:], 0
+        return whole[:size]
+
+    def end(self) -> None:
+        self._connection.reading = False
 
 
 def _invite(request: web.BaseRequest) -> None:

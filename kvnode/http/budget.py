@@ -18,7 +18,8 @@ from kvnode.limits import CONTENTS_BYTES_MAX
 
 # Answers that clients have not taken: the largest pages of 20 clients, and an eighth of the memory of a small machine.
 ANSWER_BYTES_MAX: Final = 64 * 1_048_576
-# Requests that are not complete, or wait behind another one: a restore of the largest backup beside the largest batch.
+# Requests that are not complete, or wait behind another one: the largest backup that is
+# restored at feature level 0 beside the largest batch. From level 1 on a backup is taken in pieces, and holds little.
 BODY_BYTES_MAX: Final = CONTENTS_BYTES_MAX + 8 * 1_048_576
 # What one connection may hold of either without being counted. Nearly every request is whole with its first piece, is
 # answered from there, and not counted either.

@@ -99,6 +99,7 @@ class Connection(web.RequestHandler):
         "_newest_bytes",
         "_parting",
         "_pending",
+        "_taken_of",
         "_unread",
         "_welcome",
         "believed",
@@ -121,6 +122,7 @@ class Connection(web.RequestHandler):
         self._newest: StreamReader | None = None  # the body that is arriving, and how much of it was counted
         self._newest_bytes = 0
         self._answered: StreamReader | None = None  # a body that is read and dropped: its answer is out before its end
+        self._taken_of: tuple[Any, int] = (None, 0)  # a body that is taken in pieces, and how much of it is not held
         self.reading = False  # a handler reads the body, and answers when there is no room for it
         self._unread: Hold | None = None  # what the client was sent and has not taken
         self.listener: Listener | None = None
@@ -130,10 +132,8 @@ class Connection(web.RequestHandler):
         self._named = ""
         self._parting = False
         self.believed: bool | None = None  # whether it is a balancer's that may say who its client is (door.Door)
-        # What the last request was let in with, and the header that showed it (credentials.Credentials).
-        self.credential: tuple[str | None, Admission] | None = None
-        # The last Host that passed (door.Door), None for a request without one; at first what no header can say.
-        self.host: str | None = "\n"
+        self.credential: tuple[str | None, Admission] | None = None  # of the last request (credentials.Credentials)
+        self.host: str | None = "\n"  # the last that passed (door.Door), None without one; at first what none can say
 
     @property
     def budgets(self) -> Budgets:
@@ -161,12 +161,10 @@ class Connection(web.RequestHandler):
         """By the loop's clock: since when no request is under way; None while one is. The head of a request that is
         still arriving makes none: it would hold the connection with one byte.
         """
-        if self._request_in_progress:
-            return None
-        if self._close or self._force_close:
+        if not self._request_in_progress and (self._close or self._force_close):
             return self._came_at  # all is said, and the client takes its time to read it
         waiter = self._waiter
-        if waiter is None or waiter.done() or self._messages:
+        if self._request_in_progress or waiter is None or waiter.done() or self._messages:
             return None
         return max(self._came_at, self._next_keepalive_close_time - self._keepalive_timeout)
 
@@ -296,12 +294,18 @@ class Connection(web.RequestHandler):
                 self._messages.append(_too_long())
         self._hold_arrived()
 
+    def taken(self, content: StreamReader, size: int) -> None:
+        """Of the present request's body so many bytes are taken in all, and are not this node's to hold."""
+        self._taken_of = content, size
+        self._hold_arrived()
+
     def _hold_arrived(self) -> None:
         """Holds what the present request has brought, and what is queued behind it."""
         current = self._current_request
         size = HEAD_COPIES * (self._head_bytes + self._framing)
         if current is not None:
-            size += current.content.total_bytes + _head_cost(current._message)
+            taken = self._taken_of[1] if self._taken_of[0] is current.content else 0
+            size += current.content.total_bytes - taken + _head_cost(current._message)
         for message, payload in self._messages:
             size += payload.total_bytes + _head_cost(message)
         hold, transport = self._arrived, self._carrier

@@ -104,6 +104,7 @@ def _write(disk: Directory, new: Path, old: Path, skip: int | None) -> Recovered
     mine = former.members.get(claimed.node_id, Member(claimed.node_id, ("", 0)))
     alone = Configuration(index, {mine.node_id: Member(mine.node_id, mine.address, mine.http_url, since=index)})
     claim = Claim(claimed.node_id, cluster_id, [claimed.node_id], recovered=True)
+    store.staging = None  # a restore that had not come to its end
     # To the last number at most, which is above all that the lost nodes can have given: a recovery never fails at it.
     held = store.revision
     store.revision = min(held + LEAP, COUNTER_MAX)

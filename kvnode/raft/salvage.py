@@ -49,6 +49,10 @@ def salvage(chunks: Iterable[bytes]) -> tuple[KeyValueStore, Salvaged]:
     done = Salvaged()
     elements = [element for chunk in source for element in chunk]
     small = dict(_small(header[6], done)) if len(header) == 7 and type(header[6]) is dict else {}
+    counts = header[2:5]
+    staged = len(header) == 7 and type(header[6]) is dict and "staged" in header[6]
+    if staged and all(type(count) is int and count >= 0 for count in counts):
+        elements = elements[: sum(counts)]  # a restore that had not come to its end
     # An outcome has two fields, a lease four, an item six or seven.
     outcomes = [each for each in elements if _fields(each) == 2]
     leases = sorted((each for each in elements if _fields(each) == 4 and type(each[0]) is int), key=lambda one: one[0])

@@ -23,11 +23,11 @@ from typing import Final
 import msgpack
 
 from kvnode.errors import StartupError
-from kvnode.limits import COUNTER_MAX
+from kvnode.limits import CHUNK_BYTES_MAX, COUNTER_MAX
 from kvnode.raft.disk import Disk
 from kvnode.raft.membership import Configuration, named, unpacked
 from kvnode.store import KeyValueStore
-from kvnode.view import CHUNK_BYTES_MAX, StoreView
+from kvnode.view import StoreView
 
 _HEAD: Final = struct.Struct("<4sH16sQQI")
 _DIGEST: Final = struct.Struct("<?Q")

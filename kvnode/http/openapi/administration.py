@@ -75,7 +75,7 @@ ADMINISTRATION: Final[dict[str, Operation]] = {
     ),
     "POST /admin/api/v1/restore": Operation(
         "restore",
-        "The contents of a backup take the place of all keys, in one revision above both.",
+        "The contents of a backup of any size take the place of all keys, in one revision above both.",
         json("Restored", "It is restored."),
         (*ADMIN, "too_large", "outcome_unknown", "disk_full"),
         (),
