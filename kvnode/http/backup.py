@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from math import ceil
-from typing import Final
+from typing import Final, cast
 
 from aiohttp import HttpVersion11, web
 
 from kvnode import backup
 from kvnode.errors import Overloaded
 from kvnode.http.answer import PRIVATE, Answer
+from kvnode.http.connection import Connection
 from kvnode.http.consistency import consistency
 from kvnode.http.credentials import REVIEW_S, Admission, admission_of
 from kvnode.http.group import Group
@@ -80,6 +81,7 @@ class BackupStream(Answer):
         encoding = b"Transfer-Encoding: chunked\r\n" if framed else b""
         self._backups.open += 1
         try:
+            cast(Connection, request.protocol).drop_body(request)
             transport.write(_HEAD % (self.stamp, PRIVATE, self.headers, view.revision, view.revision, encoding))
             await self._send(request, made, framed)
         except BaseException:

@@ -16,15 +16,12 @@ import termios
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol, cast
 
-from aiohttp import StreamReader, web
-from aiohttp.http import RawRequestMessage
-from aiohttp.http_exceptions import LineTooLong
-from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp import web
 from aiohttp.web_protocol import _ErrInfo
 
-from kvnode.errors import Overloaded
 from kvnode.http.answer import WRITE_DEADLINE_S, Answer
-from kvnode.http.budget import SMALL_BYTES, UNCOUNTED_BYTES, Budgets, Hold
+from kvnode.http.arrivals import Arrivals, head_size
+from kvnode.http.budget import AT_ONCE_BYTES, SMALL_BYTES, UNCOUNTED_BYTES, Budgets, Hold
 from kvnode.http.credentials import Admission
 from kvnode.http.later import Later
 from kvnode.http.request import Request
@@ -32,11 +29,6 @@ from kvnode.http.request import Request
 # For the head of a connection's first request, and of any other from the first piece that came alone: silence, or one
 # byte a minute, would hold a place for ever.
 HEAD_S: Final = 30.0
-# The request line and all header lines together, and what may follow a body in chunks: what nginx takes by default.
-# aiohttp bounds each line (8,190 bytes) and their number (128), which is a megabyte.
-HEAD_BYTES_MAX: Final = 32_768
-HEAD_COPIES: Final = 5  # a head is kept as it came, and as text, where one wide letter makes all take four bytes each
-HEAD_LINE_BYTES: Final = 256  # for the objects of each header line, however short it is
 # While the node stops: for a new connection's first request, which follows it by one way through the network.
 FIRST_S: Final = 0.25
 PARTING_S: Final = 0.25  # for a client to close an idle connection after this node has; it takes a round trip
@@ -80,64 +72,42 @@ class App(Protocol):
     def follows(self, request: web.BaseRequest) -> bool: ...
 
 
-class Connection(web.RequestHandler):
+class Connection(Arrivals):
     """`listener` is nobody but for watches."""
 
     __slots__ = (
-        "_answered",
         "_app",
-        "_arrived",
         "_asleep",
         "_came_at",
-        "_carrier",
-        "_framing",
-        "_head_bytes",
         "_late",
         "_limits",
         "_named",
-        "_newest",
-        "_newest_bytes",
         "_parting",
         "_pending",
-        "_taken_of",
         "_unread",
         "_welcome",
         "believed",
         "credential",
         "host",
         "listener",
-        "reading",
     )
 
     def __init__(self, server: web.Server, app: App, **settings: Any) -> None:
-        super().__init__(server, **settings)
+        super().__init__(server, app.budgets, **settings)
         self._app = app
         self._welcome = True
         self._asleep: asyncio.Future[None] | None = None  # aiohttp's waiter, while a request is answered without it
         self._pending: tuple[Request, Any] | None = None
         self._late: asyncio.TimerHandle | None = None
-        self._arrived: Hold | None = None  # what came of requests that are not answered yet, where it is much
-        self._head_bytes = 0  # of a head that is not complete, or of what follows a body in chunks
-        self._framing = 0  # what else came with the last piece and is no body: chunks, the begin of the next request
-        self._newest: StreamReader | None = None  # the body that is arriving, and how much of it was counted
-        self._newest_bytes = 0
-        self._answered: StreamReader | None = None  # a body that is read and dropped: its answer is out before its end
-        self._taken_of: tuple[Any, int] = (None, 0)  # a body that is taken in pieces, and how much of it is not held
-        self.reading = False  # a handler reads the body, and answers when there is no room for it
         self._unread: Hold | None = None  # what the client was sent and has not taken
         self.listener: Listener | None = None
         self._limits: ConnectionLimits | None = None
-        self._carrier: asyncio.Transport | None = None  # the transport, for as long as it exists
         self._came_at = 0.0
         self._named = ""
         self._parting = False
         self.believed: bool | None = None  # whether it is a balancer's that may say who its client is (door.Door)
         self.credential: tuple[str | None, Admission] | None = None  # of the last request (credentials.Credentials)
         self.host: str | None = "\n"  # the last that passed (door.Door), None without one; at first what none can say
-
-    @property
-    def budgets(self) -> Budgets:
-        return self._app.budgets
 
     @property
     def address(self) -> str:
@@ -161,6 +131,8 @@ class Connection(web.RequestHandler):
         """By the loop's clock: since when no request is under way; None while one is. The head of a request that is
         still arriving makes none: it would hold the connection with one byte.
         """
+        if self._kept is not None:
+            return None
         if not self._request_in_progress and (self._close or self._force_close):
             return self._came_at  # all is said, and the client takes its time to read it
         waiter = self._waiter
@@ -198,11 +170,6 @@ class Connection(web.RequestHandler):
         else:
             self.force_close()
 
-    def abort(self) -> None:
-        """Ends the connection at once, whatever was not written yet."""
-        if self._carrier is not None:
-            self._carrier.abort()
-
     def force_close(self) -> None:
         """As aiohttp's. What is written already may still be on its way to a client that does not take it: for
         WRITE_DEADLINE_S, not for ever.
@@ -236,8 +203,11 @@ class Connection(web.RequestHandler):
     # --- the short way ---------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
+        if len(data) > AT_ONCE_BYTES and not self.budgets.reads.now():
+            self._put_off(data)
+            return
         waiter = self._waiter
-        if waiter is None or not self._welcome:
+        if waiter is None or waiter.done() or not self._welcome:
             requests = self._request_count
             super().data_received(data)  # something is being answered: what comes is queued behind it
             if self._messages:
@@ -257,90 +227,13 @@ class Connection(web.RequestHandler):
         large = len(data) + self._head_bytes > UNCOUNTED_BYTES
         if self._late is not None:
             self._in_time()
-        if not waiter.done() and ((large and self._has_large_head()) or not self._at_once(waiter)):
+        if (large and self._has_large_head()) or not self._at_once(waiter):
             waiter.set_result(None)
             self._count(len(data), len(self._messages))
 
     def _has_large_head(self) -> bool:
         """Whether the first that waits is of a size that has to be counted while it is being answered."""
-        return _head_size(self._messages[0][0]) > UNCOUNTED_BYTES
-
-    def _count(self, size: int, requests: int) -> None:
-        """So many bytes came that the short way does not answer at once, and so many requests began in them."""
-        newest = self._newest
-        body = 0 if newest is None else newest.total_bytes - self._newest_bytes
-        if requests:
-            rest = self._head_bytes + self._framing + size - body
-            for index in range(-requests, 0):
-                message, payload = self._messages[index]
-                head_bytes = _head_size(message)
-                rest -= head_bytes + payload.total_bytes
-                if head_bytes > HEAD_BYTES_MAX:
-                    self._messages[index] = _too_long()
-            newest = self._messages[-1][1]
-            self._head_bytes, self._framing = 0, max(0, rest)
-        elif body:
-            self._head_bytes, self._framing = 0, max(0, size - body)
-        else:
-            self._head_bytes += size
-        if newest is None or newest.is_eof():
-            self._newest = None
-        else:
-            self._newest, self._newest_bytes = newest, newest.total_bytes
-        if self._head_bytes > HEAD_BYTES_MAX:
-            if self._waiter is None or (newest is not None and not newest.is_eof()):
-                self.abort()  # no answer could follow the one that is under way
-            elif not self._messages:
-                self._messages.append(_too_long())
-        self._hold_arrived()
-
-    def taken(self, content: StreamReader, size: int) -> None:
-        """Of the present request's body so many bytes are taken in all, and are not this node's to hold."""
-        self._taken_of = content, size
-        self._hold_arrived()
-
-    def _hold_arrived(self) -> None:
-        """Holds what the present request has brought, and what is queued behind it."""
-        current = self._current_request
-        size = HEAD_COPIES * (self._head_bytes + self._framing)
-        if current is not None:
-            taken = self._taken_of[1] if self._taken_of[0] is current.content else 0
-            size += current.content.total_bytes - taken + _head_cost(current._message)
-        for message, payload in self._messages:
-            size += payload.total_bytes + _head_cost(message)
-        hold, transport = self._arrived, self._carrier
-        if size <= UNCOUNTED_BYTES or transport is None:
-            if hold is not None:
-                hold.release()
-                self._arrived = None
-            return
-        if self._newest is not None and self._newest is self._answered:
-            return
-        bodies = self._app.budgets.bodies
-        if hold is None:
-            hold = self._arrived = bodies.hold_anyway(size)
-            fits = hold.wait(transport)
-        else:
-            hold.resize(size)
-            fits = bodies.fits(0)
-        if not fits and not self.reading:
-            if self._waiter is not None and len(self._messages) == 1:
-                self._refuse()
-            else:
-                bodies.cut += 1
-                transport.abort()  # others are to be answered first, and all would be read until then
-
-    def _refuse(self) -> None:
-        """Answers 503 to the one that waits and was not begun, and drops the rest of it."""
-        self._answered = payload = self._messages[0][1]
-        try:
-            self._app.budgets.bodies.require(0)
-        except Overloaded as error:
-            self._messages.clear()
-            self._messages.append((_ErrInfo(status=503, exc=error, message=error.message), payload))
-        if self._arrived is not None:
-            self._arrived.release()
-            self._arrived = None
+        return head_size(self._messages[0][0]) > UNCOUNTED_BYTES
 
     def _in_time(self) -> None:
         if self._late is not None:
@@ -406,7 +299,7 @@ class Connection(web.RequestHandler):
         transport = self.transport
         assert transport is not None
         if self._newest is not None:
-            self._answered = self._newest
+            self.drop_body(request)
         if self._arrived is not None and not self._messages:
             self._framing = 0
             self._arrived.release()
@@ -442,7 +335,7 @@ class Connection(web.RequestHandler):
             return
         # TLS hands the first write on whatever its size, as if it were taken, and only with the next one finds out that
         # it was not.
-        self._unread = self._app.budgets.answers.hold_anyway(TLS_COPIES * len(piece))
+        self._unread = self.budgets.answers.hold_anyway(TLS_COPIES * len(piece))
         rest = memoryview(piece)
         transport.write(rest[:-1])
         transport.write(rest[-1:])
@@ -525,9 +418,9 @@ class Connection(web.RequestHandler):
             size = transport.get_write_buffer_size()
             if size <= UNCOUNTED_BYTES:
                 return  # tickets on their way: no reason to cut off a client that has not even asked yet
-            self._unread = self._app.budgets.answers.hold_anyway(size)
+            self._unread = self.budgets.answers.hold_anyway(size)
         if not self._unread.wait(transport):
-            self._app.budgets.answers.cut += 1
+            self.budgets.answers.cut += 1
             transport.abort()  # nothing gentler gives the memory back
 
     def resume_writing(self) -> None:
@@ -557,36 +450,10 @@ class Connection(web.RequestHandler):
         if exc is not None and not isinstance(exc, ConnectionError):
             # Broken TLS ends in an ssl.SSLError, and whoever waits for the rest of a body would take it for a fault.
             exc = ConnectionResetError(str(exc))
-        current = self._current_request
+        self._kept = None
+        task = self._task_handler
         super().connection_lost(exc)
-        # The garbage collector would find these in its own time: they know their connection, and it knows them.
-        unread = [payload for _, payload in self._messages]
-        if current is not None and not self.reading and not current.content.is_eof():  # a whole one may still be read
-            unread.append(current.content)
-        for payload in unread:
-            if payload.exception() is None:
-                payload.read_nowait(-1)
-        self._messages.clear()
-
-
-def _head_size(message: RawRequestMessage | _ErrInfo) -> int:
-    """Of the request line and the header lines, in bytes as they came."""
-    if isinstance(message, _ErrInfo):
-        return 0
-    return len(message.path) + sum([len(name) + len(value) + 4 for name, value in message.raw_headers])
-
-
-def _head_cost(message: RawRequestMessage | _ErrInfo) -> int:
-    """In bytes of memory."""
-    if isinstance(message, _ErrInfo):
-        return 0
-    return HEAD_COPIES * _head_size(message) + HEAD_LINE_BYTES * len(message.raw_headers)
-
-
-def _too_long() -> tuple[_ErrInfo, StreamReader]:
-    """What aiohttp queues for a line that is too long."""
-    error = LineTooLong(b"", HEAD_BYTES_MAX)
-    return _ErrInfo(status=400, exc=error, message=error.message), EMPTY_PAYLOAD
+        self._let_go(task)
 
 
 def _unread(transport: asyncio.Transport) -> bool:

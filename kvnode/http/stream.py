@@ -149,6 +149,7 @@ class EventStream(Answer):
         self._streams.add(self)
         self._streams.admit(watcher, self._admission)
         try:
+            connection.drop_body(request)
             transport.write(_HEAD % (self.stamp, PRIVATE, self._sent, self._sent + 1, self._sent))
             self._streams.group.watches.call(watcher)
             await self._over

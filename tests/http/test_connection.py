@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 from contextlib import suppress
+from functools import partial
+from typing import cast
 
 import pytest
 
-from kvnode.http import app, connection
+from kvnode.http import app, budget, connection
+from kvnode.http.budget import Reads
 from kvnode.http.connection import Connection
 from tests.http.serving import Reply, Served, Wire, serve, until
 from tests.http.single import SingleGroup
@@ -296,6 +299,107 @@ async def test_a_body_without_room_is_refused_and_read_to_its_end(node: Served, 
     async with node.connect() as wire:
         assert (await wire.ask("PUT", "/v1/kv/a", None, b"x" * 1_000_000)).status == 200
     assert budget.in_use == 0
+
+
+@pytest.fixture
+def busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No turn of the loop has time for a large read when it comes."""
+    now = Reads.now
+
+    def never(self: Reads) -> bool:
+        return now(self) and self._working
+
+    monkeypatch.setattr(Reads, "now", never)
+
+
+@pytest.mark.usefixtures("busy")
+@pytest.mark.parametrize("piece_bytes", [1_000_000, 5_000])
+async def test_what_waits_for_its_turn_keeps_its_order(node: Served, piece_bytes: int) -> None:
+    values = [bytes([97 + number]) * 150_000 for number in range(4)]
+    requests = b"".join(
+        b"PUT /v1/kv/a HTTP/1.1\r\nHost: n\r\nContent-Length: %d\r\n\r\n%b" % (len(value), value)
+        + b"GET /v1/kv/a HTTP/1.1\r\nHost: n\r\n\r\n"
+        for value in values
+    )
+    async with node.connect() as wire:
+        for at in range(0, len(requests), piece_bytes):
+            wire.send(requests[at : at + piece_bytes])
+            await asyncio.sleep(0)
+        for value in values:
+            assert (await wire.reply()).status == 200
+            assert (await wire.reply()).body == value
+        assert node.server.app.budgets.bodies.in_use == 0
+
+
+@pytest.mark.usefixtures("busy")
+async def test_what_waits_for_its_turn_goes_with_its_client(node: Served) -> None:
+    budget = node.server.app.budgets.bodies
+    async with node.connect():
+        await until(lambda: bool(node.server.connections))
+        (served,) = node.server.connections
+        served.data_received(HEAD + lines(1) + b"\r\n")
+        assert budget.in_use > 8_000
+        assert cast(Connection, served).idle_since is None
+        cast(Connection, served).connection_lost(None)
+        assert budget.in_use == 0
+    await asyncio.sleep(0.01)
+    assert budget.cut == 0
+
+
+@pytest.mark.usefixtures("busy")
+async def test_what_would_wait_without_room_ends_its_connection(node: Served) -> None:
+    budget = node.server.app.budgets.bodies
+    spent = budget.hold_anyway(budget.limit)
+    async with node.connect() as wire:
+        wire.send(HEAD + lines(1) + b"\r\n")
+        with suppress(ConnectionError):
+            assert await wire.closed()
+    assert budget.cut == 1
+    async with node.connect() as wire:  # what is small waits for nothing
+        assert (await wire.ask("GET", "/livez")).status == 200
+    spent.release()
+    assert budget.in_use == 0
+
+
+async def test_large_reads_share_the_turns_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "READS_TURN_S", 0.0)
+    reads = Reads()
+    done: list[int] = []
+    assert reads.now()
+    for number in range(3):
+        assert not reads.now()
+        reads.wait(partial(done.append, number))
+    for number in range(3):
+        await asyncio.sleep(0)
+        assert done == list(range(number + 1))
+        assert not reads.now()  # nobody passes those that wait, nor takes more than its turn
+    await asyncio.sleep(0)
+    assert reads.now()
+
+
+async def test_a_body_whose_answer_is_out_is_not_kept(node: Served) -> None:
+    """A watch whose own body goes on arriving holds nothing of it, and the body behind another request counts."""
+    budget = node.server.app.budgets.bodies
+    async with node.connect() as wire:
+        wire.send(b"GET /v1/watch?prefix=a HTTP/1.1\r\nHost: n\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1_000)
+        await wire.reader.readuntil(b": watching")
+        (served,) = node.server.connections
+        for _ in range(8):
+            wire.send(b"x" * 100_000)
+            await asyncio.sleep(0.01)
+        body = cast(Connection, served)._newest
+        assert body is not None
+        await until(lambda: body.total_bytes == 801_000)
+        assert body._size == 0
+        assert budget.in_use < 8_000
+    async with node.connect() as wire:
+        wire.send(HEAD + b"\r\nPUT /v1/kv/a HTTP/1.1\r\nHost: n\r\nContent-Length: 100000\r\n\r\n" + b"x" * 50_000)
+        assert (await wire.reply()).status == 200
+        await asyncio.sleep(0.01)
+        assert budget.in_use > 50_000
+        wire.send(b"x" * 50_000)
+        assert (await wire.reply()).status == 200
+        assert (await wire.ask("GET", "/v1/kv/a")).body == b"x" * 100_000
 
 
 async def test_half_a_body_goes_with_its_client(node: Served) -> None:
