@@ -83,7 +83,7 @@ async def test_a_restore_does_not_make_the_present_out_of_the_past() -> None:
         await group.propose(Put("k", value).encode())
         if value == b"one":
             taken = KeyValueStore.load(group.store.view().chunks())
-    group.store.replace(taken, 3)
+    group.store.replace(taken, 3, taken.leases.last_id)
     group.watches.publish()
     async with serve(group) as node:
         assert (await node.ask("GET", "/v1/kv/k")).body == b"one"
