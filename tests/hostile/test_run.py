@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.hostile.run import KINDS, run
+
+pytestmark = pytest.mark.alone
 
 
 def test_nothing_that_is_sent_or_left_unread_stops_a_cluster(tmp_path: Path) -> None:

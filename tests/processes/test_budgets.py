@@ -31,7 +31,10 @@ MEMORY_MB_MAX = 400
 PROBE_S_MAX = 1.0
 MIB = 1_048_576
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux how much memory a node took")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux how much memory a node took"),
+]
 
 
 @pytest.fixture(scope="module")

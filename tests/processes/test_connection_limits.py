@@ -13,6 +13,8 @@ import pytest
 
 from tests.cluster import Cluster, free_ports, wait_until
 
+pytestmark = pytest.mark.alone
+
 MOST = 40
 SHARE = MOST // 2
 PROBE_S = 1.0

@@ -10,6 +10,8 @@ import pytest
 
 from tests.cluster import Cluster, Refused, wait_until
 
+pytestmark = pytest.mark.alone
+
 
 def test_a_killed_leader_is_replaced_and_comes_back_as_a_follower(cluster: Cluster) -> None:
     leader = cluster.leader()

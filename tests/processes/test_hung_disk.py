@@ -14,6 +14,8 @@ import pytest
 from tests.chaos.disk import HangingDisk
 from tests.cluster import LEADER_PROBE, Cluster, wait_until
 
+pytestmark = pytest.mark.alone
+
 ELECTION_TIMEOUT_S = 1.2
 
 # Stands in for a real disk where none can be made to hang: what a process asks of it waits while a file is there.

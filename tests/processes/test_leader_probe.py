@@ -9,8 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from tests.cluster import LEADER_PROBE, Cluster, wait_until
+
+pytestmark = pytest.mark.alone
 
 PROBES = 200
 DEADLINE_S = 0.5

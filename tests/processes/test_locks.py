@@ -20,6 +20,8 @@ from kvnode.client import Client, LockLost
 from tests.cli.command import COMMAND, environment, is_one_sentence, kvnode, run_kvnode
 from tests.cluster import Cluster, wait_until
 
+pytestmark = pytest.mark.alone
+
 TTL_S = 3
 
 
@@ -31,8 +33,13 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def start(url: str, name: str, *command: str, ttl_s: int = TTL_S, caught: bool = False) -> subprocess.Popen[bytes]:
     arguments = ("lock", "--url", url, "--ttl", str(ttl_s), name, "--", *command)
+    # In a group of its own: where the group that the tests run in has lost its parent, SIGTSTP stops none of it.
     return subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE if caught else None, env=environment()
+        [*COMMAND, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE if caught else None,
+        env=environment(),
+        process_group=0,
     )
 
 
