@@ -87,15 +87,24 @@ class Door:
 
     def admit(self, request: web.BaseRequest, method: str, path: str) -> None:
         """Raises Unauthorized, Forbidden, UnsupportedMediaType or TooManyRequests."""
-        if is_probe(path):  # whatever its Host: balancers send none, or their own
+        # Nearly all paths begin so: they are told apart from probes without a call.
+        if not path.startswith("/v1/") and is_probe(path):  # whatever its Host: balancers send none, or their own
             cast(Connection, request.protocol).credential = None
             return
         if self._rates is not None:
             wait_s = self._rates.wait_s(self.client(request), monotonic())
             if wait_s > 0:
                 raise TooManyRequests("This address sends more requests than it may; wait a moment.", ceil(wait_s))
-        if self._credentials.first is None:
-            self._admit_anybody(request, method, path)
+        if self._credentials.first is None:  # the node asks for no tokens
+            if self._names is not None:
+                host, connection = request.headers.get(hdrs.HOST), request.protocol
+                if host != connection.host or request.raw_path[:1] != "/":  # type: ignore[attr-defined]
+                    self._check_host(request, method, path)
+                    connection.host = host  # type: ignore[attr-defined]
+            if method not in WITHOUT_EFFECT:
+                headers = request.headers
+                if hdrs.ORIGIN in headers or SEC_FETCH_SITE in headers:
+                    self._check_origin(request, method, path)
             return
         admission = self._credentials.admission(request)
         if admission is None:
@@ -109,18 +118,6 @@ class Door:
             raise Forbidden(f"The token {token.id} may only read, and this takes one with the role full.")
         if admission.session is not None and method not in WITHOUT_EFFECT:
             self._admit_page(request, method, path)
-
-    def _admit_anybody(self, request: web.BaseRequest, method: str, path: str) -> None:
-        """On a node that asks for no tokens."""
-        if self._names is not None:
-            host, connection = request.headers.get(hdrs.HOST), cast(Connection, request.protocol)
-            if host != connection.host or not request.raw_path.startswith("/"):
-                self._check_host(request, method, path)
-                connection.host = host
-        if method not in WITHOUT_EFFECT:
-            headers = request.headers
-            if hdrs.ORIGIN in headers or SEC_FETCH_SITE in headers:
-                self._check_origin(request, method, path)
 
     def _admit_page(self, request: web.BaseRequest, method: str, path: str) -> None:
         """What writes under a cookie."""
