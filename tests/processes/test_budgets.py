@@ -313,8 +313,8 @@ ARRIVING = {
     "chunks": raw("POST", "/v1/batch", headers="Transfer-Encoding: chunked\r\n") + b"7fffff\r\n" + b" " * (8 * MIB - 9),
     "bodies that nothing reads": raw("GET", "/v1/watch?wait=20s", headers=f"Content-Length: {MIB}\r\n") + b" " * MIB,
     "bodies behind a request": raw("GET", "/v1/watch?wait=20s") + slow("/v1/batch", 8 * MIB, 8 * MIB - 1),
-    "heads behind a request": raw("GET", "/v1/watch?wait=20s") + with_lines(raw("GET", "/"), 3, b"y" * 8_000) * 31,
     # A connection may queue 32 requests: it is not read on, and its end not seen, before the first is over.
+    "heads behind a request": raw("GET", "/v1/watch?wait=8s") + with_lines(raw("GET", "/"), 3, b"y" * 8_000) * 31,
     "short lines behind a request": raw("GET", "/v1/watch?wait=8s") + with_lines(raw("GET", "/"), 120, b"") * 31,
 }
 
