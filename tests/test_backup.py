@@ -16,11 +16,12 @@ from kvnode.changes import CHANGE_REPLACED
 from kvnode.commands import EXPIRE, GRANT, LEVEL, RENEW, REPLACE, Expire, Replace
 from kvnode.entries import encode_entry, encode_group, replacement_in
 from kvnode.errors import TooLarge
-from kvnode.http.restore import _command
+from kvnode.http.restore import _command, _Restore
 from kvnode.limits import COUNTER_MAX, LEAP, LEAP_MAX
 from kvnode.outcomes import Outcomes
 from kvnode.results import Deleted, Granted, Invalid, Replaced, Written
 from kvnode.store import KeyValueStore
+from tests.http.single import SingleGroup
 
 
 def store_of(keys: int) -> KeyValueStore:
@@ -209,17 +210,20 @@ def test_what_is_no_leap_or_leads_past_the_last_number_changes_nothing(leap: obj
     assert store.revision < LEAP_MAX
 
 
-def test_only_a_backup_of_another_cluster_or_of_a_later_state_needs_a_leap() -> None:
+async def test_only_a_backup_of_another_cluster_or_of_a_later_state_needs_a_leap() -> None:
     store = store_of(20)
     data = b"".join(backup.pieces(store.view(), "c1"))
-    for own, leaps in (
-        (("c1", store.revision), False),
-        (("c1", store.revision - 1), True),
-        (("c2", 2**40), True),
-        (None, False),  # some member knows no leap
+    head = backup.chunks_of(data)[0]
+    for own, revision, leap in (
+        ("c1", store.revision, 0),
+        ("c1", store.revision - 1, LEAP),
+        ("c2", 2**40, LEAP),
     ):
-        command = msgpack.unpackb(_command(data, own)[0])
-        assert command[2:] == ([None, LEAP] if leaps else []), own
+        group = SingleGroup()
+        group.becomes(cluster_id=own)
+        group.store.revision = revision
+        assert await _Restore(group)._leap(head) == leap, own
+    assert len(msgpack.unpackb(_command(data)[0])) == 2, "below level 1, where some member knows no leap"
 
 
 def test_an_expiry_that_crosses_a_replacement_meets_no_lease_of_the_backup() -> None:

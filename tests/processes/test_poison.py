@@ -36,8 +36,10 @@ def test_a_crafted_backup_is_refused_for_certain_and_every_node_lives(cluster: C
         revision = cluster.put("a", name.encode(), via=via)["revision"]
         answer = cluster.request(via, "POST", RESTORE, backup_of(crafted))
         assert (answer.status, answer.json()["error"], answer.json()["outcome"]) == (400, "bad_request", "not_applied")
-        assert answer.json()["message"].startswith("This is no whole backup ("), name
-        assert answer.json()["message"].endswith("): nothing was restored; use another one."), name
+        # The node says the first of what it reads itself, and the second where the cluster refuses a piece of it.
+        said = answer.json()["message"]
+        assert said.startswith(("This is no whole backup (", "The backup breaks a limit, or is not whole (")), name
+        assert "): nothing was restored" in said, name
         assert cluster.get("a", via=via) == name.encode(), name
         assert cluster.put("b", b"1", via=via)["revision"] == revision + 1, name
     assert cluster.request("n1", "POST", RESTORE, backup_of(SOUND["the highest counters"])).status == 200
