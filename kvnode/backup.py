@@ -124,7 +124,7 @@ def _check_border(head: Head, store: KeyValueStore) -> None:
         raise Damaged(fault)
     beside = store.session != NONE or store.level or store.ended_sessions.view() or store.leases.generation
     if beside or store.staging is not None:
-        # Whoever made such a file would know the key that signs the new cluster's sessions.
+        # The maker of such a file would know the key that signs the new cluster's sessions.
         raise Damaged("it holds a session key, ended sessions, a generation or a feature level, which no backup does")
 
 
