@@ -1,9 +1,11 @@
 """CPU time for each request, of this checkout beside an earlier commit, in one run: `make cost BASE=REV`.
 
-Both run as clusters of three on loopback and are asked in turns, slice by slice, by the same `wrk`. The CPU seconds of
-the three processes, divided by the requests, hold on a noisy machine where a rate does not: what others use of the
-machine changes the rate by half and this figure by a few percent. The ratio is taken slice by slice, so that a machine
-that slows down for a minute slows both sides of a pair.
+Both run as clusters of three on loopback and are asked in turns, slice by slice, by the same `wrk`. While one is asked
+the other is stopped (SIGSTOP): an idle cluster ticks, and takes the caches and now and then a processor from the one
+that is measured. The CPU seconds of the three processes, divided by the requests, hold on a noisy machine where a rate
+does not: what others use of the machine changes the rate by half and this figure by a few percent. The ratio is taken
+for each pair of slices, so that a machine that slows down for a minute slows both sides of a pair; the quartiles of
+these ratios say how far a single pair can be trusted, and `±` how far their median can.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ ROWS: Final = (
     Row("leader probe, 16 clients", "probe", 16),
     Row("PUT, 1 client", "put", 1),
 )
+FILL_S: Final = 4
 CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 SECRET: Final = "a secret of thirty-two characters"  # frames between nodes are authenticated as off loopback
 
@@ -74,6 +77,17 @@ class Side:
         assert requests > 0, f"{self.name}: no request of the row '{row.name}' succeeded"
         return Slice(sum(used.values()) / requests, used[leader] / requests, requests * 1e6 / figures["us"])
 
+    def rest(self) -> None:
+        """Takes no time of the machine until `wake`."""
+        for name in self.cluster.nodes:
+            self.cluster.freeze(name)
+
+    def wake(self) -> None:
+        """Goes on. Every clock has passed the election timeout meanwhile, so that another node may lead now."""
+        for name in self.cluster.nodes:
+            self.cluster.thaw(name)
+        self.cluster.wait_ready(READY_S)
+
     def _cpu_s(self) -> dict[str, float]:
         return {name: cpu_s(self.cluster.pid(name)) for name in self.cluster.nodes}
 
@@ -96,13 +110,14 @@ def export(revision: str, folder: Path) -> Path:
 
 def compare(sides: list[Side], folder: Path, rows: list[Row], rounds: int, slice_s: int) -> list[list[str]]:
     found: dict[str, list[tuple[Slice, Slice]]] = {row.name: [] for row in rows}
-    for side in sides:
-        side.measure(Row("fill", "put", 64), folder, 6, in_order=True)
     for turn in range(rounds):
         for row in rows:
             # Who begins changes, so that neither always finds the caches of the other's run.
-            order = sides if turn % 2 else sides[::-1]
-            slices = {side.name: side.measure(row, folder, slice_s) for side in order}
+            slices: dict[str, Slice] = {}
+            for side in sides if turn % 2 else sides[::-1]:
+                side.wake()
+                slices[side.name] = side.measure(row, folder, slice_s)
+                side.rest()
             found[row.name].append((slices["base"], slices["now"]))
             print(f"{row.name}: " + _words(*found[row.name][-1]), flush=True)
     return [[name, *_cells(pairs)] for name, pairs in found.items()]
@@ -113,40 +128,48 @@ def _words(base: Slice, now: Slice) -> str:
 
 
 def _cells(pairs: list[tuple[Slice, Slice]]) -> list[str]:
-    def median(values: list[float]) -> float:
-        return statistics.median(values)
-
-    ratio = median([now.all_s / base.all_s for base, now in pairs])
-    leader = median([now.leader_s / base.leader_s for base, now in pairs])
     return [
-        f"{median([base.all_s for base, _ in pairs]) * 1e6:.1f}",
-        f"{median([now.all_s for _, now in pairs]) * 1e6:.1f}",
-        f"{ratio - 1:+.1%}",
-        f"{median([base.leader_s for base, _ in pairs]) * 1e6:.1f}",
-        f"{median([now.leader_s for _, now in pairs]) * 1e6:.1f}",
-        f"{leader - 1:+.1%}",
+        *_change([base.all_s for base, _ in pairs], [now.all_s for _, now in pairs]),
+        *_change([base.leader_s for base, _ in pairs], [now.leader_s for _, now in pairs]),
+    ]
+
+
+def _change(base: list[float], now: list[float]) -> list[str]:
+    """Both medians in µs; the median of the ratios, how far that can be trusted, and their quartiles."""
+    ratios = [n / b - 1 for b, n in zip(base, now, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    # The standard error of a median of normal values, 1.25 sigma / sqrt(n), with sigma by the quartiles: an outlier
+    # counts for as little as in the median itself.
+    error = 1.25 * (high - low) / 1.35 / len(ratios) ** 0.5
+    return [
+        f"{statistics.median(base) * 1e6:.1f}",
+        f"{statistics.median(now) * 1e6:.1f}",
+        f"{middle:+.1%} ± {error:.1%}",
+        f"{low:+.1%} … {high:+.1%}",
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("base", help="the commit to compare with")
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--slice-s", type=int, default=3)
-    parser.add_argument("--rows", help="parts of the names of the rows to measure, with commas between", default="")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--slice-s", type=int, default=2)
+    parser.add_argument("--rows", help="parts of the names of the rows to measure, with | between", default="")
     options = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("wrk is not installed, and it sends the requests: on Debian and Ubuntu, apt-get install wrk.")
-    rows = [row for row in ROWS if any(part in row.name for part in options.rows.split(","))]
+    rows = [row for row in ROWS if any(part in row.name for part in options.rows.split("|"))]
     with tempfile.TemporaryDirectory(prefix="kvnode-cost-") as name, ExitStack() as stack:
         folder = Path(name)
         sides = [Side("base", export(options.base, folder / "source"), folder), Side("now", PROJECT, folder)]
         for side in sides:
             stack.callback(side.cluster.close)
             side.cluster.start(READY_S)
+            side.measure(Row("fill", "put", 64), folder, FILL_S, in_order=True)
+            side.rest()
         lines = compare(sides, folder, rows, options.rounds, options.slice_s)
-    head = ["CPU µs for each request", "all: base", "now", "change", "leader: base", "now", "change"]
-    print(f"\nBase {options.base}; medians of {options.rounds} slices of {options.slice_s} s, in turns.\n")
+    head = ["CPU µs for each request", "all: base", "now", "change", "quartiles", "leader: base", "now", "change", ""]
+    print(f"\nBase {options.base}; medians of {options.rounds} pairs of slices of {options.slice_s} s, in turns.\n")
     print(table(head, lines))
 
 
