@@ -18,13 +18,13 @@ from typing import Final
 
 import uvloop
 
-from kvnode.commands import PUT
-from kvnode.items import Item
-from kvnode.raft.disk import Directory
-from kvnode.raft.membership import named
-from kvnode.raft.pace import Pace
-from kvnode.raft.snapshot import Snapshots
-from kvnode.store import KeyValueStore
+from kvnode.node.pace import Pace
+from kvnode.raft.configuration import named
+from kvnode.state.commands import PUT
+from kvnode.state.items import Item
+from kvnode.state.store import KeyValueStore
+from kvnode.storage.disk import Directory
+from kvnode.storage.snapshots import Snapshots
 
 EVERY_S: Final = 0.001
 IDLE_S: Final = 3.0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kvnode.http.audit import ANONYMOUS
-from kvnode.rate_limited_log import FAULTS, LINES
+from kvnode.logs.rate_limited import FAULTS, LINES
 from tests.cluster import Cluster
 
 # No test trusts a public certificate authority, and each of the hundreds of processes that the tests start would load

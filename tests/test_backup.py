@@ -10,17 +10,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvnode import backup
-from kvnode.beside import packed_contents, read_replacement
-from kvnode.changes import CHANGE_REPLACED
-from kvnode.commands import EXPIRE, GRANT, LEVEL, RENEW, REPLACE, Expire, Replace
-from kvnode.entries import encode_entry, encode_group, replacement_in
 from kvnode.errors import TooLarge
 from kvnode.http.restore import _command, _Restore
-from kvnode.limits import COUNTER_MAX, LEAP, LEAP_MAX
-from kvnode.outcomes import Outcomes
-from kvnode.results import Deleted, Granted, Invalid, Replaced, Written
-from kvnode.store import KeyValueStore
+from kvnode.state.admin_commands import packed_contents, read_replacement
+from kvnode.state.changes import CHANGE_REPLACED
+from kvnode.state.commands import (
+    EXPIRE,
+    GRANT,
+    LEVEL,
+    RENEW,
+    REPLACE,
+    Expire,
+    Replace,
+)
+from kvnode.state.entries import encode_entry, encode_group, replacement_in
+from kvnode.state.idempotency import Outcomes
+from kvnode.state.limits import COUNTER_MAX, LEAP, LEAP_MAX
+from kvnode.state.results import (
+    Deleted,
+    Granted,
+    Invalid,
+    Replaced,
+    Written,
+)
+from kvnode.state.store import KeyValueStore
+from kvnode.storage import backup
 from tests.http.single import SingleGroup
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from kvnode import config, options
-from kvnode.config import Config
+from kvnode.config import layers, options
+from kvnode.config.layers import Config
+from kvnode.config.security import Security
 from kvnode.errors import StartupError
-from kvnode.proxies import Proxies
-from kvnode.security import Security
-from kvnode.session import keys_of
+from kvnode.net.proxies import Proxies
+from kvnode.state.session_keys import keys_of
 
 SECRET = "0123456789abcdef"
 SECRET_NAME = "KVNODE_CLUSTER_SECRET"
@@ -21,12 +21,12 @@ THREE = "n1=127.0.0.1:7001,n2=127.0.0.1:7002,n3=127.0.0.1:7003"
 
 def load(**options: str) -> Config:
     """A Config from flags alone: `node_id="n2"` is `--node-id n2`."""
-    return config.load({name.replace("_", "-"): text for name, text in options.items()}, {})
+    return layers.load({name.replace("_", "-"): text for name, text in options.items()}, {})
 
 
 def refusal(flags: dict[str, str], environ: dict[str, str] | None = None, file: Path | None = None) -> str:
     with pytest.raises(StartupError) as caught:
-        config.load(flags, environ or {}, file)
+        layers.load(flags, environ or {}, file)
     message = caught.value.message
     assert "\n" not in message
     assert message.endswith(".")
@@ -59,7 +59,7 @@ def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path:
     file = tmp_path / "node.toml"
     file.write_text('fsync = "never"\nnode-id = "file"\nlog-level = "debug"\n')
     environ = {"KVNODE_FSYNC": "interval", "KVNODE_NODE_ID": "environment"}
-    c = config.load({"fsync": "always"}, environ, file)
+    c = layers.load({"fsync": "always"}, environ, file)
     assert (c.fsync, c.node_id, c.log_level, c.log_format) == ("always", "environment", "debug", "text")
 
 
@@ -103,13 +103,13 @@ def test_every_option_can_be_set_in_the_environment(tmp_path: Path) -> None:
     joining = {"join": "http://a:1,http://b:2/", "advertise-raft": "n2:7002"}  # instead of peers and cluster-id
     assert set(given | joining) == {option.name for option in options.OPTIONS}
     environ = {option.variable: given[option.name] for option in options.OPTIONS if option.name in given}
-    by_variable = config.load({}, environ)
+    by_variable = layers.load({}, environ)
     file = tmp_path / "node.toml"
     file.write_text(
         "".join(f'{name} = "{text}"\n' for name, text in given.items() if name != "insecure") + "insecure = true\n"
     )
-    by_flag = config.load(given, {})
-    assert by_variable == by_flag == config.load({}, {}, file)
+    by_flag = layers.load(given, {})
+    assert by_variable == by_flag == layers.load({}, {}, file)
     assert by_flag == Config(
         node_id="n2",
         http=("::1", 8002),
@@ -154,7 +154,7 @@ def test_every_option_can_be_set_in_the_environment(tmp_path: Path) -> None:
 def test_a_node_that_joins_names_no_peers() -> None:
     c = load(**{"node-id": "n4", "join": "http://a:1,http://b:2/", "raft": "127.0.0.1:7004"})
     assert (c.join, dict(c.peers)) == (("http://a:1", "http://b:2"), {"n4": ("127.0.0.1", 7004)})
-    behind = config.load(
+    behind = layers.load(
         {"join": "http://a:1", "raft": "0.0.0.0:1", "advertise-raft": "n1:7001"}, {SECRET_NAME: SECRET}
     )
     assert dict(behind.peers) == {"n1": ("n1", 7001)}
@@ -175,17 +175,17 @@ def test_a_joining_that_cannot_be_is_refused(flags: dict[str, str], sentence: st
 
 
 def test_an_empty_variable_is_not_set() -> None:
-    assert config.load({}, {"KVNODE_HTTP": "", "KVNODE_CLUSTER_SECRET": ""}).http == ("127.0.0.1", 8001)
+    assert layers.load({}, {"KVNODE_HTTP": "", "KVNODE_CLUSTER_SECRET": ""}).http == ("127.0.0.1", 8001)
 
 
 def test_peers_may_be_a_table_in_the_file(tmp_path: Path) -> None:
     file = tmp_path / "node.toml"
     file.write_text('[peers]\nn1 = "127.0.0.1:7001"\nn2 = "b:7002"\nn3 = "[::1]:7003"\n')
-    assert dict(config.load({}, {}, file).peers) == {"n1": ("127.0.0.1", 7001), "n2": ("b", 7002), "n3": ("::1", 7003)}
+    assert dict(layers.load({}, {}, file).peers) == {"n1": ("127.0.0.1", 7001), "n2": ("b", 7002), "n3": ("::1", 7003)}
 
 
 def test_a_secret_is_never_shown() -> None:
-    assert SECRET not in repr(config.load({}, {"KVNODE_CLUSTER_SECRET": SECRET, "KVNODE_TOKEN": SECRET}))
+    assert SECRET not in repr(layers.load({}, {"KVNODE_CLUSTER_SECRET": SECRET, "KVNODE_TOKEN": SECRET}))
 
 
 @pytest.mark.parametrize(
@@ -314,10 +314,10 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 def test_http_off_loopback_is_allowed_with_a_token() -> None:
     off = {"http": "192.0.2.1:8001"}
-    by_variable = config.load(off, {"KVNODE_TOKEN": SECRET})
+    by_variable = layers.load(off, {"KVNODE_TOKEN": SECRET})
     assert (by_variable.security.token, by_variable.security.insecure) == (SECRET, False)
     assert "without TLS" in by_variable.warnings[0]
-    encrypted = config.load(off | {"tls-cert": "c", "tls-key": "k"}, {"KVNODE_TOKEN": SECRET})
+    encrypted = layers.load(off | {"tls-cert": "c", "tls-key": "k"}, {"KVNODE_TOKEN": SECRET})
     assert (encrypted.warnings, encrypted.advertise_http) == ((), "https://192.0.2.1:8001")
 
 
@@ -332,8 +332,8 @@ def test_a_token_fits_into_a_header_line(token: str) -> None:
 def test_raft_off_loopback_is_allowed_with_a_secret(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(SECRET.encode() + b"\r\n")
     flags = {"raft": "0.0.0.0:7001", "peers": THREE}
-    assert config.load(flags, {"KVNODE_CLUSTER_SECRET": SECRET}).security.secret == SECRET.encode()
-    by_file = config.load({**flags, "cluster-secret-file": str(tmp_path / "secret")}, {})
+    assert layers.load(flags, {"KVNODE_CLUSTER_SECRET": SECRET}).security.secret == SECRET.encode()
+    by_file = layers.load({**flags, "cluster-secret-file": str(tmp_path / "secret")}, {})
     assert by_file.security.secret == SECRET.encode()
 
 
@@ -357,17 +357,17 @@ def test_which_secret_counts_is_never_a_guess(tmp_path: Path) -> None:
     path = str(tmp_path / "secret")
     (tmp_path / "node.toml").write_text(f'cluster-secret-file = "{path}"')
     variable = {"KVNODE_CLUSTER_SECRET": SECRET}
-    assert config.load({"cluster-secret-file": path}, variable).security.secret == b"f" * 16
-    assert config.load({}, variable, tmp_path / "node.toml").security.secret == SECRET.encode()
+    assert layers.load({"cluster-secret-file": path}, variable).security.secret == b"f" * 16
+    assert layers.load({}, variable, tmp_path / "node.toml").security.secret == SECRET.encode()
     assert "keep one of the two" in refusal({}, {**variable, "KVNODE_CLUSTER_SECRET_FILE": path})
 
 
 def test_raft_off_loopback_without_certificates_says_what_can_be_read() -> None:
     off = {"raft": "192.0.2.1:7001", "peers": "n1=192.0.2.1:7001"}
-    (warning,) = config.load(off, {SECRET_NAME: SECRET}).warnings
+    (warning,) = layers.load(off, {SECRET_NAME: SECRET}).warnings
     assert warning.startswith("Raft off loopback without --raft-cert: values and the hashes of tokens can be read")
     certificate = {"raft-cert": "c", "raft-key": "k", "raft-ca": "a"}
-    assert config.load(off | certificate, {SECRET_NAME: SECRET}).warnings == ()
+    assert layers.load(off | certificate, {SECRET_NAME: SECRET}).warnings == ()
     assert load(raft="127.0.0.1:7001").warnings == ()
 
 

@@ -15,9 +15,8 @@ from typing import Any
 import msgpack
 import pytest
 
-from kvnode import backup
-from kvnode.beside import packed_contents
-from kvnode.commands import (
+from kvnode.state.admin_commands import packed_contents
+from kvnode.state.commands import (
     DELETE,
     DELETE_PREFIX,
     END_SESSION,
@@ -38,10 +37,22 @@ from kvnode.commands import (
     TOKEN_REVOKE,
     TXN,
 )
-from kvnode.limits import COUNTER_MAX, SESSION_ID_BYTES
-from kvnode.results import Deleted, Granted, Invalid, LeaseMissing, Refused, Replaced, Reused, Revoked, Turned, Written
-from kvnode.store import FAILURES_KEPT, KeyValueStore
-from kvnode.transactions import GET
+from kvnode.state.limits import COUNTER_MAX, SESSION_ID_BYTES
+from kvnode.state.results import (
+    Deleted,
+    Granted,
+    Invalid,
+    LeaseMissing,
+    Refused,
+    Replaced,
+    Reused,
+    Revoked,
+    Turned,
+    Written,
+)
+from kvnode.state.store import FAILURES_KEPT, KeyValueStore
+from kvnode.state.transactions import GET
+from kvnode.storage import backup
 from tests.hostile import loaders
 from tests.hostile.crafted import CRAFTED, KEYS, MUCH, ONLY_IN_A_SNAPSHOT, SOUND, TOKEN, backup_of, chunks_of
 
@@ -351,7 +362,7 @@ def test_failures_are_kept_for_their_reader_and_no_more_than_a_few(monkeypatch: 
         raise Bug("inside")
 
     store = KeyValueStore()
-    monkeypatch.setattr("kvnode.store.packed", fail)
+    monkeypatch.setattr("kvnode.state.store.packed", fail)
     answers = {store.apply([PUT, "a", b"", "", None]) for _ in range(3 * FAILURES_KEPT)}
     assert len(answers) == 1
     assert isinstance(answers.pop(), Invalid)
@@ -367,7 +378,7 @@ def test_a_node_without_memory_does_not_answer_otherwise_than_others(
         raise MemoryError
 
     store = KeyValueStore()
-    monkeypatch.setattr("kvnode.store.packed", fail)
+    monkeypatch.setattr("kvnode.state.store.packed", fail)
     with pytest.raises(MemoryError):
         store.apply([PUT, "a", b"", "", None])
     assert (store.revision, len(store)) == (0, 0)

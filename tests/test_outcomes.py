@@ -12,12 +12,33 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvnode.commands import ABSENT, DELETE, PUT, Delete, Put
-from kvnode.entries import frees_space, group_frees_space
-from kvnode.limits import COMMAND_BYTES_MAX, IDEMPOTENCY_KEY_CHARS_MAX, OUTCOME_BYTES_MAX, OUTCOMES_MAX, VALUE_BYTES_MAX
-from kvnode.outcomes import Outcome, Outcomes, fingerprint
-from kvnode.results import Deleted, Invalid, Refused, Result, Reused, Written, decode_result, encode_result
-from kvnode.store import KeyValueStore
+from kvnode.state.commands import (
+    ABSENT,
+    DELETE,
+    PUT,
+    Delete,
+    Put,
+)
+from kvnode.state.entries import frees_space, group_frees_space
+from kvnode.state.idempotency import Outcome, Outcomes, fingerprint
+from kvnode.state.limits import (
+    COMMAND_BYTES_MAX,
+    IDEMPOTENCY_KEY_CHARS_MAX,
+    OUTCOME_BYTES_MAX,
+    OUTCOMES_MAX,
+    VALUE_BYTES_MAX,
+)
+from kvnode.state.results import (
+    Deleted,
+    Invalid,
+    Refused,
+    Result,
+    Reused,
+    Written,
+    decode_result,
+    encode_result,
+)
+from kvnode.state.store import KeyValueStore
 
 keys = st.sampled_from(["a", "b", "é"])
 expects = st.none() | st.lists(st.integers(-1, 8), max_size=2)
@@ -241,7 +262,7 @@ def test_damaged_outcomes_are_refused_with_a_sentence(count: int, entries: list[
 def test_the_same_bytes_in_every_process() -> None:
     # Another process has another hash salt: what depended on it would differ.
     program = (
-        "import hashlib; from kvnode.store import KeyValueStore; s = KeyValueStore()\n"
+        "import hashlib; from kvnode.state.store import KeyValueStore; s = KeyValueStore()\n"
         "for i in range(5_000): s.apply([1, f'k{i % 99}', b'%d' % i, '', None, f'key-{i * 7919 % 4001}'])\n"
         "print(hashlib.sha256(b''.join(s.view().chunks())).hexdigest())"
     )

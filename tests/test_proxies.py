@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from kvnode.proxies import Proxies, client_network, parse_address
+from kvnode.net.proxies import Proxies, client_network, parse_address
 
 PROXIES = Proxies((ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8")), prefaced=False)
 BALANCER = "10.0.0.1"

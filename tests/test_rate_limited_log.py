@@ -6,8 +6,14 @@ import logging
 
 import pytest
 
-from kvnode import logs
-from kvnode.rate_limited_log import KEYS_MAX, LINES_MAX, TEXT_CHARS_MAX, RateLimitedLog, printable
+from kvnode.logs import writer
+from kvnode.logs.rate_limited import (
+    KEYS_MAX,
+    LINES_MAX,
+    TEXT_CHARS_MAX,
+    RateLimitedLog,
+    printable,
+)
 
 log = logging.getLogger("kvnode.test")
 
@@ -75,8 +81,8 @@ HOSTILE = ("a\nb", "a\r\nb", "a\x1b[2Jb", "a\x9bb", "a\u202eb", "a\u2028b", "a\x
 def test_foreign_text_cannot_end_a_line_or_reach_the_terminal(hostile: str) -> None:
     assert printable(hostile).isprintable()
     record = logging.LogRecord("kvnode.test", logging.INFO, "", 0, "said %s", (hostile,), None)
-    assert logs._Text().format(record).isprintable()
-    assert "\n" not in logs._Json("n1").format(record)
+    assert writer._Text().format(record).isprintable()
+    assert "\n" not in writer._Json("n1").format(record)
 
 
 def test_foreign_text_is_cut() -> None:

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from kvnode import reception
-from kvnode.proxies import Proxies
-from kvnode.reception import Reception, bound
+from kvnode.net import listener
+from kvnode.net.listener import Reception, bound
+from kvnode.net.proxies import Proxies
 
 LOOPBACK = Proxies((ipaddress.ip_network("127.0.0.0/8"),), prefaced=True)
 
@@ -54,7 +54,7 @@ async def _closed(connection: socket.socket) -> None:
 async def test_a_balancer_that_says_nothing_is_named_as_such(
     connect: Callable[[], socket.socket], refused: asyncio.Queue[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reception, "PREFACE_S", 0.05)
+    monkeypatch.setattr(listener, "PREFACE_S", 0.05)
     await _closed(connect())
     assert await refused.get() == "it is a trusted proxy and sent no PROXY header within 0.05 s"
 

@@ -7,14 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvnode import session
-from kvnode.commands import END_SESSION, LEVEL, SESSION, TOKEN_CREATE, TOKEN_REVOKE, EndSession
-from kvnode.entries import frees_space
 from kvnode.errors import StartupError
-from kvnode.limits import ENDED_SESSIONS_MAX
-from kvnode.results import Invalid, SessionEnded, Turned
-from kvnode.session import Session, session_of, sign
-from kvnode.store import KeyValueStore
+from kvnode.state import session_keys
+from kvnode.state.commands import (
+    END_SESSION,
+    LEVEL,
+    SESSION,
+    TOKEN_CREATE,
+    TOKEN_REVOKE,
+    EndSession,
+)
+from kvnode.state.entries import frees_space
+from kvnode.state.limits import ENDED_SESSIONS_MAX
+from kvnode.state.results import Invalid, SessionEnded, Turned
+from kvnode.state.session_keys import Session, session_of, sign
+from kvnode.state.store import KeyValueStore
 
 ONE, TWO = b"1" * 32, b"2" * 32
 keys = st.binary(min_size=32, max_size=32)
@@ -29,14 +36,14 @@ sessions = st.builds(
 
 
 def turn(store: KeyValueStore, after: int, key: bytes, grace_s: int = 0) -> object:
-    return store.apply([*session.command(after, key, session.fingerprint_of(key), grace_s)])
+    return store.apply([*session_keys.command(after, key, session_keys.fingerprint_of(key), grace_s)])
 
 
 def test_the_first_proposal_that_is_applied_wins_and_no_revision_passes() -> None:
     store = KeyValueStore()
     assert turn(store, 0, ONE) == Turned(1, True)
     assert turn(store, 0, TWO) == Turned(1, False)
-    assert session.usable(store.session, ()) == (ONE,)
+    assert session_keys.usable(store.session, ()) == (ONE,)
     assert store.revision == 0
 
 
@@ -44,14 +51,14 @@ def test_the_key_before_is_accepted_until_it_is_forgotten() -> None:
     store = KeyValueStore()
     turn(store, 0, ONE)
     assert turn(store, 1, TWO, 60) == Turned(2, True)
-    assert session.usable(store.session, ()) == (TWO, ONE)
-    forget = [*session.command(1, b"", b"", 0)]
+    assert session_keys.usable(store.session, ()) == (TWO, ONE)
+    forget = [*session_keys.command(1, b"", b"", 0)]
     assert store.apply(forget) == Turned(2, False)  # of another rotation
-    forget = [*session.command(2, b"", b"", 0)]
+    forget = [*session_keys.command(2, b"", b"", 0)]
     assert store.apply(forget) == Turned(2, True)
-    assert session.usable(store.session, ()) == (TWO,)
+    assert session_keys.usable(store.session, ()) == (TWO,)
     turn(store, 2, ONE)  # no grace: at once
-    assert session.usable(store.session, ()) == (ONE,)
+    assert session_keys.usable(store.session, ()) == (ONE,)
 
 
 def test_a_snapshot_carries_the_key_and_older_snapshots_have_none() -> None:
@@ -61,7 +68,7 @@ def test_a_snapshot_carries_the_key_and_older_snapshots_have_none() -> None:
     chunks = list(store.view().chunks())
     assert KeyValueStore.load(chunks).session == store.session
     header = msgpack.unpackb(chunks[0])
-    assert KeyValueStore.load([msgpack.packb([3, *header[1:6]]), *chunks[1:]]).session == session.NONE
+    assert KeyValueStore.load([msgpack.packb([3, *header[1:6]]), *chunks[1:]]).session == session_keys.NONE
     for damage in (None, [1], [1, b"", "", None, 0], [1, b"", b"", [b""], 0]):
         with pytest.raises(ValueError, match="session key"):
             KeyValueStore.load([msgpack.packb([*header[:6], {"session": damage}]), *chunks[1:]])
@@ -83,23 +90,23 @@ def test_a_snapshot_carries_the_key_and_older_snapshots_have_none() -> None:
 def test_what_is_no_change_of_keys_is_refused(command: list[object]) -> None:
     store = KeyValueStore()
     assert isinstance(store.apply(command), Invalid)
-    assert store.session == session.NONE
+    assert store.session == session_keys.NONE
 
 
 def test_configured_keys_stay_out_of_the_state_and_are_found_by_fingerprint() -> None:
-    new, old = session.keys_of(b"the-newest-of-two-keys\nthe-one-that-came-before\n")
+    new, old = session_keys.keys_of(b"the-newest-of-two-keys\nthe-one-that-came-before\n")
     store = KeyValueStore()
-    store.apply([*session.command(0, b"", session.fingerprint_of(old), 0)])
-    store.apply([*session.command(1, b"", session.fingerprint_of(new), 60)])
+    store.apply([*session_keys.command(0, b"", session_keys.fingerprint_of(old), 0)])
+    store.apply([*session_keys.command(1, b"", session_keys.fingerprint_of(new), 60)])
     assert all(old not in chunk and new not in chunk for chunk in store.view().chunks())
-    assert session.usable(store.session, (new, old)) == (new, old)
-    assert session.usable(store.session, (new,)) == (new,)
-    assert session.usable(store.session, (old,)) == ()  # what may only be accepted must not sign
-    assert session.usable(store.session, ()) == ()
-    assert session.keys_of(b"") == ()
+    assert session_keys.usable(store.session, (new, old)) == (new, old)
+    assert session_keys.usable(store.session, (new,)) == (new,)
+    assert session_keys.usable(store.session, (old,)) == ()  # what may only be accepted must not sign
+    assert session_keys.usable(store.session, ()) == ()
+    assert session_keys.keys_of(b"") == ()
     for text in (b"short", b"a-key-of-more-than-16 and-one-more-than-16 and-a-third-one-as-well"):
         with pytest.raises(StartupError, match="session key"):
-            session.keys_of(text)
+            session_keys.keys_of(text)
 
 
 @given(key=keys, other=keys, session=sessions, now=st.integers(0, 2**40))
@@ -127,19 +134,19 @@ def test_what_was_altered_is_no_cookie(place: int, byte: str, rest: str) -> None
 
 
 def test_what_the_log_holds_does_not_sign() -> None:
-    signs = session.signing_key(b"the cluster's secret", ONE)
+    signs = session_keys.signing_key(b"the cluster's secret", ONE)
     whose = Session(b"i" * 16, "a1b2c3d4", b"g" * 8, 1, 2**33)
     assert session_of(sign(signs, whose), [signs], 1, 0.0) == (whose, signs)
-    for other in (ONE, session.signing_key(b"", ONE), session.signing_key(b"another secret", ONE)):
+    for other in (ONE, session_keys.signing_key(b"", ONE), session_keys.signing_key(b"another secret", ONE)):
         assert session_of(sign(signs, whose), [other], 1, 0.0) is None
         assert session_of(sign(other, whose), [signs], 1, 0.0) is None
-    assert session.signing_key(b"the cluster's secret", TWO) != signs
+    assert session_keys.signing_key(b"the cluster's secret", TWO) != signs
 
 
 @given(payload=st.binary(max_size=80))
 def test_whatever_is_signed_with_the_key_raises_nothing(payload: bytes) -> None:
     """Cookies of other versions: version 1 named no token."""
-    old = f"{session._text(payload)}.{session._text(session._signature(ONE, payload))}"
+    old = f"{session_keys._text(payload)}.{session_keys._text(session_keys._signature(ONE, payload))}"
     found = session_of(old, [ONE], 1, 0.0)
     assert found is None or (payload[:1] == b"\x02" and len(payload) >= 41)
 

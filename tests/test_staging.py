@@ -9,9 +9,8 @@ from typing import Any
 import msgpack
 import pytest
 
-from kvnode import backup
-from kvnode.changes import CHANGE_REPLACED
-from kvnode.commands import (
+from kvnode.state.changes import CHANGE_REPLACED
+from kvnode.state.commands import (
     LEVEL,
     PUT,
     RESTORE_ABORT,
@@ -23,12 +22,18 @@ from kvnode.commands import (
     CommitRestore,
     RestorePiece,
 )
-from kvnode.entries import frees_space
-from kvnode.limits import COUNTER_RESTORED_MAX
-from kvnode.raft.salvage import salvage
-from kvnode.results import Invalid, Replaced, RestoreMissing, Staged
-from kvnode.store import KeyValueStore
-from kvnode.view import Header, read_header, unpack_chunk
+from kvnode.state.entries import frees_space
+from kvnode.state.limits import COUNTER_RESTORED_MAX
+from kvnode.state.results import (
+    Invalid,
+    Replaced,
+    RestoreMissing,
+    Staged,
+)
+from kvnode.state.store import KeyValueStore
+from kvnode.state.view import Header, read_header, unpack_chunk
+from kvnode.storage import backup
+from kvnode.storage.salvage import salvage
 from tests.hostile.crafted import CRAFTED, chunks_of, file_of
 
 ID, OTHER = b"i" * 16, b"o" * 16

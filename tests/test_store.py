@@ -11,13 +11,46 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvnode.changes import CHANGE_DELETE, CHANGE_PUT
-from kvnode.commands import ABSENT, DELETE, DELETE_PREFIX, EXISTS, EXPIRE, PUT, TXN, Delete, Put
-from kvnode.items import Item, packed, prefix_end, unpacked
-from kvnode.limits import CHUNK_BYTES_MAX, CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
-from kvnode.results import Concluded, Deleted, Got, Invalid, ReadsTooLarge, Refused, Written
-from kvnode.store import KeyValueStore
-from kvnode.transactions import GET, OPERATORS, VALUE, holds
+from kvnode.state.changes import CHANGE_DELETE, CHANGE_PUT
+from kvnode.state.commands import (
+    ABSENT,
+    DELETE,
+    DELETE_PREFIX,
+    EXISTS,
+    EXPIRE,
+    PUT,
+    TXN,
+    Delete,
+    Put,
+)
+from kvnode.state.items import (
+    Item,
+    packed,
+    prefix_end,
+    unpacked,
+)
+from kvnode.state.limits import (
+    CHUNK_BYTES_MAX,
+    CONTENT_TYPE_BYTES_MAX,
+    KEY_BYTES_MAX,
+    VALUE_BYTES_MAX,
+)
+from kvnode.state.results import (
+    Concluded,
+    Deleted,
+    Got,
+    Invalid,
+    ReadsTooLarge,
+    Refused,
+    Written,
+)
+from kvnode.state.store import KeyValueStore
+from kvnode.state.transactions import (
+    GET,
+    OPERATORS,
+    VALUE,
+    holds,
+)
 
 # Few keys, so that commands meet; odd ones, so that order and encoding matter.
 keys = st.sampled_from(["a", "a/", "a//b", "é", "z", "\ud7ff", "\ue000", "\uffff", "\U0001f600", "\U0010ffff", "\0"])
@@ -117,7 +150,7 @@ def test_a_snapshot_brings_back_the_same_store(history: list[Any]) -> None:
 def test_the_same_commands_give_the_same_bytes_in_every_process() -> None:
     # Another process has another hash salt: what depended on it would differ.
     program = (
-        "import hashlib; from kvnode.store import KeyValueStore; s = KeyValueStore()\n"
+        "import hashlib; from kvnode.state.store import KeyValueStore; s = KeyValueStore()\n"
         "for i in range(20_000): s.apply([1, f'key-{i * 7919 % 5003}', b'%d' % i, '', None])\n"
         "print(s.revision, hashlib.sha256(b''.join(s.view().chunks())).hexdigest())"
     )

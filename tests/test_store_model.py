@@ -12,11 +12,20 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kvnode.changes import CHANGE_DELETE, CHANGE_EXPIRE, CHANGE_PUT
-from kvnode.commands import DELETE, DELETE_PREFIX, EXPIRE, GRANT, PUT, RENEW, REVOKE, TXN
-from kvnode.items import Item, packed, unpacked
-from kvnode.outcomes import Outcome, Outcomes
-from kvnode.results import (
+from kvnode.state.changes import CHANGE_DELETE, CHANGE_EXPIRE, CHANGE_PUT
+from kvnode.state.commands import (
+    DELETE,
+    DELETE_PREFIX,
+    EXPIRE,
+    GRANT,
+    PUT,
+    RENEW,
+    REVOKE,
+    TXN,
+)
+from kvnode.state.idempotency import Outcome, Outcomes
+from kvnode.state.items import Item, packed, unpacked
+from kvnode.state.results import (
     Concluded,
     Deleted,
     Got,
@@ -30,8 +39,15 @@ from kvnode.results import (
     decode_result,
     encode_result,
 )
-from kvnode.store import KeyValueStore
-from kvnode.transactions import CREATE_REVISION, EXISTS, GET, MOD_REVISION, VALUE, VERSION
+from kvnode.state.store import KeyValueStore
+from kvnode.state.transactions import (
+    CREATE_REVISION,
+    EXISTS,
+    GET,
+    MOD_REVISION,
+    VALUE,
+    VERSION,
+)
 
 keys = st.sampled_from(["a", "a/", "a/b", "b", "é", "\U0010ffff"])
 values = st.sampled_from([b"", b"1", b"2"])

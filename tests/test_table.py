@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvnode.table import Table
+from kvnode.state.table import Table
 
 KEYS = st.text("ab", max_size=3)
 CHANGES = st.lists(st.tuples(KEYS, st.none() | st.binary(max_size=2)))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvnode.errors import StartupError
-from kvnode.tls import Certificate, MutualCertificate, names
+from kvnode.net.tls import Certificate, MutualCertificate, names
 from tests.certificates import Authority
 
 

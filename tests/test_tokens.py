@@ -7,12 +7,24 @@ from typing import Any
 import msgpack
 import pytest
 
-from kvnode.commands import PUT, TOKEN_CREATE, TOKEN_REVOKE, CreateToken, RevokeToken
-from kvnode.entries import frees_space
-from kvnode.limits import TOKENS_MAX
-from kvnode.results import Invalid, TokenChanged, TokenMissing, TokensFull, Written
-from kvnode.store import KeyValueStore
-from kvnode.tokens import NAME_TAKEN, Token
+from kvnode.state.commands import (
+    PUT,
+    TOKEN_CREATE,
+    TOKEN_REVOKE,
+    CreateToken,
+    RevokeToken,
+)
+from kvnode.state.entries import frees_space
+from kvnode.state.limits import TOKENS_MAX
+from kvnode.state.results import (
+    Invalid,
+    TokenChanged,
+    TokenMissing,
+    TokensFull,
+    Written,
+)
+from kvnode.state.store import KeyValueStore
+from kvnode.state.tokens import NAME_TAKEN, Token
 
 DIGEST = bytes(range(32))
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 import click
 
-from kvnode import backup as files
 from kvnode import errors
 from kvnode.cli.access import access
 from kvnode.cli.calls import finish, output_option, print_json, url_option, urls_in
 from kvnode.cli.output_file import writing
+from kvnode.storage import backup as files
 
 if TYPE_CHECKING:
     from kvnode.client.access import Access

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Final
 import click
 import uvloop
 
-from kvnode.bench import bounds
 from kvnode.cli.access import access
 from kvnode.cli.calls import Finite, finish, output_option, print_json, url_option, urls_in
 from kvnode.cli.keys import shown
-from kvnode.values import Malformed, duration
+from kvnode.config.values import Malformed, duration
+from kvnode.tools.bench import bounds
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from kvnode.bench.load import Load, Plan
-    from kvnode.bench.run import Audience, Report, Run
-    from kvnode.bench.workload import Name, Workload
+    from kvnode.tools.bench.load import Load, Plan
+    from kvnode.tools.bench.run import Audience, Report, Run
+    from kvnode.tools.bench.workload import Name, Workload
 
 INTERRUPTED: Final = 130
 BUSY_SHARE: Final = 0.9  # of a processor, from which on the generator measures itself
@@ -114,9 +114,9 @@ def bench(
     The load comes from one Python process, good for some 20,000 to 40,000 requests a second on a core of its own. It
     says so where it was the limit itself: run several then, best on other machines.
     """
-    from kvnode.bench.load import Plan  # aiohttp, not worth loading to print --help
-    from kvnode.bench.run import Run
-    from kvnode.bench.workload import Workload
+    from kvnode.tools.bench.load import Plan  # aiohttp, not worth loading to print --help
+    from kvnode.tools.bench.run import Run
+    from kvnode.tools.bench.workload import Workload
 
     if duration_s is None:
         duration_s = DURATION_S if requests is None else bounds.DURATION_S_MAX

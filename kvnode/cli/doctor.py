@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from kvnode import config
 from kvnode.cli.calls import finish, output_option, print_json, urls_in, where_option
 from kvnode.cli.serve import given_options, serve_parameters
+from kvnode.config import layers
 from kvnode.errors import StartupError
 
 if TYPE_CHECKING:
-    from kvnode.doctor.finding import Finding
+    from kvnode.tools.doctor.finding import Finding
 
 # What nobody else on the machine should be able to read. A node refuses the first kind, and warns of the second.
 SECRETS: Final = ("cluster-secret-file", "session-key-file", "token-file")
@@ -35,7 +35,7 @@ def _run(url: str, output: str, **given: Any) -> int:
     """
     flags, file = given_options(given)
     try:
-        settings = config.load(flags, os.environ, file)
+        settings = layers.load(flags, os.environ, file)
     except StartupError as e:
         print(f"kvnode: {e.message}", file=sys.stderr)
         return 2
@@ -53,9 +53,9 @@ def _run(url: str, output: str, **given: Any) -> int:
     return 1 if any(finding.level == "problem" for finding in findings) else 0
 
 
-async def _examine(settings: config.Config, private: list[tuple[str, bool]], urls: list[str]) -> list[Finding]:
+async def _examine(settings: layers.Config, private: list[tuple[str, bool]], urls: list[str]) -> list[Finding]:
     from kvnode.client import Access, Client  # aiohttp and the Raft core, not worth loading to print --help
-    from kvnode.doctor import machine, network
+    from kvnode.tools.doctor import machine, network
 
     findings = [machine.versions(), machine.file_limit(), *machine.disk(settings.data_dir)]
     findings += [machine.private_file(path, refused) for path, refused in private]

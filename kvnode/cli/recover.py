@@ -36,7 +36,7 @@ def recover(data_dir: str, force_new_cluster: bool, skip_entry: int | None, outp
             file=sys.stderr,
         )
         raise SystemExit(2)
-    from kvnode.raft.recover import recover as recover_directory  # the Raft core, which no other command needs
+    from kvnode.storage.recover import recover as recover_directory  # the Raft core, which no other command needs
 
     try:
         done = recover_directory(Path(data_dir), skip_entry)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
-from kvnode import backup, values
 from kvnode.cli.calls import call, connected, output_option, print_json
+from kvnode.config import values
 from kvnode.errors import StartupError
-from kvnode.raft.restore import LEAP, LEAP_MAX
-from kvnode.raft.restore import restore as restore_directory
+from kvnode.storage import backup
+from kvnode.storage.restore import LEAP, LEAP_MAX
+from kvnode.storage.restore import restore as restore_directory
 
 
 @click.command()

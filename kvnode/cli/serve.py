@@ -1,4 +1,4 @@
-"""`kvnode serve`: one node. Its options are those of `kvnode/config.py`, one to one."""
+"""`kvnode serve`: one node. Its options are those of `kvnode/config/layers.py`, one to one."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from kvnode import config
 from kvnode.cli import hung_up
+from kvnode.config import layers
+from kvnode.config.options import OPTIONS
 from kvnode.errors import StartupError
-from kvnode.options import OPTIONS
 
 
 def serve_parameters() -> list[click.Parameter]:
@@ -48,13 +48,13 @@ def _run(**given: Any) -> int:
     """
     flags, file = given_options(given)
     try:
-        settings = config.load(flags, os.environ, file)
+        settings = layers.load(flags, os.environ, file)
     except StartupError as e:
         print(f"kvnode: {e.message}", file=sys.stderr)
         return 2
-    from kvnode import server  # aiohttp and the Raft core, not worth loading to refuse an option
+    from kvnode.server import run  # aiohttp and the Raft core, not worth loading to refuse an option
 
-    return server.run(settings, hung_up)
+    return run.run(settings, hung_up)
 
 
 serve = click.Command("serve", params=serve_parameters(), callback=_run, help=_run.__doc__)

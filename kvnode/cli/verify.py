@@ -9,10 +9,16 @@ from typing import Final
 
 import click
 
-from kvnode import backup
 from kvnode.cli.calls import output_option, print_json
 from kvnode.errors import StartupError
-from kvnode.raft.verify import NotADataDirectory, Report, SegmentReport, SnapshotReport, verify
+from kvnode.storage import backup
+from kvnode.storage.verify import (
+    NotADataDirectory,
+    Report,
+    SegmentReport,
+    SnapshotReport,
+    verify,
+)
 
 _POISONED: Final = (
     "this version answers it as invalid and goes on, 0.1.0 ends at it: start the node with this version, or leave the "

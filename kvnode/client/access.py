@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 
 from kvnode.errors import BadRequest, Unavailable
-from kvnode.tls import trusting
+from kvnode.net.tls import trusting
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,15 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from kvnode import values
+from kvnode.config import values
+from kvnode.config.values import Malformed
 from kvnode.errors import BadRequest
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.document import read_object
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
 from kvnode.http.route import Endpoint, Methods
-from kvnode.raft.status import is_leader
-from kvnode.values import Malformed
+from kvnode.node.status import is_leader
 
 REQUEST_BYTES_MAX: Final = 65_536
 TRANSFER_TIMEOUT_S: Final = 5.0

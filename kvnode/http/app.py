@@ -60,9 +60,9 @@ from kvnode.http.route import Methods, RouteTable
 from kvnode.http.spans import Spans
 from kvnode.http.stream import HEARTBEAT_S
 from kvnode.http.tracing import REQUEST_ID, Traced
-from kvnode.meters import HttpMeters
-from kvnode.proxies import Proxies
-from kvnode.rate_limited_log import FAULTS, printable
+from kvnode.logs.rate_limited import FAULTS, printable
+from kvnode.metrics.meters import HttpMeters
+from kvnode.net.proxies import Proxies
 
 __all__ = ["LeaderProbe", "create_server"]
 

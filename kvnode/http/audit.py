@@ -17,7 +17,7 @@ from kvnode.http.answer import Answer
 from kvnode.http.credentials import shown
 from kvnode.http.door import FULL_ONLY, READING, Door
 from kvnode.http.route import Endpoint, Methods, as_endpoint
-from kvnode.rate_limited_log import LINES, RateLimitedLog, printable
+from kvnode.logs.rate_limited import LINES, RateLimitedLog, printable
 
 log = logging.getLogger("kvnode.audit")
 

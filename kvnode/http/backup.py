@@ -13,7 +13,6 @@ from typing import Final, cast
 
 from aiohttp import HttpVersion11, web
 
-from kvnode import backup
 from kvnode.errors import Overloaded
 from kvnode.http.answer import PRIVATE, Answer
 from kvnode.http.connection import Connection
@@ -22,7 +21,8 @@ from kvnode.http.credentials import REVIEW_S, Admission, admission_of
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
 from kvnode.http.route import Endpoint, Methods
-from kvnode.raft.pace import Pace
+from kvnode.node.pace import Pace
+from kvnode.storage import backup
 
 PATH: Final = "/admin/api/v1/backup"
 AT_ONCE_MAX: Final = 2  # each holds a worker thread now and then, and what the store had before it changed

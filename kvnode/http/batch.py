@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from kvnode.commands import Delete, Put
 from kvnode.errors import BadRequest, KeyNotFound, KvnodeError
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.document import checked_object, content_type_in, key_in, leasing_in, read_object, value_in
@@ -15,7 +14,8 @@ from kvnode.http.group import Group
 from kvnode.http.route import Methods
 from kvnode.http.txn import KEY_FIELDS, PUT_FIELDS, single, written_fields
 from kvnode.http.writing import idempotency_key, not_written
-from kvnode.results import Deleted, Result, Written
+from kvnode.state.commands import Delete, Put
+from kvnode.state.results import Deleted, Result, Written
 
 OPERATIONS_MAX: Final = 1_000
 BODY_BYTES_MAX: Final = 8 * 1_048_576  # parsing it holds the event loop for some 50 ms

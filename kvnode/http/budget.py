@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Final
 
 from kvnode.errors import Overloaded
-from kvnode.limits import CONTENTS_BYTES_MAX
+from kvnode.state.limits import CONTENTS_BYTES_MAX
 
 # Answers that clients have not taken: the largest pages of 20 clients, and an eighth of the memory of a small machine.
 ANSWER_BYTES_MAX: Final = 64 * 1_048_576

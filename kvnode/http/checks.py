@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from kvnode.raft.status import RaftStatus, applied_lag
+from kvnode.node.status import RaftStatus, applied_lag
 
 Check = Callable[[RaftStatus], str | None]
 

@@ -20,8 +20,8 @@ from kvnode.errors import TooManyRequests
 from kvnode.http.answer import Answer
 from kvnode.http.connection import Connection
 from kvnode.http.door import is_probe
-from kvnode.meters import HttpMeters
-from kvnode.proxies import Proxies, client_network
+from kvnode.metrics.meters import HttpMeters
+from kvnode.net.proxies import Proxies, client_network
 
 # Connections over the limit that wait for their 429, or for the answer to a probe. A flood of 3,000 a second (what one
 # core of an attacker opens) leaves each 85 ms to ask: a balancer's probe arrives with its connection's last packet.

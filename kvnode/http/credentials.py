@@ -16,8 +16,8 @@ from aiohttp import hdrs, web
 
 from kvnode.errors import Unauthorized
 from kvnode.http.group import Group
-from kvnode.session import Session, session_of
-from kvnode.tokens import ANONYMOUS, FIRST, Token
+from kvnode.state.session_keys import Session, session_of
+from kvnode.state.tokens import ANONYMOUS, FIRST, Token
 
 if TYPE_CHECKING:
     from kvnode.http.connection import Connection

@@ -12,7 +12,14 @@ from aiohttp import web
 from kvnode.errors import BadRequest, TooLarge
 from kvnode.http.body import connection_of, read_body
 from kvnode.http.budget import SMALL_BYTES
-from kvnode.limits import CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, LEASE_ID_MAX, TTL_S_MAX, VALUE_BYTES_MAX, text_fault
+from kvnode.state.limits import (
+    CONTENT_TYPE_BYTES_MAX,
+    KEY_BYTES_MAX,
+    LEASE_ID_MAX,
+    TTL_S_MAX,
+    VALUE_BYTES_MAX,
+    text_fault,
+)
 
 # Braces, brackets, commas and colons outside strings: the largest batch has 14,000, the largest transaction 6,000. Each
 # becomes objects of Python, 100 bytes and more for two characters, and takes the loop a third of a microsecond: 8 MiB

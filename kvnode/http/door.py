@@ -25,12 +25,12 @@ from typing import Final, cast
 from aiohttp import hdrs, web
 from multidict import istr
 
-from kvnode import values
+from kvnode.config import values
 from kvnode.errors import Forbidden, TooManyRequests, Unauthorized, UnsupportedMediaType
 from kvnode.http.connection import Connection
 from kvnode.http.credentials import Admission, Credentials
-from kvnode.proxies import Proxies
-from kvnode.rate_limited_log import LINES, printable
+from kvnode.logs.rate_limited import LINES, printable
+from kvnode.net.proxies import Proxies
 
 SESSION_PATH: Final = "/admin/api/v1/session"
 RESTORE_PATH: Final = "/admin/api/v1/restore"

@@ -8,8 +8,8 @@ from typing import Final
 from aiohttp import hdrs, web
 from multidict import istr
 
-from kvnode.commands import ABSENT, EXISTS, Expect
 from kvnode.errors import BadRequest, PreconditionFailed
+from kvnode.state.commands import ABSENT, EXISTS, Expect
 
 # The expectation travels in the command, whose size is bounded.
 TAGS_MAX: Final = 16

@@ -14,9 +14,9 @@ from __future__ import annotations
 from base64 import b64encode
 from typing import Any
 
-from kvnode.changes import CHANGE_PUT, KIND_NAMES, Change
 from kvnode.http.answer import json_bytes, json_string
-from kvnode.items import MARKS, content_of
+from kvnode.state.changes import CHANGE_PUT, KIND_NAMES, Change
+from kvnode.state.items import MARKS, content_of
 from kvnode.watch.audience import Piece, Texts
 from kvnode.watch.watcher import Ending
 

@@ -1,4 +1,4 @@
-"""What the HTTP rooms ask of a Raft group, and nothing more; `raft/group.py` is the one that runs in production."""
+"""What the HTTP rooms ask of a Raft group, and nothing more; `node/group.py` is the one that runs in production."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from kvnode.errors import KvnodeError
-from kvnode.meters import RaftLevels, RaftMeters
-from kvnode.raft.status import Drained, Membership, MemberStatus, RaftStatus
-from kvnode.results import Result
-from kvnode.session import SessionKeys
-from kvnode.store import KeyValueStore
+from kvnode.metrics.meters import RaftLevels, RaftMeters
+from kvnode.node.status import (
+    Drained,
+    Membership,
+    MemberStatus,
+    RaftStatus,
+)
+from kvnode.state.results import Result
+from kvnode.state.session_keys import SessionKeys
+from kvnode.state.store import KeyValueStore
 from kvnode.watch.hub import Hub
 
 

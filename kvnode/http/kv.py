@@ -9,7 +9,6 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from kvnode.commands import Delete, Put, encode_put
 from kvnode.errors import BadRequest, KeyNotFound
 from kvnode.http.answer import JSON_TYPE, VALUE, Answer, json_string
 from kvnode.http.body import read_body, whole_body
@@ -24,9 +23,10 @@ from kvnode.http.past import asked_revision, item_at
 from kvnode.http.paths import Query, decode_key
 from kvnode.http.route import Endpoint, Methods
 from kvnode.http.writing import idempotency_key, not_written
-from kvnode.items import Item, unpacked
-from kvnode.limits import CONTENT_TYPE_BYTES_MAX, VALUE_BYTES_MAX
-from kvnode.results import Deleted, Result, Written
+from kvnode.state.commands import Delete, Put, encode_put
+from kvnode.state.items import Item, unpacked
+from kvnode.state.limits import CONTENT_TYPE_BYTES_MAX, VALUE_BYTES_MAX
+from kvnode.state.results import Deleted, Result, Written
 
 BINARY: Final = "application/octet-stream"
 

@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from kvnode.commands import Grant, Renew, Revoke
 from kvnode.errors import BadRequest, LeaseNotFound
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.budget import Budgets, Turns
@@ -16,8 +15,9 @@ from kvnode.http.group import Group
 from kvnode.http.paths import Query
 from kvnode.http.route import Endpoint, Methods
 from kvnode.http.writing import idempotency_key, not_written
-from kvnode.limits import LEASE_ID_MAX, TTL_S_MAX
-from kvnode.results import Granted, Revoked
+from kvnode.state.commands import Grant, Renew, Revoke
+from kvnode.state.limits import LEASE_ID_MAX, TTL_S_MAX
+from kvnode.state.results import Granted, Revoked
 
 BODY_BYTES_MAX: Final = 65_536
 PAGE_LEASES: Final = 1_000

@@ -8,7 +8,6 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from kvnode.commands import DeletePrefix
 from kvnode.errors import BadRequest
 from kvnode.http.answer import JSON_TYPE, Answer, json_answer, json_string
 from kvnode.http.budget import Budgets
@@ -18,9 +17,16 @@ from kvnode.http.leases import remaining_s
 from kvnode.http.paths import Query
 from kvnode.http.route import Endpoint, Methods
 from kvnode.http.writing import idempotency_key, not_written
-from kvnode.items import MARKS, content_of, lease_of, prefix_end, value_bytes
-from kvnode.limits import KEY_BYTES_MAX, text_fault
-from kvnode.results import Deleted
+from kvnode.state.commands import DeletePrefix
+from kvnode.state.items import (
+    MARKS,
+    content_of,
+    lease_of,
+    prefix_end,
+    value_bytes,
+)
+from kvnode.state.limits import KEY_BYTES_MAX, text_fault
+from kvnode.state.results import Deleted
 
 PAGE_KEYS_MAX: Final = 1_000
 PAGE_KEYS_DEFAULT: Final = 100

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from kvnode.meters import Histogram
+from kvnode.metrics.meters import Histogram
 
 EVERY_S: Final = 0.1
 

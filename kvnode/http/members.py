@@ -7,15 +7,15 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from kvnode import values
+from kvnode.config import values
+from kvnode.config.values import HostPort, Malformed
 from kvnode.errors import BadRequest
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.document import read_object
 from kvnode.http.group import Group
 from kvnode.http.paths import Query, decode
 from kvnode.http.route import Endpoint, Methods
-from kvnode.raft.status import Membership
-from kvnode.values import HostPort, Malformed
+from kvnode.node.status import Membership
 
 PATH: Final = "/admin/api/v1/members"
 REQUEST_BYTES_MAX: Final = 65_536

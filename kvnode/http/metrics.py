@@ -7,14 +7,14 @@ from time import monotonic
 
 from aiohttp import hdrs, web
 
-from kvnode import logs
 from kvnode.http import checks
 from kvnode.http.answer import PRIVATE, Answer
 from kvnode.http.budget import Budgets
 from kvnode.http.group import Group
 from kvnode.http.route import Methods
-from kvnode.meters import HttpMeters
+from kvnode.logs import writer
 from kvnode.metrics.families import Reading
+from kvnode.metrics.meters import HttpMeters
 from kvnode.metrics.page import Page
 
 
@@ -59,5 +59,5 @@ def read(group: Group, meters: HttpMeters, budgets: Budgets) -> Reading:
         watchers=len(watches),
         watch_changes=len(watches.history),
         watches_ended=dict(watches.ended),
-        log_lines_dropped=logs.dropped(),
+        log_lines_dropped=writer.dropped(),
     )

@@ -6,12 +6,12 @@ since: a restore puts old keys in the place of newer ones.
 
 from __future__ import annotations
 
-from kvnode.changes import CHANGE_PUT, Change
 from kvnode.errors import BadRequest, Compacted
 from kvnode.http.document import whole_parameter
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
-from kvnode.items import Item, unpacked
+from kvnode.state.changes import CHANGE_PUT, Change
+from kvnode.state.items import Item, unpacked
 
 REVISION_MAX = 2**53 - 1
 

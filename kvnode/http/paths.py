@@ -12,7 +12,7 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from kvnode.errors import BadRequest
-from kvnode.limits import KEY_BYTES_MAX
+from kvnode.state.limits import KEY_BYTES_MAX
 
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _PARAMETERS_MAX: Final = 64

@@ -21,7 +21,7 @@ from kvnode.http.group import Group
 from kvnode.http.later import Later
 from kvnode.http.paths import Query, decode
 from kvnode.http.route import Endpoint, Handler, Methods
-from kvnode.meters import HttpMeters
+from kvnode.metrics.meters import HttpMeters
 
 # The confirmation keeps its own deadline; this much later the answer goes out without it.
 GRACE_S: Final = 0.1

@@ -1,9 +1,9 @@
 """Restoring into a running cluster: the contents of a backup take the place of all keys, in one revision.
 
-The body is taken in pieces, and goes into the replicated state in pieces as well (`kvnode.staging`), a few at a time:
-the client is read as fast as the cluster takes them, and a backup of any size needs some hundred KiB of this node. No
-reader sees any of it before the last command. Until that is sent, every failure is definite; a piece whose outcome is
-not known is sent again, since each has a number. So a new leader in the middle is a pause and no failure.
+The body is taken in pieces, and goes into the replicated state in pieces as well (`state/staged_restore.py`), a few at
+a time: the client is read as fast as the cluster takes them, and a backup of any size needs some hundred KiB of this
+node. No reader sees any of it before the last command. Until that is sent, every failure is definite; a piece whose
+outcome is not known is sent again, since each has a number. So a new leader in the middle is a pause and no failure.
 
 Below feature level 1 some member may not know these commands: there the file is read whole, and has to fit one entry
 of the log.
@@ -20,9 +20,6 @@ from typing import Final
 import msgpack
 from aiohttp import web
 
-from kvnode import backup
-from kvnode.beside import packed_contents
-from kvnode.commands import AbortRestore, BeginRestore, CommitRestore, Replace, RestorePiece
 from kvnode.deadline import deadline, remaining_s
 from kvnode.errors import BadRequest, Conflict, KvnodeError, OutcomeUnknown, Overloaded, TooLarge, Unavailable
 from kvnode.http.answer import Answer, json_answer
@@ -30,8 +27,28 @@ from kvnode.http.body import BodyStream, read_body
 from kvnode.http.credentials import check_still_admitted
 from kvnode.http.group import Group
 from kvnode.http.route import Methods
-from kvnode.limits import CONTENTS_BYTES_MAX, LEAP, REPLACE_BYTES_MAX, RESTORE_ID_BYTES
-from kvnode.results import Invalid, Replaced, RestoreMissing, Result, Staged
+from kvnode.state.admin_commands import packed_contents
+from kvnode.state.commands import (
+    AbortRestore,
+    BeginRestore,
+    CommitRestore,
+    Replace,
+    RestorePiece,
+)
+from kvnode.state.limits import (
+    CONTENTS_BYTES_MAX,
+    LEAP,
+    REPLACE_BYTES_MAX,
+    RESTORE_ID_BYTES,
+)
+from kvnode.state.results import (
+    Invalid,
+    Replaced,
+    RestoreMissing,
+    Result,
+    Staged,
+)
+from kvnode.storage import backup
 
 PATH: Final = "/admin/api/v1/restore"
 # Below feature level 1. Keys, and as many leases. Each node reads them in a thread, one to two seconds beside all

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from kvnode.commands import EndSession
 from kvnode.errors import BadRequest, Forbidden, Starting, Unauthorized, Unavailable
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.audit import Noted
@@ -22,10 +21,11 @@ from kvnode.http.document import read_object
 from kvnode.http.door import SESSION_PATH as PATH
 from kvnode.http.group import Group
 from kvnode.http.route import Methods
-from kvnode.limits import SESSION_GRACE_S_MAX, SESSION_ID_BYTES
-from kvnode.raft.status import RaftStatus
-from kvnode.results import SessionEnded
-from kvnode.session import Session, SessionKeys, sign
+from kvnode.node.status import RaftStatus
+from kvnode.state.commands import EndSession
+from kvnode.state.limits import SESSION_GRACE_S_MAX, SESSION_ID_BYTES
+from kvnode.state.results import SessionEnded
+from kvnode.state.session_keys import Session, SessionKeys, sign
 
 KEY_PATH: Final = "/admin/api/v1/session-key"
 SUBJECT: Final = "admin"  # of a session that began on a node which asks for no token

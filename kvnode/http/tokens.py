@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from kvnode.commands import CreateToken, RevokeToken
 from kvnode.errors import BadRequest, Conflict, TokenNotFound, TooManyTokens
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.audit import Noted
@@ -20,9 +19,20 @@ from kvnode.http.document import read_object
 from kvnode.http.group import Group
 from kvnode.http.paths import decode
 from kvnode.http.route import Methods
-from kvnode.limits import ROLES, TOKEN_ID_CHARS_MAX, TOKEN_NAME_BYTES_MAX, text_fault
-from kvnode.results import Invalid, TokenChanged, TokenMissing, TokensFull
-from kvnode.tokens import NAME_TAKEN, Token
+from kvnode.state.commands import CreateToken, RevokeToken
+from kvnode.state.limits import (
+    ROLES,
+    TOKEN_ID_CHARS_MAX,
+    TOKEN_NAME_BYTES_MAX,
+    text_fault,
+)
+from kvnode.state.results import (
+    Invalid,
+    TokenChanged,
+    TokenMissing,
+    TokensFull,
+)
+from kvnode.state.tokens import NAME_TAKEN, Token
 
 PATH: Final = "/admin/api/v1/tokens"
 REQUEST_BYTES_MAX: Final = 65_536

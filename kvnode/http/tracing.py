@@ -11,11 +11,11 @@ from typing import Final
 from aiohttp import web
 from multidict import istr
 
-from kvnode import trace
 from kvnode.http.answer import Answer
 from kvnode.http.door import METHOD_CHARS_MAX
 from kvnode.http.spans import Spans
-from kvnode.rate_limited_log import printable
+from kvnode.logs import request_ids
+from kvnode.logs.rate_limited import printable
 
 REQUEST_ID: Final = istr("X-Request-Id")
 PATH_CHARS_MAX: Final = 512  # in a log line; a key may be three times as long once it is percent-encoded
@@ -29,9 +29,9 @@ class Traced:
     def __init__(self, request: web.BaseRequest, spans: Spans | None) -> None:
         sent = request.headers.get(REQUEST_ID, "")
         # One that cannot be used is no reason to refuse a write: it gets another.
-        self._id = sent if trace.accepted(sent) else trace.made()
+        self._id = sent if request_ids.accepted(sent) else request_ids.made()
         self._request = request
-        self._token: Token[str | None] = trace.request_id.set(self._id)
+        self._token: Token[str | None] = request_ids.request_id.set(self._id)
         self._began_at = time.monotonic()
         self._spans = spans
         self._span = None if spans is None else spans.begin(request, self._id)
@@ -41,9 +41,9 @@ class Traced:
         answer.headers += b"X-Request-Id: %b\r\n" % self._id.encode()
         if self._spans is not None and self._span is not None:
             self._spans.end(self._span, answer.status)
-        if trace.log.isEnabledFor(logging.INFO):
+        if request_ids.log.isEnabledFor(logging.INFO):
             self._say(answer.status, None if client is None else client(self._request))
-        trace.request_id.reset(self._token)  # the connection's next request is another one
+        request_ids.request_id.reset(self._token)  # the connection's next request is another one
 
     def _say(self, status: int, client: str | None) -> None:
         request, duration_ms = self._request, round((time.monotonic() - self._began_at) * 1_000, 3)
@@ -56,7 +56,7 @@ class Traced:
             "status": status,
             "client": client,
         }
-        trace.log.info(
+        request_ids.log.info(
             "%s %s %d in %g ms.",
             *(method, path, status, duration_ms),
             extra={"fields": fields | {"duration_ms": duration_ms}},

@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from kvnode.commands import DELETE, DELETE_PREFIX, PUT
 from kvnode.errors import BadRequest, TooLarge
 from kvnode.http.answer import JSON_TYPE, Answer, json_string, json_text
 from kvnode.http.budget import Budgets
@@ -24,10 +23,16 @@ from kvnode.http.document import checked_object, content_type_in, key_in, leasin
 from kvnode.http.group import Group
 from kvnode.http.route import Methods
 from kvnode.http.writing import idempotency_key, not_written, reads_too_large
-from kvnode.items import content_of
-from kvnode.limits import OPERATIONS_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_READ_BYTES_MAX
-from kvnode.results import Concluded, Deleted, Got, Written
-from kvnode.transactions import (
+from kvnode.state.commands import DELETE, DELETE_PREFIX, PUT
+from kvnode.state.items import content_of
+from kvnode.state.limits import OPERATIONS_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_READ_BYTES_MAX
+from kvnode.state.results import (
+    Concluded,
+    Deleted,
+    Got,
+    Written,
+)
+from kvnode.state.transactions import (
     CREATE_REVISION,
     EXISTS,
     GET,

@@ -8,8 +8,7 @@ from typing import Final, cast
 from aiohttp import web
 from multidict import istr
 
-from kvnode import values
-from kvnode.changes import KIND_NAMES
+from kvnode.config import values
 from kvnode.deadline import remaining_s
 from kvnode.errors import BadRequest, Compacted, Starting
 from kvnode.http.answer import JSON_TYPE, Answer
@@ -21,7 +20,8 @@ from kvnode.http.group import Group
 from kvnode.http.paths import Query
 from kvnode.http.route import Endpoint, Methods
 from kvnode.http.stream import HEARTBEAT_S, EventStream, Streams
-from kvnode.limits import KEY_BYTES_MAX
+from kvnode.state.changes import KIND_NAMES
+from kvnode.state.limits import KEY_BYTES_MAX
 from kvnode.watch.audience import Piece, Selector
 
 WAIT_S_MAX: Final = 60.0

@@ -15,8 +15,16 @@ from kvnode.errors import (
     TooLarge,
     TooManyLeases,
 )
-from kvnode.limits import IDEMPOTENCY_KEY_CHARS_MAX, TRANSACTION_READ_BYTES_MAX
-from kvnode.results import Invalid, LeaseMissing, LeasesFull, ReadsTooLarge, Refused, Result, Reused
+from kvnode.state.limits import IDEMPOTENCY_KEY_CHARS_MAX, TRANSACTION_READ_BYTES_MAX
+from kvnode.state.results import (
+    Invalid,
+    LeaseMissing,
+    LeasesFull,
+    ReadsTooLarge,
+    Refused,
+    Result,
+    Reused,
+)
 
 IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
 

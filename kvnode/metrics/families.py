@@ -12,8 +12,18 @@ from typing import Any, Final, get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from kvnode.meters import Histogram, HttpMeters, RaftLevels, RaftMeters
-from kvnode.raft.status import MemberStatus, RaftStatus, Role, applied_lag
+from kvnode.metrics.meters import (
+    Histogram,
+    HttpMeters,
+    RaftLevels,
+    RaftMeters,
+)
+from kvnode.node.status import (
+    MemberStatus,
+    RaftStatus,
+    Role,
+    applied_lag,
+)
 
 ROLES: Final = get_args(Role)
 

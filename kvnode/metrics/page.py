@@ -1,7 +1,7 @@
 """The page of a node's metrics, for Prometheus and for what reads OpenMetrics.
 
 `prometheus_client` renders it and asks the system about the process. None of its own counters is used: theirs take a
-lock and a dictionary for each addition. The numbers are plain ones (`kvnode.meters`), read when the page is.
+lock and a dictionary for each addition. The numbers are plain ones (`kvnode.metrics.meters`), read when the page is.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from pysyncobj.node import Node as _Node
 from pysyncobj.transport import Transport
 
 from kvnode.errors import StartupError
-from kvnode.raft.journal import Journal
+from kvnode.storage.journal import Journal
 
 __all__ = ["FAIL_REASON", "REGULAR", "Node", "SyncObj", "SyncObjConf", "Transport", "check_release"]
 

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kvnode.raft.journal import Journal
-from kvnode.raft.wire import Message
+from kvnode.peers.frames import Message
+from kvnode.storage.journal import Journal
 
 
 class _Promise(NamedTuple):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 from typing import Final
 
-from kvnode.changes import Change
+from kvnode.state.changes import Change
 
 # Ten seconds at 13,000 changes a second, a day and a half at one: a client that lost its node is back long before.
 HISTORY_CHANGES_MAX: Final = 131_072

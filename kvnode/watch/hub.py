@@ -11,8 +11,8 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from kvnode.changes import CHANGE_REPLACED, Change
 from kvnode.errors import Overloaded, ShuttingDown
+from kvnode.state.changes import CHANGE_REPLACED, Change
 from kvnode.watch.audience import Audience, Piece, Selector, Texts
 from kvnode.watch.history import History, blocks
 from kvnode.watch.watcher import Ending, Watcher

@@ -19,15 +19,15 @@ from typing import Any
 
 import pytest
 
-from kvnode import commands
-from kvnode.bench import bounds, wire
-from kvnode.bench.latencies import PERCENTILES, Latencies
-from kvnode.bench.load import Load, Plan
-from kvnode.bench.place import place
-from kvnode.bench.workload import Workload
 from kvnode.client import Access
 from kvnode.errors import BadRequest
 from kvnode.http import batch
+from kvnode.state import commands
+from kvnode.tools.bench import bounds, wire
+from kvnode.tools.bench.latencies import PERCENTILES, Latencies
+from kvnode.tools.bench.load import Load, Plan
+from kvnode.tools.bench.place import place
+from kvnode.tools.bench.workload import Workload
 from tests.certificates import Authority
 from tests.cli.command import COMMAND, Done, environment, is_one_sentence, kvnode_here, run_kvnode
 from tests.cli.scripted import Asked, Reply, scripted

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kvnode import backup
+from kvnode.storage import backup
 from tests.cli.command import COMMAND, Done, environment, kvnode, kvnode_here
 from tests.cluster import Cluster, free_ports
 

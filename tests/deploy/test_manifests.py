@@ -17,10 +17,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from kvnode import config
+from kvnode.config import layers
+from kvnode.config.options import OPTIONS
 from kvnode.http import checks
-from kvnode.options import OPTIONS
-from kvnode.tls import MutualCertificate, names
+from kvnode.net.tls import MutualCertificate, names
 from tests.balancer import HAPROXY, needs_haproxy
 from tests.cluster import Cluster
 from tests.deploy.proxy import DEPLOY
@@ -168,7 +168,7 @@ def test_each_pod_gets_options_that_a_node_takes(number: int, tmp_path: Path, pe
     files = {name: path for name, path in environment.items() if name.endswith("_FILE")}
     mounts = [mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]]
     assert {str(Path(path).parent) for path in files.values()} <= set(mounts)
-    node = config.load({}, environment | dict.fromkeys(files, str(secret)))
+    node = layers.load({}, environment | dict.fromkeys(files, str(secret)))
     assert (bool(node.security.token), node.security.insecure) == (True, False)
     assert [warning.partition(":")[0] for warning in node.warnings] == ["HTTP off loopback without TLS"]
     assert node.security.raft_tls is not None
@@ -216,7 +216,7 @@ def test_what_the_secured_containers_mount_is_taken_by_haproxy_and_nodes(tmp_pat
             environment |= file[name]["environment"]
         mounts = [volume.split(":") for volume in services["docker-compose.secure.yml"][name]["volumes"]]
         real = {inside: str(tmp_path / outside) for outside, inside, mode in mounts if mode == "ro"}
-        node = config.load({}, {variable: real.get(value, value) for variable, value in environment.items()})
+        node = layers.load({}, {variable: real.get(value, value) for variable, value in environment.items()})
         assert (node.node_id, node.security.insecure, bool(node.security.token)) == (name, False, True)
         assert node.warnings == ()
         assert node.security.tls is not None
@@ -241,7 +241,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("0123456789abcdef0123456789abcdef")
     assert set(variables | file) <= {option.variable for option in OPTIONS}
-    node = config.load({}, variables | file | {"KVNODE_CLUSTER_SECRET_FILE": str(secret)})
+    node = layers.load({}, variables | file | {"KVNODE_CLUSTER_SECRET_FILE": str(secret)})
     assert (node.node_id, len(node.peers)) == ("n1", 3)
     if SYSTEMD_ANALYZE is None:
         pytest.skip("needs systemd-analyze: apt-get install systemd")

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgpack
 
-from kvnode.limits import COUNTER_MAX, COUNTER_RESTORED_MAX
+from kvnode.state.limits import COUNTER_MAX, COUNTER_RESTORED_MAX
 
 MUCH = 2**64 - 1
 ITEM = ["a", b"1", "", 1, 1, 1]

@@ -25,9 +25,8 @@ from typing import Any, Final
 
 import msgpack
 
-from kvnode import backup
-from kvnode.beside import packed_contents
-from kvnode.commands import (
+from kvnode.state.admin_commands import packed_contents
+from kvnode.state.commands import (
     DELETE,
     DELETE_PREFIX,
     END_SESSION,
@@ -43,12 +42,13 @@ from kvnode.commands import (
     TOKEN_REVOKE,
     TXN,
 )
-from kvnode.limits import COUNTER_MAX, COUNTER_RESTORED_MAX, SESSION_ID_BYTES
-from kvnode.outcomes import fingerprint
-from kvnode.results import Invalid
-from kvnode.store import KeyValueStore
-from kvnode.table import Table
-from kvnode.transactions import GET
+from kvnode.state.idempotency import fingerprint
+from kvnode.state.limits import COUNTER_MAX, COUNTER_RESTORED_MAX, SESSION_ID_BYTES
+from kvnode.state.results import Invalid
+from kvnode.state.store import KeyValueStore
+from kvnode.state.table import Table
+from kvnode.state.transactions import GET
+from kvnode.storage import backup
 from tests.hostile.crafted import file_of
 
 NUMBERS: Final = (

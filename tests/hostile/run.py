@@ -32,7 +32,7 @@ from typing import Any, Final
 
 import msgpack
 
-from kvnode import backup
+from kvnode.storage import backup
 from tests.cluster import LEADER_PROBE, Answer, Cluster, key_path, request
 from tests.hostile import loaders
 from tests.hostile.crafted import file_of

@@ -14,11 +14,19 @@ from typing import Any, TypeVar
 import msgpack
 
 from kvnode.errors import KvnodeError, NotFound
-from kvnode.meters import RaftLevels, RaftMeters
-from kvnode.raft.status import Drained, MemberRecord, Membership, MemberStatus, RaftStatus, applied_lag, leader_refusal
-from kvnode.results import Result
-from kvnode.session import SessionKeys, fingerprint_of
-from kvnode.store import KeyValueStore
+from kvnode.metrics.meters import RaftLevels, RaftMeters
+from kvnode.node.status import (
+    Drained,
+    MemberRecord,
+    Membership,
+    MemberStatus,
+    RaftStatus,
+    applied_lag,
+    leader_refusal,
+)
+from kvnode.state.results import Result
+from kvnode.state.session_keys import SessionKeys, fingerprint_of
+from kvnode.state.store import KeyValueStore
 from kvnode.watch.hub import Hub
 
 T = TypeVar("T")

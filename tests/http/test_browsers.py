@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from kvnode.commands import LEVEL, TOKEN_CREATE
+from kvnode.state.commands import LEVEL, TOKEN_CREATE
 from tests.http.serving import Reply, Served, serve
 from tests.http.single import SingleGroup
 

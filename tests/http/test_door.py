@@ -8,14 +8,14 @@ from ipaddress import ip_network
 
 import pytest
 
-from kvnode.commands import LEVEL, TOKEN_CREATE, TOKEN_REVOKE
 from kvnode.http.app import create_probe_server
 from kvnode.http.budget import Budgets
 from kvnode.http.door import Rates
 from kvnode.http.probes import LeaderProbe
-from kvnode.meters import HttpMeters
-from kvnode.proxies import Proxies
-from kvnode.store import KeyValueStore
+from kvnode.metrics.meters import HttpMeters
+from kvnode.net.proxies import Proxies
+from kvnode.state.commands import LEVEL, TOKEN_CREATE, TOKEN_REVOKE
+from kvnode.state.store import KeyValueStore
 from tests.http.serving import DEADLINE_S, serve
 from tests.http.single import SingleGroup
 

@@ -6,7 +6,7 @@ import gzip
 
 import pytest
 
-from kvnode.limits import VALUE_BYTES_MAX
+from kvnode.state.limits import VALUE_BYTES_MAX
 from tests.http.serving import Served
 
 MIB = VALUE_BYTES_MAX

@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 import pytest
 
-from kvnode.commands import PUT
-from kvnode.limits import VALUE_BYTES_MAX
+from kvnode.state.commands import PUT
+from kvnode.state.limits import VALUE_BYTES_MAX
 from tests.http.serving import Served, serve
 from tests.http.single import SingleGroup
 

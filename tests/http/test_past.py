@@ -6,8 +6,8 @@ import random
 
 import msgpack
 
-from kvnode.commands import Delete, DeletePrefix, Put
-from kvnode.store import KeyValueStore
+from kvnode.state.commands import Delete, DeletePrefix, Put
+from kvnode.state.store import KeyValueStore
 from kvnode.watch.history import History
 from tests.http.serving import Served, serve
 from tests.http.single import SingleGroup

@@ -8,13 +8,19 @@ import os
 import msgpack
 import pytest
 
-from kvnode import backup
-from kvnode.commands import RESTORE_BEGIN, RESTORE_COMMIT, RESTORE_PIECE, BeginRestore, RaiseLevel
 from kvnode.errors import DiskFull, KvnodeError, NoLeader, OutcomeUnknown, Overloaded
 from kvnode.http import body, restore
-from kvnode.limits import LEAP
-from kvnode.results import Result
-from kvnode.store import KeyValueStore
+from kvnode.state.commands import (
+    RESTORE_BEGIN,
+    RESTORE_COMMIT,
+    RESTORE_PIECE,
+    BeginRestore,
+    RaiseLevel,
+)
+from kvnode.state.limits import LEAP
+from kvnode.state.results import Result
+from kvnode.state.store import KeyValueStore
+from kvnode.storage import backup
 from tests.http.serving import Reply, Wire, serve, until
 from tests.http.single import SingleGroup
 

@@ -9,8 +9,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from kvnode.commands import END_SESSION, LEVEL, TOKEN_CREATE, TOKEN_REVOKE
-from kvnode.session import Session, session_of, sign
+from kvnode.state.commands import (
+    END_SESSION,
+    LEVEL,
+    TOKEN_CREATE,
+    TOKEN_REVOKE,
+)
+from kvnode.state.session_keys import Session, session_of, sign
 from tests.http.serving import Reply, Served, Wire, serve, until
 from tests.http.single import SingleGroup
 
@@ -148,7 +153,7 @@ def signed(key: bytes, session: Session) -> dict[str, str]:
 
 
 def signed_0_1_0(key: bytes) -> dict[str, str]:
-    from kvnode.session import _signature, _text
+    from kvnode.state.session_keys import _signature, _text
 
     payload = b"\x01" + (2**33).to_bytes(8, "big") + b"admin"
     return {"Cookie": f"kvnode_session={_text(payload)}.{_text(_signature(key, payload))}"}

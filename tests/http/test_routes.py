@@ -11,7 +11,7 @@ from kvnode.http.app import STATUS_OF
 from kvnode.http.budget import Budgets
 from kvnode.http.credentials import Credentials
 from kvnode.http.route import RouteTable
-from kvnode.meters import HttpMeters
+from kvnode.metrics.meters import HttpMeters
 from tests.http.serving import Served
 from tests.http.single import SingleGroup
 

@@ -7,7 +7,7 @@ import hashlib
 
 import pytest
 
-from kvnode.commands import LEVEL, TOKEN_CREATE, TOKEN_REVOKE
+from kvnode.state.commands import LEVEL, TOKEN_CREATE, TOKEN_REVOKE
 from tests.http.serving import Served, serve, until
 from tests.http.test_door import FIRST, READER, with_reader
 

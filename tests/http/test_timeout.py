@@ -10,7 +10,7 @@ import pytest
 
 from kvnode.deadline import deadline
 from kvnode.errors import NoLeader
-from kvnode.results import Result
+from kvnode.state.results import Result
 from tests.http.serving import Served, serve
 from tests.http.single import SingleGroup
 

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from kvnode import logs, trace
+from kvnode.logs import request_ids, writer
 from tests.http.serving import Served
 
 
@@ -33,7 +33,7 @@ async def test_an_id_that_cannot_be_used_is_replaced_and_refuses_nothing(node: S
 async def test_what_fails_unexpectedly_is_logged_under_its_id(node: Served, caplog: pytest.LogCaptureFixture) -> None:
     node.group.raises = RuntimeError("a fault of the node")
     lines = []
-    for form in (logs._Text(), logs._Json("n1")):
+    for form in (writer._Text(), writer._Json("n1")):
         caplog.handler.setFormatter(form)
         caplog.clear()
         await node.ask("PUT", "/v1/kv/a", {"X-Request-Id": "order-19"}, b"1")
@@ -46,6 +46,6 @@ async def test_requests_are_logged_only_where_that_was_asked_for(
 ) -> None:
     for level, expected in ((logging.WARNING, 0), (logging.INFO, 1)):
         caplog.clear()
-        with caplog.at_level(level, trace.log.name):
+        with caplog.at_level(level, request_ids.log.name):
             await node.ask("PUT", "/v1/kv/a%0Ab", {"X-Request-Id": "order-20"}, b"1")
         assert sum("/v1/kv/a%0Ab 200" in record.getMessage() for record in caplog.records) == expected

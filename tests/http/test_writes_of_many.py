@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from kvnode.leases import Leases
-from kvnode.limits import LEASES_MAX
-from kvnode.results import LeasesFull
+from kvnode.state.leases import Leases
+from kvnode.state.limits import LEASES_MAX
+from kvnode.state.results import LeasesFull
 from tests.http.serving import Reply, Served
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from kvnode.doctor import machine
 from kvnode.http import release
+from kvnode.tools.doctor import machine
 from tests.cli.command import COMMAND, environment, kvnode_here
 from tests.cli.scripted import Reply, always, scripted
 from tests.cluster import Cluster, free_ports, wait_until

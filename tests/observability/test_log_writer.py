@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kvnode import logs
-from kvnode.logs import WRITE_BYTES_MAX, Writer
+from kvnode.logs.writer import WRITE_BYTES_MAX, Writer
 from tests.cluster import wait_until
 
 PIPE_BYTES = 65_536  # what a pipe on Linux holds
@@ -59,7 +59,7 @@ def test_a_reader_that_hangs_holds_nobody_up_and_hears_what_it_missed(
     dropped = writer.dropped
     assert 2_000 - 10_000 // 100 <= dropped < 2_000
     held = count + 2_000 - dropped
-    with caplog.at_level(logging.WARNING, logs.log.name):
+    with caplog.at_level(logging.WARNING, logs.writer.log.name):
         assert read_all(pipe[0], held) == [line] * held
         wait_until(lambda: caplog.records, 5.0, "what was left out is said")
     assert f"{dropped} log lines were left out: stderr did not take them in time." in caplog.text
@@ -97,7 +97,7 @@ def test_a_full_disk_costs_lines_and_tears_none(
         room[0] -= done
         return done
 
-    monkeypatch.setattr("kvnode.logs.os.write", write_while_there_is_room)
+    monkeypatch.setattr("kvnode.logs.writer.os.write", write_while_there_is_room)
     with (tmp_path / "log").open("wb") as file:
         writer = Writer(file.fileno())
         for line in ("first", "second", "third"):
@@ -105,7 +105,7 @@ def test_a_full_disk_costs_lines_and_tears_none(
             assert writer.flush(5.0)
         assert writer.dropped == 2, "the one that was cut, and the one behind it"
         room[0] = 1_000_000
-        with caplog.at_level(logging.WARNING, logs.log.name):
+        with caplog.at_level(logging.WARNING, logs.writer.log.name):
             writer.put("fourth")
             assert writer.flush(5.0)
             wait_until(lambda: caplog.records, 5.0, "what was left out is said")
@@ -134,7 +134,7 @@ def test_a_reader_that_has_gone_ends_nothing() -> None:
 
 
 def test_a_traceback_that_is_printed_goes_the_same_way(pipe: tuple[int, int]) -> None:
-    stream = logs._Stderr(Writer(pipe[1]))
+    stream = logs.writer._Stderr(Writer(pipe[1]))
     print("in", "pieces", 1, file=stream)
     stream.write("begun, ")
     other = threading.Thread(target=lambda: print("another thread's", file=stream))

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kvnode import backup
-from kvnode.store import KeyValueStore
+from kvnode.state.store import KeyValueStore
+from kvnode.storage import backup
 from tests.cli.command import kvnode
 from tests.cluster import Cluster, free_ports, wait_until
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from kvnode.http.restore import ITEMS_MAX
-from kvnode.limits import TRANSACTION_READ_BYTES_MAX
+from kvnode.state.limits import TRANSACTION_READ_BYTES_MAX
 from tests.certificates import Authority
 from tests.cluster import LEADER_PROBE, Answer, Cluster, request, wait_until
 from tests.hostile.crafted import backup_of

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from kvnode.raft import identity
-from kvnode.raft.disk import Directory
-from kvnode.raft.records import entry_record, state_record
-from kvnode.raft.segments import Segments
+from kvnode.storage import identity
+from kvnode.storage.disk import Directory
+from kvnode.storage.records import entry_record, state_record
+from kvnode.storage.segments import Segments
 from tests.cluster import Cluster, wait_until
 from tests.observability.page import page
 

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 
-from kvnode.commands import RaiseLevel
+from kvnode.state.commands import RaiseLevel
 from tests.cluster import LEADER_PROBE, Cluster, wait_until
 from tests.processes.test_poison import append
 

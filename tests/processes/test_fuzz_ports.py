@@ -18,8 +18,8 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from kvnode.raft import wire
-from kvnode.raft.handshake import Dialer, Identity
+from kvnode.peers import frames
+from kvnode.peers.handshake import Dialer, Identity
 from tests.certificates import Authority
 from tests.cluster import Cluster, wait_until
 
@@ -45,27 +45,27 @@ REQUESTS = [
 
 # One of each kind, as a peer may send it that has lost its mind.
 MESSAGES = [
-    (wire.APPEND, 99, 5, 5, 5, 5, [[99, b"x"]]),
-    (wire.ACK, 99, True, False, 7, 7, 7, True),
-    (wire.VOTE, 99, 9, 9, False),
-    (wire.VOTED, 99),
-    (wire.PRE_VOTE, 99, 9, 9),
-    (wire.PRE_VOTED, 99, 99, True),
-    (wire.TERM_NOTICE, 99),
-    (wire.TIMEOUT_NOW, 99),
-    (wire.FORWARD, 1, 1, b"group"),
-    (wire.REFUSED, 1, "code", "message"),
-    (wire.READ_INDEX, 1),
-    (wire.READ_ANSWER, 1, None),
-    (wire.TRANSFER, 1, None),
-    (wire.TRANSFER_ANSWER, 1, None, 1, "code", "message"),
-    (wire.OFFER, 1, 9, 1, 100),
-    (wire.WANT, 9, 0),
-    (wire.CHUNK, 9, 0, b"data"),
-    (wire.CHECKPOINT, 1, 9, 9),
-    (wire.MEMBERS, b"packed"),
-    (wire.CHANGE, 1, b"packed"),
-    (wire.CHANGED, 1, None, "code", "message"),
+    (frames.APPEND, 99, 5, 5, 5, 5, [[99, b"x"]]),
+    (frames.ACK, 99, True, False, 7, 7, 7, True),
+    (frames.VOTE, 99, 9, 9, False),
+    (frames.VOTED, 99),
+    (frames.PRE_VOTE, 99, 9, 9),
+    (frames.PRE_VOTED, 99, 99, True),
+    (frames.TERM_NOTICE, 99),
+    (frames.TIMEOUT_NOW, 99),
+    (frames.FORWARD, 1, 1, b"group"),
+    (frames.REFUSED, 1, "code", "message"),
+    (frames.READ_INDEX, 1),
+    (frames.READ_ANSWER, 1, None),
+    (frames.TRANSFER, 1, None),
+    (frames.TRANSFER_ANSWER, 1, None, 1, "code", "message"),
+    (frames.OFFER, 1, 9, 1, 100),
+    (frames.WANT, 9, 0),
+    (frames.CHUNK, 9, 0, b"data"),
+    (frames.CHECKPOINT, 1, 9, 9),
+    (frames.MEMBERS, b"packed"),
+    (frames.CHANGE, 1, b"packed"),
+    (frames.CHANGED, 1, None, "code", "message"),
 ]
 
 
@@ -132,12 +132,12 @@ class PeerAttack(Attack):
             if stage == 0:
                 self.send(connection, self.broken(hello))
             elif stage == 1:
-                self.send(connection, hello + self.broken(wire.encode((wire.APPEND, 1, 0, 0, 0, 0, []))))
+                self.send(connection, hello + self.broken(frames.encode((frames.APPEND, 1, 0, 0, 0, 0, []))))
             elif stage == 2:
                 self.send(connection, draw.randbytes(draw.randint(0, 2_000)))
             elif stage == 3:
-                sealer = wire.Sealer(self.prove(connection))
-                bodies = [wire.pack(draw.choice(MESSAGES)) for _ in range(draw.randint(1, 5))]
+                sealer = frames.Sealer(self.prove(connection))
+                bodies = [frames.pack(draw.choice(MESSAGES)) for _ in range(draw.randint(1, 5))]
                 if draw.random() < 0.5:
                     bodies = [self.broken(body) for body in bodies]
                 stream = b""

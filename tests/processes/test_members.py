@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kvnode.raft.founding import LEAP
+from kvnode.storage.bootstrap import LEAP
 from tests.cli.command import kvnode
 from tests.cluster import LEADER_PROBE, Answer, Cluster, Refused, wait_until
 

@@ -18,9 +18,19 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kvnode import errors
 from kvnode.client import Found, Put, SyncClient, delete, delete_prefix, get, put, when
-from kvnode.commands import DELETE, DELETE_PREFIX, PUT
-from kvnode.results import Concluded, Deleted, Got, Written
-from kvnode.transactions import EXISTS, GET, VALUE, VERSION
+from kvnode.state.commands import DELETE, DELETE_PREFIX, PUT
+from kvnode.state.results import (
+    Concluded,
+    Deleted,
+    Got,
+    Written,
+)
+from kvnode.state.transactions import (
+    EXISTS,
+    GET,
+    VALUE,
+    VERSION,
+)
 from tests.cli.command import COMMAND, environment
 from tests.cluster import Cluster, wait_until
 from tests.test_store_model import Model

@@ -9,17 +9,17 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from kvnode.beside import packed_contents
-from kvnode.commands import PUT, REPLACE
-from kvnode.entries import encode_entry, encode_group
-from kvnode.items import Item
-from kvnode.raft import identity
-from kvnode.raft.disk import Directory
-from kvnode.raft.journal import Journal
-from kvnode.raft.membership import first_cluster
-from kvnode.raft.segments import Segments
-from kvnode.raft.snapshot import Snapshots
-from kvnode.store import KeyValueStore
+from kvnode.raft.configuration import first_cluster
+from kvnode.state.admin_commands import packed_contents
+from kvnode.state.commands import PUT, REPLACE
+from kvnode.state.entries import encode_entry, encode_group
+from kvnode.state.items import Item
+from kvnode.state.store import KeyValueStore
+from kvnode.storage import identity
+from kvnode.storage.disk import Directory
+from kvnode.storage.journal import Journal
+from kvnode.storage.segments import Segments
+from kvnode.storage.snapshots import Snapshots
 from tests.cli.command import is_one_sentence, kvnode
 from tests.cluster import Cluster, wait_until
 from tests.hostile.crafted import CRAFTED, ONLY_IN_A_SNAPSHOT, SOUND, backup_of, chunks_of
@@ -173,14 +173,14 @@ def test_a_failure_inside_apply_is_loud_and_ends_no_node(tmp_path: Path) -> None
     """With a fault put into the program: the nodes answer it alike, say at which entry, count it and go on."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
-        "import kvnode.store\n"
-        "write = kvnode.store.KeyValueStore._delete\n"
+        "import kvnode.state.store\n"
+        "write = kvnode.state.store.KeyValueStore._delete\n"
         "def _delete(self, request):\n"
         "    deleted = write(self, request)\n"
         "    if request[1] == 'boom':\n"
         "        raise KeyError('inside')\n"
         "    return deleted\n"
-        "kvnode.store.KeyValueStore._delete = _delete\n"
+        "kvnode.state.store.KeyValueStore._delete = _delete\n"
     )
     with Cluster(tmp_path, env={"PYTHONPATH": str(tmp_path / "site")}) as cluster:
         cluster.start()

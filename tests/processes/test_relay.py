@@ -21,9 +21,9 @@ from typing import Self
 
 import pytest
 
-from kvnode.commands import CreateToken
-from kvnode.entries import encode_group
-from kvnode.raft import wire
+from kvnode.peers import frames
+from kvnode.state.commands import CreateToken
+from kvnode.state.entries import encode_group
 from tests.certificates import Authority
 from tests.cluster import Cluster, free_ports, wait_until
 
@@ -132,7 +132,7 @@ class Relay:
             head = await reader.readexactly(4)
             length = int.from_bytes(head, "big")
             sealed = number >= HANDSHAKE_FRAMES
-            frame = head + await reader.readexactly(length + (wire.CHECK_BYTES + wire.TAG_BYTES if sealed else 0))
+            frame = head + await reader.readexactly(length + (frames.CHECK_BYTES + frames.TAG_BYTES if sealed else 0))
             possible = sealed and before and (self._armed != "old" or name in self._recorded)
             if self._armed is not None and possible and not faulted[0]:
                 fault, self._armed = self._armed, None
@@ -140,7 +140,7 @@ class Relay:
                 if fault == "reorder":
                     head = await reader.readexactly(4)
                     length = int.from_bytes(head, "big")
-                    frame = head + await reader.readexactly(length + wire.CHECK_BYTES + wire.TAG_BYTES) + frame
+                    frame = head + await reader.readexactly(length + frames.CHECK_BYTES + frames.TAG_BYTES) + frame
                 else:
                     frame = self._altered(name, fault, frame, before)
             elif sealed:
@@ -173,7 +173,7 @@ class Relay:
         if fault == "inject":
             digest = hashlib.sha256(TOKEN_SECRET.encode()).digest()
             group = encode_group(os.urandom(8), 1, [CreateToken("evil0001", "on-path", "full", digest, 0).encode()])
-            return b"".join(wire.encode((wire.FORWARD, term, 1, group)) for term in range(1, 50)) + frame
+            return b"".join(frames.encode((frames.FORWARD, term, 1, group)) for term in range(1, 50)) + frame
         return {
             "drop": b"",
             "repeat": frame + frame,

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from kvnode import backup
-from kvnode.store import KeyValueStore
+from kvnode.state.store import KeyValueStore
+from kvnode.storage import backup
 from tests.cli.command import kvnode
 from tests.cluster import Answer, Cluster, wait_until
 

@@ -19,9 +19,14 @@ from typing import Any
 import msgpack
 import pytest
 
-from kvnode.raft import wire
-from kvnode.raft.handshake import MAGIC, VERSION_0_1, Dialer, Identity
-from kvnode.raft.links import STRANGERS_MAX
+from kvnode.peers import frames
+from kvnode.peers.connections import STRANGERS_MAX
+from kvnode.peers.handshake import (
+    MAGIC,
+    VERSION_0_1,
+    Dialer,
+    Identity,
+)
 from tests.certificates import Authority
 from tests.cluster import PROJECT, Answer, Cluster, free_ports, request, wait_until
 
@@ -416,7 +421,7 @@ def test_replays_wrong_order_and_older_protocols_are_refused(cluster: Cluster, a
     again.close()
 
     # step: in another order, or with what comes later sent before the proof
-    append = wire.encode((wire.APPEND, 99, 0, 0, 0, 0, []))
+    append = frames.encode((frames.APPEND, 99, 0, 0, 0, 0, []))
     for raw in (MAGIC + proof, MAGIC + append, hello + append, hello + hello[len(MAGIC) :], b"KVN0" + hello[4:]):
         knocking = Knocking(cluster, "n1", context)
         knocking.send(raw)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgpack
 
-from kvnode.session import signing_key
+from kvnode.state.session_keys import signing_key
 from tests.cli.command import kvnode
 from tests.cluster import Answer, Cluster, wait_until
 

@@ -10,19 +10,27 @@ from typing import Any, cast
 
 import pytest
 
-from kvnode.commands import Put
-from kvnode.entries import decode_entry, encode_entry, encode_group
-from kvnode.raft.audit import EVERY, REMEMBERED, ROUND_S, ROUNDS_MAX, SETTLE_S, Audit, History
-from kvnode.raft.disk import Directory
-from kvnode.raft.founding import found
-from kvnode.raft.identity import Claim
-from kvnode.raft.journal import Journal
-from kvnode.raft.membership import named
-from kvnode.raft.replication import Progress
-from kvnode.raft.segments import Recovered, Segments
-from kvnode.raft.snapshot import Snapshot, Snapshots
-from kvnode.raft.wire import Message
-from kvnode.store import KeyValueStore
+from kvnode.node.divergence import (
+    EVERY,
+    REMEMBERED,
+    ROUND_S,
+    ROUNDS_MAX,
+    SETTLE_S,
+    Audit,
+    History,
+)
+from kvnode.peers.frames import Message
+from kvnode.raft.configuration import named
+from kvnode.raft.progress import Progress
+from kvnode.state.commands import Put
+from kvnode.state.entries import decode_entry, encode_entry, encode_group
+from kvnode.state.store import KeyValueStore
+from kvnode.storage.bootstrap import found
+from kvnode.storage.disk import Directory
+from kvnode.storage.identity import Claim
+from kvnode.storage.journal import Journal
+from kvnode.storage.segments import Recovered, Segments
+from kvnode.storage.snapshots import Snapshot, Snapshots
 
 CLUSTER_ID = b"c" * 16
 REGULAR = b"\x00"

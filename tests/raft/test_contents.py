@@ -7,13 +7,13 @@ from typing import Any
 
 import msgpack
 
-from kvnode import backup
-from kvnode.beside import packed_contents
-from kvnode.commands import REPLACE
-from kvnode.entries import encode_entry, encode_group
-from kvnode.raft.contents import Contents
-from kvnode.results import Replaced
-from kvnode.store import KeyValueStore
+from kvnode.node.restore_contents import Contents
+from kvnode.state.admin_commands import packed_contents
+from kvnode.state.commands import REPLACE
+from kvnode.state.entries import encode_entry, encode_group
+from kvnode.state.results import Replaced
+from kvnode.state.store import KeyValueStore
+from kvnode.storage import backup
 
 Job = tuple[Callable[[], Any], Callable[[Any, Exception | None], None]]
 

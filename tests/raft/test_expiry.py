@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvnode.beside import packed_contents
-from kvnode.commands import EXPIRE, GRANT, LEVEL, PUT, RENEW, REPLACE, REVOKE
-from kvnode.entries import decode_entry
-from kvnode.limits import EXPIRED_MAX
-from kvnode.raft.expiry import LOOK_S, SLICE, STALL_S, Expiry
-from kvnode.store import KeyValueStore
+from kvnode.node.lease_clock import (
+    LOOK_S,
+    SLICE,
+    STALL_S,
+    Expiry,
+)
+from kvnode.state.admin_commands import packed_contents
+from kvnode.state.commands import (
+    EXPIRE,
+    GRANT,
+    LEVEL,
+    PUT,
+    RENEW,
+    REPLACE,
+    REVOKE,
+)
+from kvnode.state.entries import decode_entry
+from kvnode.state.limits import EXPIRED_MAX
+from kvnode.state.store import KeyValueStore
 
 
 class Group:

@@ -9,15 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from kvnode import backup
-from kvnode.commands import FEATURE_LEVEL, LEVEL, Put, RaiseLevel
 from kvnode.errors import StartupError
-from kvnode.limits import LEVEL_MAX
-from kvnode.raft import feature_level, handshake
-from kvnode.raft.group import RaftGroup
-from kvnode.raft.settings import RaftSettings
-from kvnode.results import Invalid, LevelRaised
-from kvnode.store import KeyValueStore
+from kvnode.node import feature_level
+from kvnode.node.group import RaftGroup
+from kvnode.node.settings import RaftSettings
+from kvnode.peers import handshake
+from kvnode.state.commands import (
+    FEATURE_LEVEL,
+    LEVEL,
+    Put,
+    RaiseLevel,
+)
+from kvnode.state.limits import LEVEL_MAX
+from kvnode.state.results import Invalid, LevelRaised
+from kvnode.state.store import KeyValueStore
+from kvnode.storage import backup
 from tests.cluster import free_ports
 
 

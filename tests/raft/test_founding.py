@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from kvnode.commands import GRANT, PUT
 from kvnode.errors import StartupError
-from kvnode.limits import COUNTER_MAX
-from kvnode.raft import identity
-from kvnode.raft.disk import Directory
-from kvnode.raft.founding import LEAP, LEAP_MAX
-from kvnode.raft.recover import recover
-from kvnode.raft.restore import restore
-from kvnode.raft.snapshot import Snapshots
-from kvnode.results import Granted, Invalid, Written
-from kvnode.store import KeyValueStore
+from kvnode.state.commands import GRANT, PUT
+from kvnode.state.limits import COUNTER_MAX
+from kvnode.state.results import Granted, Invalid, Written
+from kvnode.state.store import KeyValueStore
+from kvnode.storage import identity
+from kvnode.storage.bootstrap import LEAP, LEAP_MAX
+from kvnode.storage.disk import Directory
+from kvnode.storage.recover import recover
+from kvnode.storage.restore import restore
+from kvnode.storage.snapshots import Snapshots
 
 ADDRESS = ("127.0.0.1", 7001)
 

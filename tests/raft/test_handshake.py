@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvnode.commands import FEATURE_LEVEL
-from kvnode.raft.handshake import (
+from kvnode.peers.handshake import (
     DUPLICATE,
     MAGIC,
     OTHER_CLUSTER,
@@ -24,6 +23,7 @@ from kvnode.raft.handshake import (
     Identity,
     Refused,
 )
+from kvnode.state.commands import FEATURE_LEVEL
 
 
 class Members(tuple[str, ...]):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from kvnode.errors import StartupError
-from kvnode.raft.journal import Flight, Journal
-from kvnode.raft.records import NO_OP
-from kvnode.raft.segments import Recovered, Segments
+from kvnode.storage.journal import Flight, Journal
+from kvnode.storage.records import NO_OP
+from kvnode.storage.segments import Recovered, Segments
 from tests.simulation.disk import MemoryDisk
 
 CLUSTER_ID = b"0123456789abcdef"

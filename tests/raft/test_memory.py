@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from kvnode.commands import RaiseLevel
-from kvnode.entries import ORIGIN_BYTES, encode_entry, encode_group
+from kvnode.node.promises import Memory
+from kvnode.raft.configuration import Roster, first_cluster
 from kvnode.raft.core import REGULAR
-from kvnode.raft.identity import Claim
-from kvnode.raft.journal import Journal
-from kvnode.raft.membership import Roster, first_cluster
-from kvnode.raft.memory import Memory
-from kvnode.raft.records import NO_OP
-from kvnode.raft.segments import Recovered
-from kvnode.store import KeyValueStore
+from kvnode.state.commands import RaiseLevel
+from kvnode.state.entries import ORIGIN_BYTES, encode_entry, encode_group
+from kvnode.state.store import KeyValueStore
+from kvnode.storage.identity import Claim
+from kvnode.storage.journal import Journal
+from kvnode.storage.records import NO_OP
+from kvnode.storage.segments import Recovered
 from tests.simulation.disk import MemoryDisk
 
 LEVEL_ENTRY = bytes([REGULAR]) + encode_entry([encode_group(bytes(ORIGIN_BYTES), 0, [RaiseLevel(1).encode()])])

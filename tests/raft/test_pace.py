@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from kvnode.commands import Put
-from kvnode.entries import decode_entry, encode_entry, encode_group
-from kvnode.items import SORT_RUN_KEYS
-from kvnode.raft.pace import REST_S_MAX, SLICE_S, Pace
-from kvnode.store import KeyValueStore
+from kvnode.node.pace import REST_S_MAX, SLICE_S, Pace
+from kvnode.state.commands import Put
+from kvnode.state.entries import decode_entry, encode_entry, encode_group
+from kvnode.state.items import SORT_RUN_KEYS
+from kvnode.state.store import KeyValueStore
 
 
 class Clock:

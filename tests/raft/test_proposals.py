@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from kvnode.commands import Put
-from kvnode.entries import encode_entry
 from kvnode.errors import Definite, Indefinite, NoLeader, OutcomeUnknown, Overloaded
-from kvnode.raft.proposals import GROUP_BYTES, WAITING_COMMANDS_MAX, Proposals
-from kvnode.results import Written
-from kvnode.store import KeyValueStore
+from kvnode.node.proposals import GROUP_BYTES, WAITING_COMMANDS_MAX, Proposals
+from kvnode.state.commands import Put
+from kvnode.state.entries import encode_entry
+from kvnode.state.results import Written
+from kvnode.state.store import KeyValueStore
 
 ORIGIN = b"origin-1"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from kvnode.errors import OutcomeUnknown
-from kvnode.raft.group import RaftGroup
-from kvnode.raft.membership import Configuration, Member
-from kvnode.raft.settings import RaftSettings
+from kvnode.node.group import RaftGroup
+from kvnode.node.settings import RaftSettings
+from kvnode.raft.configuration import Configuration, Member
 from tests.cluster import free_ports
 
 

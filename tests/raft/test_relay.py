@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from kvnode.raft import handshake, links, wire
-from kvnode.raft.handshake import Identity
-from kvnode.raft.links import Accepted, Dialled, Link
-from kvnode.raft.transport import Network
+from kvnode.peers import connections, handshake
+from kvnode.peers import frames as wire
+from kvnode.peers.connections import Accepted, Dialled, Link
+from kvnode.peers.handshake import Identity
+from kvnode.peers.network import Network
 
 TRIES = int(os.environ.get("KVNODE_RELAY_TRIES", "3000"))
 SECRET = b"a secret that this cluster shares"
@@ -74,7 +75,7 @@ REFUSALS = Refusals()
 @pytest.fixture(autouse=True)
 def _refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     REFUSALS.clear()
-    monkeypatch.setattr(links, "LINES", REFUSALS)
+    monkeypatch.setattr(connections, "LINES", REFUSALS)
 
 
 class Wire:
@@ -271,7 +272,7 @@ async def test_one_fault_ends_the_connection_with_a_line_and_nothing_of_it_is_ta
 
 
 async def test_a_frame_that_lost_a_part_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "FRAME_S", 0.05)
+    monkeypatch.setattr(connections, "FRAME_S", 0.05)
     connection = Connection()
     assert connection.greet()
     (big,) = connection.send([(wire.CHUNK, 9, 1, bytes(20_000))])

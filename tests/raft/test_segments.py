@@ -9,9 +9,15 @@ from pathlib import Path
 import pytest
 
 from kvnode.errors import StartupError
-from kvnode.raft.disk import Directory, Disk, ReadOnly
-from kvnode.raft.records import NO_OP, base_record, entry_record, state_record, truncate_record
-from kvnode.raft.segments import Recovered, Segments
+from kvnode.storage.disk import Directory, Disk, ReadOnly
+from kvnode.storage.records import (
+    NO_OP,
+    base_record,
+    entry_record,
+    state_record,
+    truncate_record,
+)
+from kvnode.storage.segments import Recovered, Segments
 from tests.simulation.disk import MemoryDisk
 
 CLUSTER_ID = b"0123456789abcdef"

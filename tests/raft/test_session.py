@@ -6,15 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from kvnode import session
-from kvnode.entries import decode_entry
 from kvnode.errors import Conflict
-from kvnode.raft.disk import Directory
-from kvnode.raft.session import FILE, LOOK_S, MISSING, SessionKey
-from kvnode.results import Result
-from kvnode.store import KeyValueStore
+from kvnode.node.session_key import (
+    FILE,
+    LOOK_S,
+    MISSING,
+    SessionKey,
+)
+from kvnode.state import session_keys
+from kvnode.state.entries import decode_entry
+from kvnode.state.results import Result
+from kvnode.state.store import KeyValueStore
+from kvnode.storage.disk import Directory
 
-GIVEN, OTHER = session.keys_of(b"the-key-that-was-given another-one-that-is-not-it")
+GIVEN, OTHER = session_keys.keys_of(b"the-key-that-was-given another-one-that-is-not-it")
 
 
 class Log:
@@ -86,7 +91,7 @@ async def test_one_leader_proposes_once_and_every_node_adopts_what_was_applied(l
         node.catches_up()
     assert len({node.key.keys for node in nodes}) == 1
     assert nodes[0].key.error is None
-    assert len(nodes[0].key.keys[0]) == session.KEY_BYTES
+    assert len(nodes[0].key.keys[0]) == session_keys.KEY_BYTES
     nodes[1].term = 2
     nodes[1].key.look()
     assert len(log.commands) == 1
@@ -118,7 +123,7 @@ async def test_nodes_with_different_keys_notice_and_one_without_says_what_it_lac
         node.catches_up()
     assert first.key.keys == same.key.keys == (GIVEN,)
     assert other.key.keys == none.key.keys == ()
-    fingerprints = [session.fingerprint_of(key).hex() for key in (OTHER, GIVEN)]
+    fingerprints = [session_keys.fingerprint_of(key).hex() for key in (OTHER, GIVEN)]
     assert other.key.error is not None
     assert all(fingerprint in other.key.error for fingerprint in fingerprints)
     assert other.key.blocking == other.key.error
@@ -169,7 +174,7 @@ async def test_from_a_key_of_the_cluster_to_one_that_nodes_are_given_and_to_the_
         each.catches_up()
     assert given.key.keys == node.key.keys
     assert given.key.error is None
-    assert session.fingerprint_of(GIVEN).hex() in str(given.key.warning)
+    assert session_keys.fingerprint_of(GIVEN).hex() in str(given.key.warning)
     (made,) = given.key.keys
     await given.key.rotate(given.propose_and_wait, 60)
     given.key.look()
@@ -200,7 +205,7 @@ async def test_what_was_adopted_is_there_after_a_restart_until_the_log_says_othe
     alone.key.look()
     assert (alone.key.keys, alone.key.error) == ((key,), None)
     log.commands.clear()  # as if the cluster had lost its log, and so its key
-    log.commands.append([*session.command(0, OTHER, session.fingerprint_of(OTHER), 0)])
+    log.commands.append([*session_keys.command(0, OTHER, session_keys.fingerprint_of(OTHER), 0)])
     alone.catches_up()
     assert alone.key.keys == (OTHER,)
     alone.disk.close()
@@ -223,6 +228,6 @@ async def test_what_signs_takes_the_clusters_secret(log: Log, tmp_path: Path) ->
     node.key.look()
     node.catches_up()
     made = node.store.session.key
-    assert len(made) == session.KEY_BYTES
-    assert node.key.keys == (session.signing_key(secret, made),)
-    assert (node.key.error, node.key.known.fingerprint) == (None, session.fingerprint_of(made))
+    assert len(made) == session_keys.KEY_BYTES
+    assert node.key.keys == (session_keys.signing_key(secret, made),)
+    assert (node.key.error, node.key.known.fingerprint) == (None, session_keys.fingerprint_of(made))

@@ -10,14 +10,24 @@ from typing import Any
 
 import pytest
 
-from kvnode.commands import PUT
 from kvnode.errors import StartupError
-from kvnode.raft.catchup import CHUNK_BYTES, FETCH_SILENT_S_MAX, Catchup
-from kvnode.raft.disk import Directory
-from kvnode.raft.membership import named
-from kvnode.raft.snapshot import KEEP, Damaged, Snapshot, Snapshots
-from kvnode.raft.wire import CHUNK, OFFER, WANT, Message
-from kvnode.store import KeyValueStore
+from kvnode.node.catchup import CHUNK_BYTES, FETCH_SILENT_S_MAX, Catchup
+from kvnode.peers.frames import (
+    CHUNK,
+    OFFER,
+    WANT,
+    Message,
+)
+from kvnode.raft.configuration import named
+from kvnode.state.commands import PUT
+from kvnode.state.store import KeyValueStore
+from kvnode.storage.disk import Directory
+from kvnode.storage.snapshots import (
+    KEEP,
+    Damaged,
+    Snapshot,
+    Snapshots,
+)
 
 CLUSTER = b"c" * 16
 

@@ -12,13 +12,19 @@ from pathlib import Path
 import pytest
 
 from kvnode.errors import StartupError
-from kvnode.raft import tail
-from kvnode.raft.disk import Directory
-from kvnode.raft.flusher import Flusher
-from kvnode.raft.journal import Journal
-from kvnode.raft.records import MARK, SYNCED, entry_record, records, state_record
-from kvnode.raft.segments import HEADER_BYTES, Recovered, Segments
-from kvnode.raft.settings import Fsync
+from kvnode.node.settings import Fsync
+from kvnode.storage import tail
+from kvnode.storage.disk import Directory
+from kvnode.storage.flusher import Flusher
+from kvnode.storage.journal import Journal
+from kvnode.storage.records import (
+    MARK,
+    SYNCED,
+    entry_record,
+    records,
+    state_record,
+)
+from kvnode.storage.segments import HEADER_BYTES, Recovered, Segments
 from tests.simulation.disk import MemoryDisk
 
 CLUSTER_ID = b"0123456789abcdef"

@@ -11,18 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from kvnode.commands import PUT
 from kvnode.errors import StartupError
-from kvnode.raft.disk import Directory
-from kvnode.raft.group import RaftGroup
-from kvnode.raft.identity import claim
-from kvnode.raft.membership import named
-from kvnode.raft.records import base_record, entry_record, state_record, truncate_record
-from kvnode.raft.segments import Segments
-from kvnode.raft.settings import RaftSettings
-from kvnode.raft.snapshot import Snapshots
-from kvnode.raft.verify import NotADataDirectory, Report, verify
-from kvnode.store import KeyValueStore
+from kvnode.node.group import RaftGroup
+from kvnode.node.settings import RaftSettings
+from kvnode.raft.configuration import named
+from kvnode.state.commands import PUT
+from kvnode.state.store import KeyValueStore
+from kvnode.storage.disk import Directory
+from kvnode.storage.identity import claim
+from kvnode.storage.records import (
+    base_record,
+    entry_record,
+    state_record,
+    truncate_record,
+)
+from kvnode.storage.segments import Segments
+from kvnode.storage.snapshots import Snapshots
+from kvnode.storage.verify import NotADataDirectory, Report, verify
 from tests.cluster import free_ports
 
 PEERS = {"n1": ("127.0.0.1", 7001), "n2": ("127.0.0.1", 7002), "n3": ("127.0.0.1", 7003)}

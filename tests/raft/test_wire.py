@@ -9,22 +9,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvnode.raft import wire
-from kvnode.raft.wire import BadFrame, FrameReader, SealedReader, Sealer, decode, encode, pack
+from kvnode.peers import frames
+from kvnode.peers.frames import (
+    BadFrame,
+    FrameReader,
+    SealedReader,
+    Sealer,
+    decode,
+    encode,
+    pack,
+)
 
 KEY = b"a key of thirty-two bytes, drawn"
 numbers = st.integers(0, 2**63)
 entries = st.lists(st.tuples(numbers, st.binary(min_size=1, max_size=20)).map(list), max_size=5)
 messages = st.one_of(
-    st.tuples(st.just(wire.APPEND), numbers, numbers, numbers, numbers, numbers, entries),
-    st.tuples(st.just(wire.ACK), numbers, st.booleans(), st.booleans(), numbers, numbers, numbers, st.booleans()),
-    st.tuples(st.just(wire.VOTE), numbers, numbers, numbers, st.booleans()),
-    st.tuples(st.just(wire.VOTED), numbers),
-    st.tuples(st.just(wire.PRE_VOTE), numbers, numbers, numbers),
-    st.tuples(st.just(wire.PRE_VOTED), numbers, numbers, st.booleans()),
-    st.tuples(st.just(wire.READ_ANSWER), numbers, st.none() | numbers),
-    st.tuples(st.just(wire.TRANSFER), numbers, st.none() | st.text(max_size=8)),
-    st.tuples(st.just(wire.CHUNK), numbers, numbers, st.binary(max_size=50)),
+    st.tuples(st.just(frames.APPEND), numbers, numbers, numbers, numbers, numbers, entries),
+    st.tuples(st.just(frames.ACK), numbers, st.booleans(), st.booleans(), numbers, numbers, numbers, st.booleans()),
+    st.tuples(st.just(frames.VOTE), numbers, numbers, numbers, st.booleans()),
+    st.tuples(st.just(frames.VOTED), numbers),
+    st.tuples(st.just(frames.PRE_VOTE), numbers, numbers, numbers),
+    st.tuples(st.just(frames.PRE_VOTED), numbers, numbers, st.booleans()),
+    st.tuples(st.just(frames.READ_ANSWER), numbers, st.none() | numbers),
+    st.tuples(st.just(frames.TRANSFER), numbers, st.none() | st.text(max_size=8)),
+    st.tuples(st.just(frames.CHUNK), numbers, numbers, st.binary(max_size=50)),
 ).map(list)
 anything = st.recursive(
     st.none()
@@ -60,7 +68,7 @@ def test_garbage_is_never_a_message(garbage: bytes) -> None:
 
 @given(anything)
 def test_msgpack_of_another_shape_is_never_a_message(value: Any) -> None:
-    kinds = {field for field in vars(wire).values() if type(field) is int}
+    kinds = {field for field in vars(frames).values() if type(field) is int}
     try:
         message = decode(msgpack.packb(value))
     except BadFrame:
@@ -96,14 +104,14 @@ def test_a_message_that_ends_too_early_is_refused(message: list[Any]) -> None:
     [
         [],
         [0],
-        [wire.APPEND],
-        [wire.VOTED, True],
-        [wire.VOTED, None],
-        [wire.VOTED, 1, 1],
-        [wire.APPEND, 1, 1, 1, 1, 1, [[1, b""]]],  # the core reads the first byte of each command
-        [wire.APPEND, 1, 1, 1, 1, 1, [[1, "text"]]],
-        [wire.APPEND, 1, 1, 1, 1, 1, [[1]]],
-        [wire.APPEND, 1, 1, 1, 1, 1, [1]],
+        [frames.APPEND],
+        [frames.VOTED, True],
+        [frames.VOTED, None],
+        [frames.VOTED, 1, 1],
+        [frames.APPEND, 1, 1, 1, 1, 1, [[1, b""]]],  # the core reads the first byte of each command
+        [frames.APPEND, 1, 1, 1, 1, 1, [[1, "text"]]],
+        [frames.APPEND, 1, 1, 1, 1, 1, [[1]]],
+        [frames.APPEND, 1, 1, 1, 1, 1, [1]],
         [True, 1],
         ["1", 1],
         {1: 1},
@@ -133,7 +141,7 @@ def test_a_length_over_the_bound_is_refused_before_its_bytes_arrive() -> None:
 
 def test_a_message_over_the_bound_is_not_sent() -> None:
     with pytest.raises(BadFrame, match="over the bound"):
-        encode((wire.CHUNK, 1, 0, bytes(wire.FRAME_BYTES_MAX)))
+        encode((frames.CHUNK, 1, 0, bytes(frames.FRAME_BYTES_MAX)))
 
 
 @given(st.lists(messages, max_size=6), st.data())
@@ -179,9 +187,9 @@ def sealed(bodies: list[bytes], key: bytes = KEY) -> bytes:
     return stream
 
 
-@pytest.mark.parametrize("begin", [(wire.TRANSFER_ANSWER, 1, None, 0), (wire.DRAIN_ANSWER, 1, "", None)])
+@pytest.mark.parametrize("begin", [(frames.TRANSFER_ANSWER, 1, None, 0), (frames.DRAIN_ANSWER, 1, "", None)])
 def test_a_sentence_that_a_peer_explains_with_is_cut_and_printable(begin: tuple[object, ...]) -> None:
     """It stands in answers to clients and in the log."""
-    message = wire.decode(wire.pack((*begin, "conflict", "\x1b[2J\n" + "x" * 10_000)))
+    message = frames.decode(frames.pack((*begin, "conflict", "\x1b[2J\n" + "x" * 10_000)))
     assert message[-1].isprintable()
-    assert len(message[-1]) <= wire.SENTENCE_CHARS_MAX + 1
+    assert len(message[-1]) <= frames.SENTENCE_CHARS_MAX + 1

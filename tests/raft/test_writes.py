@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from kvnode.commands import Put
-from kvnode.entries import encode_group
-from kvnode.raft import wire
-from kvnode.raft.disk import Directory
-from kvnode.raft.journal import Journal
-from kvnode.raft.membership import Roster, named
-from kvnode.raft.outstanding import Outstanding
-from kvnode.raft.proposals import Proposals
+from kvnode.node.disk_health import Storage
+from kvnode.node.outstanding import Outstanding
+from kvnode.node.proposals import Proposals
+from kvnode.node.status import Role
+from kvnode.node.writes import Writes
+from kvnode.peers import frames
+from kvnode.peers.frames import Message
+from kvnode.raft.configuration import Roster, named
 from kvnode.raft.replica import Replica
-from kvnode.raft.segments import Segments
-from kvnode.raft.status import Role
-from kvnode.raft.storage import Storage
-from kvnode.raft.wire import Message
-from kvnode.raft.writes import Writes
-from kvnode.store import KeyValueStore
+from kvnode.state.commands import Put
+from kvnode.state.entries import encode_group
+from kvnode.state.store import KeyValueStore
+from kvnode.storage.disk import Directory
+from kvnode.storage.journal import Journal
+from kvnode.storage.segments import Segments
 
 
 class Desk:
@@ -66,11 +66,11 @@ class Desk:
         """n1 becomes leader with n2's vote; its own term's no-op is not committed yet."""
         self.replica.guard.connected("n2")
         self.replica.election.transfer_to_self(self.replica.term)
-        self.replica.guard.receive("n2", (wire.APPEND, self.replica.term, 1, 0, 1, 0, []))
+        self.replica.guard.receive("n2", (frames.APPEND, self.replica.term, 1, 0, 1, 0, []))
         self.replica.hasten_election((0.0, 0.0))
         self.replica.tick()
         self.flush()
-        self.replica.guard.receive("n2", (wire.VOTED, self.replica.term))
+        self.replica.guard.receive("n2", (frames.VOTED, self.replica.term))
         self.replica.tick()
         self.flush()
         assert self.replica.is_leader
@@ -79,12 +79,12 @@ class Desk:
     def commit(self) -> None:
         """n2 has everything."""
         self.replica.guard.receive(
-            "n2", (wire.ACK, self.replica.term, True, False, self.journal[-1][1] + 1, 0, 1, True)
+            "n2", (frames.ACK, self.replica.term, True, False, self.journal[-1][1] + 1, 0, 1, True)
         )
         self.replica.tick()
 
     def refusals(self) -> list[int]:
-        return [message[1] for _, message in self.sent if message[0] == wire.REFUSED]
+        return [message[1] for _, message in self.sent if message[0] == frames.REFUSED]
 
 
 @pytest.fixture
@@ -107,6 +107,6 @@ def test_a_leader_that_never_came_to_serve_gives_back_what_it_kept(desk: Desk) -
     desk.elect()
     term = desk.replica.term
     desk.writes.forwarded_here("n3", term, 7, encode_group(b"origin-3", 7, [Put("a", b"1").encode()]))
-    desk.replica.guard.receive("n2", (wire.APPEND, term + 1, 1, 0, 1, 0, []))
+    desk.replica.guard.receive("n2", (frames.APPEND, term + 1, 1, 0, 1, 0, []))
     assert not desk.replica.is_leader
     assert desk.refusals() == [7]

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import pytest
 
-from kvnode.commands import FEATURE_LEVEL
+from kvnode.state.commands import FEATURE_LEVEL
 from tests.cluster import PROJECT, Cluster, wait_until
 
 LAST_OF_0_1 = "9c31842"

@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from kvnode.errors import StartupError
-from kvnode.raft import catchup, replication, wire
+from kvnode.node import catchup
+from kvnode.node.compaction import Bounds
+from kvnode.peers import frames
+from kvnode.raft import progress
 from kvnode.raft import replica as replicas
-from kvnode.raft.compaction import Bounds
-from kvnode.raft.membership import Configuration, Member
+from kvnode.raft.configuration import Configuration, Member
 from kvnode.raft.replica import Replica
 from tests.simulation.clock import Clock, patched, simulated
 from tests.simulation.network import Network, links_between
@@ -64,8 +66,8 @@ class Cluster:
         ids: str = "ABC",
         *,
         seed: int = 0,
-        frame_entries: int = replication.FRAME_ENTRIES,
-        window_bytes: int = replication.WINDOW_BYTES,
+        frame_entries: int = progress.FRAME_ENTRIES,
+        window_bytes: int = progress.WINDOW_BYTES,
         chunk_bytes: int = 300,
         apply_bytes: int = replicas.APPLY_BYTES,
         **options: object,
@@ -74,7 +76,7 @@ class Cluster:
         clock = Clock()
         with (
             simulated(clock, seed),
-            patched(replication, FRAME_ENTRIES=frame_entries, WINDOW_BYTES=window_bytes),
+            patched(progress, FRAME_ENTRIES=frame_entries, WINDOW_BYTES=window_bytes),
             patched(catchup, CHUNK_BYTES=chunk_bytes),
             patched(replicas, APPLY_BYTES=apply_bytes),
         ):
@@ -140,10 +142,10 @@ class Cluster:
         """`source` sends and `target` asks for more until the snapshot is there; other frames of `target` wait."""
         answers = self.network.flying[target, source]
         while self.deliver(source, target):
-            asked = [frame for frame in answers if frame[wire.LENGTH_BYTES + 1] == wire.WANT]
+            asked = [frame for frame in answers if frame[frames.LENGTH_BYTES + 1] == frames.WANT]
             for frame in asked:
                 answers.remove(frame)
-                self.nodes[source].receive(target, wire.decode(frame[wire.LENGTH_BYTES :]))
+                self.nodes[source].receive(target, frames.decode(frame[frames.LENGTH_BYTES :]))
 
     def duplicate(self, source: str, target: str, position: int = 0) -> None:
         self.network.duplicate((source, target), position)
@@ -157,7 +159,7 @@ class Cluster:
     def lose_snapshot(self, source: str, target: str) -> None:
         """The pieces of a snapshot that are on this link vanish."""
         flying = self.network.flying[source, target]
-        for frame in [frame for frame in flying if frame[wire.LENGTH_BYTES + 1] == wire.CHUNK]:
+        for frame in [frame for frame in flying if frame[frames.LENGTH_BYTES + 1] == frames.CHUNK]:
             flying.remove(frame)
 
     def intercept(self, source: str, target: str) -> list[bytes]:
@@ -195,7 +197,7 @@ class Cluster:
             return
         self.standing.add(link)
         if mine.index:
-            dialer.send(target, (wire.MEMBERS, mine.packed))
+            dialer.send(target, (frames.MEMBERS, mine.packed))
         dialer.running.guard.connected(target)
 
     def meet(self, node_id: str) -> None:

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from kvnode.raft.tail import BLOCK_BYTES
+from kvnode.storage.tail import BLOCK_BYTES
 
 Names = dict[str, "_File"]
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvnode.commands import PUT
-from kvnode.raft.identity import claim
-from kvnode.raft.journal import Journal
-from kvnode.raft.membership import first_cluster
-from kvnode.raft.records import Entry
-from kvnode.raft.segments import OutOfSpace, Segments
-from kvnode.raft.snapshot import PART, Snapshots
-from kvnode.store import KeyValueStore
+from kvnode.raft.configuration import first_cluster
+from kvnode.state.commands import PUT
+from kvnode.state.store import KeyValueStore
+from kvnode.storage.identity import claim
+from kvnode.storage.journal import Journal
+from kvnode.storage.records import Entry
+from kvnode.storage.segments import OutOfSpace, Segments
+from kvnode.storage.snapshots import PART, Snapshots
 from tests.simulation.disk import MemoryDisk
 
 PEERS = {"n1": ("127.0.0.1", 7001), "n2": ("127.0.0.1", 7002)}

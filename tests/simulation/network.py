@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 
-from kvnode.raft import wire
+from kvnode.peers import frames
 
 Link = tuple[str, str]
 
@@ -23,21 +23,21 @@ class Network:
         self.muted: set[Link] = set()
         self.sent: Counter[Link] = Counter()
 
-    def send(self, source: str, target: str, message: wire.Message) -> bool:
+    def send(self, source: str, target: str, message: frames.Message) -> bool:
         link = source, target
         if link in self.broken:
             return False
         self.sent[link] += 1
-        frame = wire.encode(message)
+        frame = frames.encode(message)
         if link not in self.muted:
             self.flying[link].append(frame)
         return True
 
-    def take(self, link: Link) -> wire.Message:
+    def take(self, link: Link) -> frames.Message:
         """The oldest frame of a link, decoded as a node decodes it."""
         frame = self.flying[link].popleft()
-        (body,) = wire.FrameReader().feed(frame)
-        return wire.decode(body)
+        (body,) = frames.FrameReader().feed(frame)
+        return frames.decode(body)
 
     def break_link(self, link: Link) -> None:
         self.broken.add(link)

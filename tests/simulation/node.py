@@ -8,20 +8,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kvnode.commands import PUT
-from kvnode.raft import wire
-from kvnode.raft.audit import History
-from kvnode.raft.catchup import Catchup
-from kvnode.raft.compaction import Bounds, Compaction
-from kvnode.raft.journal import Flight, Journal
-from kvnode.raft.membership import Configuration, Roster, named
-from kvnode.raft.outstanding import Outstanding
+from kvnode.node.catchup import Catchup
+from kvnode.node.compaction import Bounds, Compaction
+from kvnode.node.disk_health import Storage
+from kvnode.node.divergence import History
+from kvnode.node.outstanding import Outstanding
+from kvnode.node.status import Role
+from kvnode.peers import frames
+from kvnode.raft.configuration import Configuration, Roster, named
 from kvnode.raft.replica import Replica
-from kvnode.raft.segments import OutOfSpace, Segments
-from kvnode.raft.snapshot import Snapshot, Snapshots
-from kvnode.raft.status import Role
-from kvnode.raft.storage import Storage
-from kvnode.store import KeyValueStore
+from kvnode.state.commands import PUT
+from kvnode.state.store import KeyValueStore
+from kvnode.storage.journal import Flight, Journal
+from kvnode.storage.segments import OutOfSpace, Segments
+from kvnode.storage.snapshots import Snapshot, Snapshots
 from tests.simulation.disk import Crash, MemoryDisk
 from tests.simulation.oracle import Read, Violation
 
@@ -227,7 +227,7 @@ class Node:
         if replica.is_leader and self.storage.hangs and replica.fit_peers():
             replica.transfer_to(replica.fit_peers()[-1])
 
-    def receive(self, source: str, *messages: wire.Message) -> None:
+    def receive(self, source: str, *messages: frames.Message) -> None:
         """Messages that one read from the socket has brought: the node ticks once, behind the last."""
 
         def dispatch(replica: Replica) -> None:
@@ -236,17 +236,17 @@ class Node:
 
         self.run(dispatch)
 
-    def _dispatch(self, source: str, message: wire.Message) -> None:
+    def _dispatch(self, source: str, message: frames.Message) -> None:
         kind = message[0]
-        if kind <= wire.TIMEOUT_NOW:
+        if kind <= frames.TIMEOUT_NOW:
             self.running.guard.receive(source, message)
-        elif kind == wire.MEMBERS:
+        elif kind == frames.MEMBERS:
             self.running.roster.told(message[1])
-        elif kind == wire.OFFER and message[1] == self.running.term:
+        elif kind == frames.OFFER and message[1] == self.running.term:
             self.catchup.offered(source, *message[2:])
-        elif kind == wire.WANT:
+        elif kind == frames.WANT:
             self.catchup.wanted(source, *message[1:])
-        elif kind == wire.CHUNK:
+        elif kind == frames.CHUNK:
             self.catchup.arrived(source, *message[1:])
 
     def begin_flight(self) -> None:
@@ -390,7 +390,7 @@ class Node:
 
     # --- Owner ------------------------------------------------------------------------------------------
 
-    def send(self, node_id: str, message: wire.Message) -> bool:
+    def send(self, node_id: str, message: frames.Message) -> bool:
         count = self._frames[node_id] = self._frames.get(node_id, 0) + 1
         if count > len(self.journal) + SPARE_FRAMES:
             raise Violation(

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from kvnode.raft.compaction import Bounds
+from kvnode.node.compaction import Bounds
 from tests.simulation.cluster import HEARTBEAT_S, Cluster
 from tests.simulation.disk import Crash, Fault
 from tests.simulation.oracle import Violation

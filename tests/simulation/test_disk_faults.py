@@ -16,9 +16,9 @@ from contextlib import AbstractContextManager
 import pytest
 
 from kvnode.errors import StartupError
-from kvnode.raft import segments, tail
-from kvnode.raft.segments import Segments
-from kvnode.raft.snapshot import Snapshots
+from kvnode.storage import segments, tail
+from kvnode.storage.segments import Segments
+from kvnode.storage.snapshots import Snapshots
 from tests.simulation.clock import patched
 from tests.simulation.disk import Crash, Fault, MemoryDisk
 from tests.simulation.member import Broken, Member, script

@@ -22,14 +22,15 @@ from pathlib import Path
 import pytest
 from pysyncobj.journal import FileJournal
 
-from kvnode.commands import Put
-from kvnode.entries import encode_entry
 from kvnode.errors import OutcomeUnknown, StartupError
-from kvnode.raft import compaction, tail
-from kvnode.raft.proposals import Proposals
-from kvnode.raft.records import entry_record, state_record
-from kvnode.raft.segments import Segments
-from kvnode.store import KeyValueStore
+from kvnode.node import compaction
+from kvnode.node.proposals import Proposals
+from kvnode.state.commands import Put
+from kvnode.state.entries import encode_entry
+from kvnode.state.store import KeyValueStore
+from kvnode.storage import tail
+from kvnode.storage.records import entry_record, state_record
+from kvnode.storage.segments import Segments
 from tests.raft.test_proposals import Told
 from tests.simulation.cluster import Cluster
 from tests.simulation.disk import Crash, Fault, MemoryDisk

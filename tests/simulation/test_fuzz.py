@@ -13,7 +13,7 @@ import pytest
 
 from kvnode.raft.guard import Guard
 from kvnode.raft.outbox import Outbox
-from kvnode.raft.reads import ReadRounds
+from kvnode.raft.read_rounds import ReadRounds
 from tests.simulation.clock import patched
 from tests.simulation.cluster import Cluster
 from tests.simulation.fuzz import report

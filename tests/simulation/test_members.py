@@ -8,8 +8,14 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from kvnode.raft import wire
-from kvnode.raft.membership import Configuration, Member, named, of_entry, unpacked
+from kvnode.peers import frames
+from kvnode.raft.configuration import (
+    Configuration,
+    Member,
+    named,
+    of_entry,
+    unpacked,
+)
 from kvnode.raft.replica import Replica
 from tests.simulation.clock import patched
 from tests.simulation.cluster import Cluster
@@ -38,8 +44,8 @@ def join(cluster: Cluster, node_id: str, leader: str = "A") -> None:
 
 
 def kinds_sent(cluster: Cluster, source: str, target: str) -> set[int]:
-    frames = cluster.network.flying[source, target]
-    return {wire.decode(frame[wire.LENGTH_BYTES :])[0] for frame in frames}
+    flying = cluster.network.flying[source, target]
+    return {frames.decode(frame[frames.LENGTH_BYTES :])[0] for frame in flying}
 
 
 # --- learners --------------------------------------------------------------------------------------------
@@ -63,10 +69,10 @@ def test_a_learner_is_not_asked_for_votes_and_asks_for_none(make_simulation: Mak
     cluster.campaign("D")
     assert cluster["D"].role == "follower"
     for node_id in "BC":
-        assert not kinds_sent(cluster, "D", node_id) & {wire.VOTE, wire.PRE_VOTE}
+        assert not kinds_sent(cluster, "D", node_id) & {frames.VOTE, frames.PRE_VOTE}
     cluster.campaign("B")
-    assert wire.VOTE in kinds_sent(cluster, "B", "C")
-    assert wire.VOTE not in kinds_sent(cluster, "B", "D")
+    assert frames.VOTE in kinds_sent(cluster, "B", "C")
+    assert frames.VOTE not in kinds_sent(cluster, "B", "D")
     cluster.settle("BD")
     assert not cluster["B"].is_leader, "B has its own vote of three"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from kvnode.changes import Change
-from kvnode.commands import DELETE, PUT
-from kvnode.store import KeyValueStore
+from kvnode.state.changes import Change
+from kvnode.state.commands import DELETE, PUT
+from kvnode.state.store import KeyValueStore
 from kvnode.watch.audience import Selector
 from kvnode.watch.history import History
 from kvnode.watch.hub import Hub

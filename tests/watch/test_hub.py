@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvnode.changes import CHANGE_DELETE
 from kvnode.errors import Overloaded, ShuttingDown
 from kvnode.http.events import text_of
-from kvnode.store import KeyValueStore
+from kvnode.state.changes import CHANGE_DELETE
+from kvnode.state.store import KeyValueStore
 from kvnode.watch import hub
 from kvnode.watch.audience import TEXTS_BYTES_MAX
 from kvnode.watch.history import History, changes_bytes

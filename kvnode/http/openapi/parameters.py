@@ -9,7 +9,13 @@ from kvnode.http.listing import PAGE_KEYS_DEFAULT, PAGE_KEYS_MAX
 from kvnode.http.openapi.shapes import Schema, text, whole
 from kvnode.http.timeout import SECONDS
 from kvnode.http.watch import WAIT_S_MAX
-from kvnode.limits import IDEMPOTENCY_KEY_CHARS_MAX, KEY_BYTES_MAX, LEASE_ID_MAX, TOKEN_ID_CHARS_MAX, TTL_S_MAX
+from kvnode.state.limits import (
+    IDEMPOTENCY_KEY_CHARS_MAX,
+    KEY_BYTES_MAX,
+    LEASE_ID_MAX,
+    TOKEN_ID_CHARS_MAX,
+    TTL_S_MAX,
+)
 
 _FLAG: Final[Schema] = {"enum": ["", "true", "1", "false", "0"], "default": "false"}
 _NODE: Final = text(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")

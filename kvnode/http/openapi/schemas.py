@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from kvnode.changes import KIND_NAMES
 from kvnode.http import batch
 from kvnode.http.leases import KEYS_SHOWN, PAGE_LEASES
 from kvnode.http.listing import PAGE_KEYS_MAX
 from kvnode.http.openapi.shapes import Schema, closed, nullable, one_of, record, ref, several, text, whole
-from kvnode.limits import (
+from kvnode.node.status import Membership, MemberStatus
+from kvnode.state.changes import KIND_NAMES
+from kvnode.state.limits import (
     CONTENT_TYPE_BYTES_MAX,
     KEY_BYTES_MAX,
     LEASE_ID_MAX,
@@ -19,8 +20,7 @@ from kvnode.limits import (
     TOKEN_NAME_BYTES_MAX,
     TTL_S_MAX,
 )
-from kvnode.raft.status import Membership, MemberStatus
-from kvnode.transactions import OPERATORS
+from kvnode.state.transactions import OPERATORS
 
 _NODE: Final = text("The name of a node.", pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 _KEY: Final = text(f"1 to {KEY_BYTES_MAX} bytes of UTF-8.", minLength=1, maxLength=KEY_BYTES_MAX)

@@ -1,0 +1,428 @@
+"""One node's moving parts, and the step that turns them: core, journal, network, writes, reads, snapshots.
+
+Everything happens in the event loop's thread, in steps. A step ticks the core, hands it what waits to be
+proposed, lets it speak to its followers and starts the next journal flight. Steps follow every message,
+proposal and flush at the end of the loop's iteration, however many of them it brought, and a timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from kvnode.errors import Fatal
+from kvnode.node.catchup import Catchup
+from kvnode.node.commit_notices import News
+from kvnode.node.compaction import Compaction
+from kvnode.node.disk_health import Storage
+from kvnode.node.divergence import Audit
+from kvnode.node.feature_level import FeatureLevel
+from kvnode.node.known_peers import Acquaintance
+from kvnode.node.leadership_log import Succession
+from kvnode.node.lease_clock import EngineLeader
+from kvnode.node.outstanding import Outstanding
+from kvnode.node.promises import Memory
+from kvnode.node.proposals import Proposals
+from kvnode.node.questions import Answers, Questions
+from kvnode.node.read_index import ReadIndex
+from kvnode.node.restore_contents import Contents
+from kvnode.node.settings import RaftSettings
+from kvnode.node.status import Role
+from kvnode.node.waiters import Waiters
+from kvnode.node.writes import Writes
+from kvnode.peers import frames
+from kvnode.peers.handshake import Identity, Refused
+from kvnode.peers.network import Network
+from kvnode.raft.configuration import Roster
+from kvnode.raft.replica import Replica
+from kvnode.state.entries import ORIGIN_BYTES
+from kvnode.state.store import KeyValueStore
+from kvnode.storage.flusher import Flusher
+from kvnode.storage.identity import Claim
+from kvnode.storage.journal import Journal
+from kvnode.storage.segments import Segments
+from kvnode.storage.snapshots import Snapshot, Snapshots
+from kvnode.watch.hub import Hub
+
+log = logging.getLogger("kvnode.raft")
+
+TICK_S: Final = 0.025
+LEADER_GONE_S: Final = (0.05, 0.15)  # a closed connection is news: see `Replica.hasten_election`
+FAILURE_EVERY_S: Final = 1.0  # between two lines about commands that the state machine failed at; a metric counts all
+NO_LEADER_S: Final = (0.1, 0.3)
+# A snapshot of some gigabytes on a slow disk takes minutes; longer than this, no job in a thread is getting anywhere.
+JOB_S_MAX: Final = 600.0
+FORWARDED_S_MAX: Final = 6.0  # behind the deadline of a write, at which its client was told that the outcome is unknown
+
+
+class Engine:
+    """Owner of the replica and listener of the network. Built and started by `RaftGroup`."""
+
+    def __init__(
+        self,
+        settings: RaftSettings,
+        segments: Segments,
+        journal: Journal,
+        snapshots: Snapshots,
+        store: KeyValueStore,
+        watches: Hub,
+        cluster_id: bytes,
+        roster: Roster,
+        claimed: Claim,
+        fail: Callable[[Fatal], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._fail, self.snapshots, self.roster = fail, snapshots, roster
+        self.settings, self.store, self._watches = settings, store, watches
+        self.clock = time.monotonic
+        self.last_step_at = self.clock()
+        self.applied_term = 0
+        self.leadership: Waiters[bool] = Waiters()  # resolved whenever who leads may have changed
+        self._failures_seen: frozenset[str] = frozenset()
+        self._failure_told_at = -FAILURE_EVERY_S
+        self._step_due = self._stopped = False
+        self.draining = False  # this node is to go: it leads where no other one can, and is given no leadership
+        self._timer: asyncio.TimerHandle | None = None
+        instance = os.urandom(ORIGIN_BYTES)
+        me = Identity(
+            node_id=settings.node_id,
+            cluster_id=cluster_id,
+            http_url=settings.http_url,
+            instance=instance,
+            secret=settings.secret,
+            cluster_level=lambda: self.store.level,
+            fresh=lambda: self.memory.fresh,
+            refuse_fresh=self._refuse_fresh,
+            peers_0_1=settings.peers_0_1,
+        )
+        self.memory = Memory(claimed, snapshots.disk, journal, store, roster, lambda: self.leader_id)
+        self.network = Network(me, roster, self, settings.certificate)
+        self._acquaintance = Acquaintance(roster, self.network, snapshots.disk, fail)
+        self.members_changed = self._acquaintance.changed
+        timeout_s = settings.election_timeout_max_s
+        self.outstanding = Outstanding(self.clock)
+        self.storage = Storage(self.outstanding, lambda: self._flusher.outstanding_since, timeout_s)
+        self._jobs: dict[int, float] = {}  # when each job was begun that a worker thread has not ended, oldest first
+        self._job_numbers = itertools.count()
+        self.outstanding.watch("worker", JOB_S_MAX, lambda: next(iter(self._jobs.values()), None))
+        self._contents = Contents(store, self._work, self._may_go_on)
+        self.replica = Replica(
+            roster,
+            journal,
+            self,
+            self.clock,
+            election_timeout_min_s=settings.election_timeout_min_s,
+            election_timeout_max_s=settings.election_timeout_max_s,
+            heartbeat_s=settings.heartbeat_s,
+            is_fit=lambda: not self.draining and self.storage.full is None and not self.storage.hangs,
+            can_vote=lambda: not (self.storage.hangs or self.memory.lost),
+            may_apply=self._contents.are_read,
+        )
+        self.proposals = Proposals(instance, store.apply, self.clock)
+        self.writes = Writes(self.replica, self.proposals, self.storage, self.network, lambda: self.leader_id)
+        self._succession = Succession(self.replica, self.proposals.meters)
+        self._feature_level = FeatureLevel(EngineLeader(self), store, self.network, roster)
+        self._news = News(self.replica, self.writes, self._guarded)
+        self.questions = Questions(self.network, lambda: self.leader_id, self.clock)
+        self.answers = Answers(self.network)
+        self.reads = ReadIndex(
+            self.replica, self.network, self.questions, lambda: self.leader_id, self.schedule, timeout_s
+        )
+        self.outstanding.watch("read_question", timeout_s, lambda: self.reads.unanswered_since)
+        self.outstanding.watch("forwarded", FORWARDED_S_MAX, lambda: self.proposals.sent_since)
+        self._catchup = Catchup(snapshots, self, self.network.send, self._work, self.clock)
+        self.audit = Audit(self.replica, store, self.network.send, snapshots.newest)
+        self._compaction = Compaction(self.replica, snapshots, store, self.audit.history, self._work, self._kept)
+        self.outstanding.watch("snapshot", JOB_S_MAX, lambda: self._compaction.under_way_since)
+        self._flusher = Flusher(journal, segments, settings.fsync, self._landed, fail, self.storage.waits)
+        journal.on_dirty = self.schedule
+        # What does not reach the guard, by kind; other rooms add theirs.
+        self.on: dict[int, Callable[[str, list[Any]], None]] = {
+            frames.FORWARD: lambda node_id, message: self.writes.forwarded_here(node_id, *message[1:]),
+            frames.REFUSED: lambda _, message: self.writes.refused(*message[1:]),
+            frames.READ_INDEX: lambda node_id, message: self.reads.asked(node_id, message[1]),
+            **dict.fromkeys(
+                (frames.READ_ANSWER, frames.TRANSFER_ANSWER, frames.CHANGED, frames.DRAIN_ANSWER), self._answered
+            ),
+            frames.CHECKPOINT: lambda node_id, message: self.audit.heard(node_id, *message[1:]),
+            **dict.fromkeys((frames.OFFER, frames.WANT, frames.CHUNK), self._catch_up),
+        }
+
+    # --- life ----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        self.members_changed()
+        await self.network.start(*self.settings.listen)
+        if not self.replica.peer_ids:
+            self.replica.hasten_election((0.0, 0.0))  # there is nobody whose leadership could be disturbed
+        self._on_timer()
+
+    async def stop(self) -> None:
+        self._stopped = True
+        self._news.stop()
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.network.stop()
+        self.proposals.abandon()
+        self.reads.stop()
+        self.questions.stop()
+        self.answers.stop()
+        self.leadership.resolve(None)
+        await self._flusher.stop(timeout_s=5.0)
+
+    # --- the step ------------------------------------------------------------------------------------
+
+    def schedule(self) -> None:
+        """A step at the end of this iteration of the loop; one, however often it is asked for."""
+        if not self._step_due:
+            self._step_due = True
+            self._loop.call_soon(self._step)
+
+    def _step(self) -> None:
+        self._step_due = False
+        if not self._stopped:
+            self._guarded(self._turn)
+
+    def _turn(self) -> None:
+        replica = self.replica
+        self._flusher.kick()  # a follower's promise waits for its disk: that begins before what is committed is applied
+        self._step_due = True  # what one of these asks for, those behind it do in this very step
+        replica.advance()
+        self.writes.pump()
+        self._news.tell()
+        self._step_due = False
+        self.last_step_at = self.clock()
+        self.reads.advanced(replica.raftLastApplied)
+        self._flusher.kick()
+        if replica.has_more_to_apply:
+            self.schedule()
+
+    def _may_go_on(self) -> None:
+        """An entry that was held up may be applied."""
+        self.replica.due = True
+        self.schedule()
+
+    def _on_timer(self) -> None:
+        self._timer = self._loop.call_later(TICK_S, self._on_timer)
+        self.replica.due = True
+        self._step()
+        self.proposals.expire()
+        self.questions.look()
+        self.reads.look()
+        self.reads.expire()
+        if self.leadership and self.leader_id is not None:
+            # One that was not heard for a while is heard again: nothing has changed in the core, and all who wait for a
+            # leader may go on. To look here costs less than at each of its messages.
+            self.leadership.resolve(True)
+        self._compaction.look()
+        self.audit.look()
+        self._guarded(self._feature_level.look)
+        self._guarded(self.memory.look)
+        self.storage.look(self.clock(), self._work, self.snapshots.disk.space)
+        self.outstanding.look()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Whatever goes wrong inside ends the node: a core that raised half-way through is in no known state."""
+        try:
+            work()
+        except Fatal as fatal:
+            self._fail(fatal)
+        except frames.BadFrame:
+            raise
+        except MemoryError:
+            log.exception("There is no memory left.")
+            self._fail(
+                Fatal("This node has no memory left and must not go on from half a step: give it more, restart it.")
+            )
+        except Exception:
+            log.exception("The Raft core failed.")
+            self._fail(Fatal("The Raft core failed in a way that it must not go on from; the log holds the details."))
+
+    def _work(self, job: Callable[[], Any], then: Callable[[Any, Exception | None], None]) -> None:
+        """Runs `job` in a worker thread and `then` with its result or exception in the loop."""
+        number = next(self._job_numbers)
+        self._jobs[number] = self.clock()
+
+        def done(future: asyncio.Future[Any]) -> None:
+            del self._jobs[number]
+            if future.cancelled() or self._stopped:
+                return
+            error = future.exception()
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            self._guarded(lambda: then(None if error else future.result(), error))
+
+        self._loop.run_in_executor(None, job).add_done_callback(done)
+
+    def _kept(self, first_index: int) -> frozenset[int]:
+        """The snapshots that followers fetch or go on from, who have not got to `first_index` yet."""
+        return self._catchup.kept(first_index, self.replica.guard.acknowledged_index)
+
+    # --- the disk ------------------------------------------------------------------------------------
+
+    def _landed(self) -> None:
+        """A journal flight is durable."""
+        if not self._stopped:
+            self._guarded(self.replica.durable)
+            if self.replica.stirred:
+                self.schedule()
+
+    # --- what the replica tells (replica.Owner) -------------------------------------------------------
+
+    def send(self, node_id: str, message: frames.Message) -> bool:
+        return self.network.send(node_id, message)
+
+    def applied(self, index: int, term: int, payload: bytes) -> None:
+        self.writes.applied(index)
+        self.applied_term = max(self.applied_term, term)
+        self.proposals.applied(term, payload)
+        if self.store.former is not None or self.store.replacement is not None:
+            self._contents.applied()
+        if self.store.failures:
+            self._apply_failed(index)
+        self._watches.publish()
+        self.audit.history.applied(index)
+
+    def _apply_failed(self, index: int) -> None:
+        """The state machine has failed at commands of this entry, as it does on every node: loud, and no reason to
+        stop. The exception is shown once for each kind of it; a client could repeat what it met by the thousand."""
+        failures = self.store.failures
+        self.proposals.meters.apply_errors += len(failures)
+        for failure in failures:
+            kind = type(failure).__name__
+            known, self._failures_seen = kind in self._failures_seen, self._failures_seen | {kind}
+            if not known or self.clock() - self._failure_told_at >= FAILURE_EVERY_S:
+                self._failure_told_at = self.clock()
+                log.error(
+                    "The state machine failed at a command in entry %d (%s): the command is answered as invalid on "
+                    "every node and has changed nothing; please report this with the lines below.",
+                    index,
+                    kind,
+                    exc_info=None if known else failure,
+                )
+        failures.clear()
+
+    def read_confirmed(self, read_round: int, index: int) -> None:
+        self.reads.confirmed(read_round, index)
+
+    def reads_failed(self, read_round: int) -> None:
+        self.reads.failed(read_round)
+
+    def role_changed(self, role: Role) -> None:
+        self._succession.role_changed(role)
+        self.writes.role_changed()
+        self._leader_unsure()
+
+    def needs_snapshot(self, node_id: str) -> None:
+        self._catchup.offer(node_id, self.replica.term, self.replica.journal[0][1])
+
+    # --- what the network tells (transport.Listener) ---------------------------------------------------
+
+    def link_up(self, node_id: str) -> None:
+        self._acquaintance.introduce(node_id)
+        self.replica.guard.connected(node_id)
+        self.questions.connected(node_id)
+        if self.leader_id is None and self.network.up >= self.replica.majority_of_others:
+            self.replica.hasten_election(NO_LEADER_S)  # a cluster that has just started need not sit out a timeout
+        self.schedule()
+
+    def link_down(self, node_id: str) -> None:
+        self.replica.guard.disconnected(node_id)
+        if node_id == self.replica.leader_id:
+            self._leader_unsure()
+
+    def peer_closed(self, node_id: str) -> None:
+        if node_id == self.replica.leader_id and not self.replica.is_leader and not self._stopped:
+            if self.replica.election.leader_heard_age_s() is not None:  # it has two connections to close
+                log.info("The connection with the leader %s closed: asking whether another may lead.", node_id)
+            self.replica.hasten_election(LEADER_GONE_S)
+            self._leader_unsure()
+
+    def told(self, packed: bytes) -> None:
+        self._guarded(lambda: self._acquaintance.heard(packed))
+
+    def _refuse_fresh(self, node_id: str) -> None:
+        """Raises Refused. While the node of that name answers at its address, a fresh one is another process instead:
+        `Network.check_single` refuses that one in its own words.
+        """
+        if not self.network.is_up(node_id):
+            self.memory.refuse_fresh(node_id)
+
+    def refused(self, refused: Refused) -> None:
+        self.memory.refused(refused.code)
+
+    def received(self, node_id: str, bodies: list[bytes]) -> None:
+        if not self._stopped:
+            self._guarded(lambda: self._dispatch_all(node_id, bodies))
+
+    def _dispatch_all(self, node_id: str, bodies: list[bytes]) -> None:
+        for body in bodies:
+            self._dispatch(node_id, frames.decode(body))
+
+    def _dispatch(self, node_id: str, message: list[Any]) -> None:
+        kind = message[0]
+        if kind <= frames.TIMEOUT_NOW:
+            leader_before = self.replica.leader_id
+            self.replica.guard.receive(node_id, message)
+            if self.replica.leader_id != leader_before:
+                self._leader_unsure()
+            if not self.replica.stirred:
+                return
+        elif kind == frames.MEMBERS:
+            self._acquaintance.heard(message[1])
+        elif node_id in self.roster and kind in self.on:
+            self.on[kind](node_id, message)
+        self.schedule()
+
+    def _answered(self, _: str, message: list[Any]) -> None:
+        self.questions.answered(message[1], message[2:])
+
+    def _catch_up(self, node_id: str, message: list[Any]) -> None:
+        self._catchup.receive(node_id, message, self.replica.term)
+
+    # --- who leads, and what a snapshot replaces ---------------------------------------------------------
+
+    @property
+    def leader_id(self) -> str | None:
+        """The leader that this node would turn to: itself, or one heard within an election timeout."""
+        replica = self.replica
+        if replica.is_leader:
+            return self.settings.node_id
+        age_s = replica.election.leader_heard_age_s()
+        if age_s is None or age_s > self.settings.election_timeout_max_s:
+            return None
+        return replica.leader_id
+
+    def is_reachable(self, node_id: str) -> bool:
+        """Connected, and on the leader: answering."""
+        replica, silence_s = self.replica, self.settings.election_timeout_min_s
+        return self.network.is_up(node_id) and (not replica.is_leader or replica.answered_within(node_id, silence_s))
+
+    def _leader_unsure(self) -> None:
+        """Who leads may have changed: whoever waits for the old one looks again."""
+        self._succession.look()
+        self.reads.leader_unsure()
+        self.questions.leader_changed()
+        self.writes.leader_unsure()
+        self.leadership.resolve(True)
+        self.schedule()
+
+    @property
+    def committed_floor(self) -> int:
+        return self.replica.committed_floor
+
+    def snapshot_arrived(self, snapshot: Snapshot, store: KeyValueStore) -> None:
+        """A verified snapshot that is ahead of this node takes the place of its state and its log."""
+        self.store.adopt(store)
+        self._watches.skipped()
+        self._work(store.release, lambda *_: None)  # what was here before: freeing a big store takes time
+        self.replica.install_snapshot(snapshot.index, snapshot.term, snapshot.configuration)
+        self.audit.restored(snapshot)
+        self.proposals.skipped()
+        log.info("Installed the snapshot at index %d, revision %d.", snapshot.index, self.store.revision)
+        self.schedule()

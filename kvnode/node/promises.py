@@ -1,0 +1,150 @@
+"""Forgotten promises: a voter whose data directory was lost must not vote as if it still had it.
+
+A voter promises two things: its vote in a term, and that it holds an entry. An empty directory has forgotten both. If
+that voter votes again, it and one other can form a majority that lacks an acknowledged entry (Raft assumes that
+neither promise is ever lost, §5.2 and §5.4).
+
+An empty node cannot tell its first start from a loss. The members that have met it can: a cluster reaches feature
+level 1 only once every member has been met (`feature_level.py`), and a voter that came later was met as a learner.
+
+- A `fresh` node was started with an empty directory as a voter of a first cluster, and its log shows no level yet. It
+  says so in each handshake.
+- A `settled` node knows of a committed level; its directory says so from then on. It does not talk to a fresh node
+  that is a voter in its configuration: neither a vote nor an acknowledgement passes, in either direction.
+- A fresh node that a settled one has refused votes for no candidate.
+- The leader finds such a node at the voter's own address and replaces it, in one entry of the log: the voter goes,
+  and a learner of its name comes (`Change.replace`). The learner is admitted, catches up, and is promoted like any
+  other.
+
+Why that is safe. The voters before and after that entry differ by one, so their majorities meet (dissertation §4.1),
+and the entry needs a majority of the others alone. Every later leader has the entry in its log, and so every entry
+that was acknowledged with the help of the voter that forgot. A node without the entry does not count the new learner's
+voice: it is settled, the learner is still a voter in its configuration, and so it does not talk to it. The new node
+votes once the entry that promotes it is in its log, and so only for candidates that have it too. If the old directory
+turns up again, its node learns that its name was given to another one, and stops.
+
+A level that is only in the log settles no node. Its leader can end before any other member has it: a leader that
+came back settled would refuse all the others, which remember everything, for ever. Once the level is committed, a
+majority has it in its logs; none of those is fresh, and together they can always elect. What is left is the moment
+between the commitment and the note in the directory: a node that is killed in it does not know yet which to refuse.
+
+A settled node admits a fresh learner only while it knows a leader. A node that was away for long may have an earlier
+stay of that name as a learner in its configuration; it hears of the later ones before it hears the leader.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from kvnode.errors import StartupError
+from kvnode.peers.handshake import FORGETFUL, Refused
+from kvnode.raft.configuration import Roster
+from kvnode.raft.core import REGULAR
+from kvnode.state.commands import LEVEL
+from kvnode.state.entries import decode_entry
+from kvnode.state.store import KeyValueStore
+from kvnode.storage.disk import Disk
+from kvnode.storage.identity import Claim, settle
+from kvnode.storage.journal import Journal
+
+log = logging.getLogger("kvnode.raft")
+
+
+class Memory:
+    """One node's. `claimed`: what its directory, which is on `disk`, says. `leader`: whom it would turn to now."""
+
+    def __init__(
+        self,
+        claimed: Claim,
+        disk: Disk,
+        journal: Journal,
+        store: KeyValueStore,
+        roster: Roster,
+        leader: Callable[[], str | None],
+    ) -> None:
+        self._disk = disk
+        self._store = store
+        self._roster = roster
+        self._leader = leader
+        self._noted = claimed.settled
+        self._journal = journal
+        self._may_be_fresh = claimed.began_empty
+        self._read_to: tuple[int, int] | None = None  # index and term of the entry up to which there is no level
+        self._refused = False
+        roster.is_fresh = lambda: self.fresh
+
+    @property
+    def settled(self) -> bool:
+        return self._noted or self._store.level >= 1
+
+    @property
+    def fresh(self) -> bool:
+        # The log is read for nodes of a first cluster alone, and until a level is noted: it may be long.
+        if self._may_be_fresh and (self.settled or self._has_a_level_in_its_log()):
+            self._may_be_fresh = False
+        return self._may_be_fresh
+
+    def _has_a_level_in_its_log(self) -> bool:
+        """A level is there, committed or not: a node that has it has not forgotten what came before it.
+
+        Asked with each handshake. An entry of the same index and term has the same entries before it (Raft §5.3), so
+        what was read up to there is not read again.
+        """
+        journal, read_to = self._journal, self._read_to
+        if not len(journal):
+            return False
+        known = read_to is not None and journal.term_at(read_to[0]) == read_to[1]
+        first = read_to[0] + 1 - journal[0][1] if read_to is not None and known else 0
+        if any(map(_is_a_level, journal[first:])):
+            return True
+        _, index, term = journal[-1]
+        self._read_to = (index, term)
+        return False
+
+    def look(self) -> None:
+        """Notes in the directory, once, that a level is committed. What cannot be written now is tried at each look."""
+        if not self._noted and self._store.level >= 1:
+            try:
+                settle(self._disk)
+            except (OSError, StartupError):  # a full disk, or a file that was altered: the next start says so
+                return
+            self._noted = True
+
+    @property
+    def lost(self) -> bool:
+        """This node has forgotten what it promised: it must not vote. Over once it is admitted as a learner."""
+        return self._refused and self.fresh and self._roster.current.index == 0
+
+    def refused(self, code: str) -> None:
+        """A peer, which has proved itself, does not talk to this node."""
+        if code == FORGETFUL and self.fresh and not self._refused:
+            self._refused = True
+            log.error("This node's data directory is empty, and the cluster has met it before: it does not vote.")
+
+    def refuse_fresh(self, node_id: str) -> None:
+        """Raises Refused for a fresh node of that name, where the cluster has met that one before."""
+        member = self._roster.newest.members.get(node_id)
+        if not self.settled or member is None:
+            return
+        if member.voter:
+            raise Refused(
+                f"the data directory of node {node_id} is empty, and it has acknowledged writes: it must not vote; "
+                f"the leader makes a learner of it, or 'kvnode member replace {node_id}'",
+                code=FORGETFUL,
+            )
+        if self._leader() is None:
+            raise Refused(f"the data directory of node {node_id} is empty: it is let in once there is a leader")
+
+
+def _is_a_level(entry: tuple[bytes, int, int]) -> bool:
+    payload = entry[0]
+    return (
+        payload[0] == REGULAR
+        and bool(payload[1:])
+        and any(
+            type(fields) is list and fields[:1] == [LEVEL]
+            for _, _, commands in decode_entry(payload[1:])
+            for fields in commands
+        )
+    )

@@ -1,0 +1,188 @@
+"""Where writes meet Raft: what the leader proposes, what a follower forwards, what is not let in at all."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from kvnode.errors import DiskFull, Overloaded, Unavailable
+from kvnode.node.disk_health import Storage
+from kvnode.node.proposals import GROUP_BYTES, Proposals
+from kvnode.peers import frames
+from kvnode.peers.network import Network
+from kvnode.raft.replica import Replica
+from kvnode.state.entries import encode_entry, frees_space, group_frees_space
+
+# Proposals of the leader that are not applied yet. With few clients two of them keep the disk and the wire busy, and a
+# third would only make each smaller; with many there is enough for four (measured at 64 and at 256 clients).
+ENTRIES_IN_FLIGHT: Final = 2
+ENTRIES_IN_FLIGHT_MAX: Final = 4
+GROUP_WORTHWHILE: Final = 32  # commands for which another entry is worth its messages and its share of an fsync
+GROUPS_IN_FLIGHT: Final = 2  # groups that a follower has forwarded and not seen again: as above
+GROUPS_IN_FLIGHT_MAX: Final = 8
+FORWARDED_BYTES_MAX: Final = 64 * 1_048_576
+REFUSED_PAUSE_S: Final = 0.05
+FULL_S: Final = 1.0  # how long a follower takes a leader's word for its disk being full
+
+_NOT_LEADING: Final = "This node does not lead now."
+
+
+class Writes:
+    """One node's writes, its own and those forwarded to it. `leader` tells whom this node would turn to now."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        proposals: Proposals,
+        storage: Storage,
+        network: Network,
+        leader: Callable[[], str | None],
+    ) -> None:
+        self._replica = replica
+        self._proposals = proposals
+        self._storage = storage
+        self._network = network
+        self._leader = leader
+        self._clock = replica.clock
+        self._forwarded: deque[bytes] = deque()
+        self._forwarded_bytes = 0
+        self._forwarders: deque[tuple[str, int]] = deque()  # (node, sequence) of each group in `_forwarded`
+        self._unapplied: deque[int] = deque()  # indexes that this leader proposed in this term
+        self._foreign: deque[int] = deque()  # those of them that hold groups of other nodes
+        self.awaited = False  # something was committed whose clients wait on another node
+        self._forward_after = 0.0
+        self._leader_full: tuple[float, str] = (0.0, "")  # until when, in the leader's words
+        self.transferring = False  # nothing is proposed, so that the next leader can draw level
+
+    def admit(self, command: bytes) -> None:
+        """Raises DiskFull where the leader's disk has no room for this command, Unavailable where its own hangs.
+
+        A follower learns from its own log what became of a write, and its log does not go on while its disk hangs.
+        """
+        if self._storage.hangs:
+            self._proposals.meters.refused += 1
+            raise Unavailable("This node's disk does not answer: send the request to another node.")
+        if self._replica.is_leader:
+            full = self._storage.full
+        else:
+            until, message = self._leader_full
+            full = message if self._clock() < until else None
+        if full is not None and not frees_space(command):
+            self._proposals.meters.refused += 1
+            raise DiskFull(full)
+
+    @property
+    def open(self) -> bool:
+        """Whether `pump` may have something to do. While a leader has all entries in flight, what comes only waits:
+        the step in which one of them is applied takes it."""
+        return not self._replica.is_leader or self._another()
+
+    def pump(self) -> bool:
+        """Hands on what waits to be written. True: something was proposed."""
+        replica, proposals = self._replica, self._proposals
+        if not replica.is_leader:
+            if proposals.waiting:
+                self._forward()
+            return False
+        if not replica.serving or self.transferring or self._storage.hangs:
+            return False  # what a disk that hangs would hold up may go to another leader, or fail for certain
+        proposed = False
+        while (proposals.waiting or self._forwarded) and self._another():
+            groups: list[bytes] = []
+            size = 0
+            foreign = bool(self._forwarded)
+            if proposals.waiting:
+                groups.append(proposals.take(replica.term)[1])
+                size = len(groups[0])
+            while self._forwarded and (not groups or size + len(self._forwarded[0]) <= 2 * GROUP_BYTES):
+                self._forwarders.popleft()
+                group = self._forwarded.popleft()
+                groups.append(group)
+                size += len(group)
+                self._forwarded_bytes -= len(group)
+            self._unapplied.append(replica.propose(encode_entry(groups))[0])
+            if foreign:
+                self._foreign.append(self._unapplied[-1])
+            proposed = True
+        return proposed
+
+    def _another(self) -> bool:
+        """Whether another entry may be proposed beside those that are not applied yet."""
+        in_flight = len(self._unapplied)
+        if in_flight < ENTRIES_IN_FLIGHT:
+            return True
+        return in_flight < ENTRIES_IN_FLIGHT_MAX and (
+            len(self._proposals) >= GROUP_WORTHWHILE or self._forwarded_bytes >= GROUP_BYTES
+        )
+
+    def applied(self, index: int) -> None:
+        """The entry at `index` is applied: there is room for another."""
+        while self._unapplied and self._unapplied[0] <= index:
+            self._unapplied.popleft()
+        while self._foreign and self._foreign[0] <= index:
+            self._foreign.popleft()
+            self.awaited = True
+
+    def role_changed(self) -> None:
+        """What was forwarded here and not proposed goes back to who sent it."""
+        self._unapplied.clear()
+        self._foreign.clear()
+        for node_id, sequence in self._forwarders:
+            self._network.send(node_id, (frames.REFUSED, sequence, Unavailable.code, _NOT_LEADING))
+        self._forwarders.clear()
+        self._forwarded.clear()
+        self._forwarded_bytes = 0
+
+    def leader_unsure(self) -> None:
+        """Who leads may have changed: what the last one refused may be asked of the next."""
+        self._forward_after = 0.0
+
+    def forwarded_here(self, node_id: str, term: int, sequence: int, group: bytes) -> None:
+        """A follower's group. It was sent in `term` and counts in that term only (see `proposals`).
+
+        A leader that does not serve yet keeps it until it does, one commit from now: to refuse it would cost the
+        follower's clients REFUSED_PAUSE_S more in every change of leader.
+        """
+        replica, full = self._replica, self._storage.full
+        self._proposals.meters.forwarded_here += 1
+        if term != replica.term or not replica.is_leader or self.transferring:
+            self._network.send(node_id, (frames.REFUSED, sequence, Unavailable.code, _NOT_LEADING))
+        elif self._forwarded_bytes + len(group) > FORWARDED_BYTES_MAX:
+            message = "Too many writes are waiting on the leader: send the request again in a moment."
+            self._network.send(node_id, (frames.REFUSED, sequence, Overloaded.code, message))
+        elif full is not None and not group_frees_space(group):
+            self._network.send(node_id, (frames.REFUSED, sequence, DiskFull.code, full))
+        else:
+            self._forwarders.append((node_id, sequence))
+            self._forwarded.append(group)
+            self._forwarded_bytes += len(group)
+
+    def refused(self, sequence: int, code: str, message: str) -> None:
+        """The leader did not take a group that this node had forwarded."""
+        self._proposals.meters.forwarded_refused += 1
+        if code == Unavailable.code:
+            self._forward_after = self._clock() + REFUSED_PAUSE_S  # it knows better soon, or another one leads
+            self._proposals.taken_back(sequence)
+        elif code == DiskFull.code:
+            self._leader_full = (self._clock() + FULL_S, message)
+            self._proposals.refused(sequence, DiskFull(message))
+        else:
+            self._proposals.refused(sequence, Overloaded(message, code))
+
+    def _forward(self) -> None:
+        leader_id = self._leader()
+        if leader_id is None or not self._network.is_up(leader_id) or self._clock() < self._forward_after:
+            return
+        while waiting := len(self._proposals):
+            most = GROUPS_IN_FLIGHT if waiting < GROUP_WORTHWHILE else GROUPS_IN_FLIGHT_MAX
+            if self._proposals.sent >= most:
+                return
+            term = self._replica.term
+            sequence, group = self._proposals.take(term)
+            if not self._network.send(leader_id, (frames.FORWARD, term, sequence, group)):
+                self._proposals.taken_back(sequence)
+                return
+            self._proposals.meters.forwarded += 1
+            if self._proposals.traced and (request_ids := self._proposals.request_ids(sequence)):
+                self._network.send(leader_id, (frames.REQUESTS, request_ids))

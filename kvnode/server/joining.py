@@ -1,0 +1,77 @@
+"""How a node with an empty data directory becomes a member of a running cluster: `kvnode serve --join URL[,URL…]`.
+
+It asks to be added, which changes nothing where it has been. What it is told is written down with
+the cluster's id, and is all that it needs to be found by the leader; from then on --join is not looked at any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+from kvnode.client import Access, Client
+from kvnode.config import values
+from kvnode.config.values import HostPort
+from kvnode.errors import Conflict, KvnodeError, StartupError, Unavailable
+from kvnode.raft.configuration import Configuration, Member
+from kvnode.storage.identity import Invitation
+
+log = logging.getLogger(__name__)
+
+AGAIN_S: Final = 2.0
+WITHIN_S: Final = 60.0  # for the cluster to answer: it may be starting as well
+
+
+async def join(urls: Sequence[str], node_id: str, address: HostPort, http_url: str, access: Access) -> Invitation:
+    """Raises StartupError where the cluster does not let the node in, or did not answer in time."""
+    try:
+        async with Client(urls, WITHIN_S, access=access) as client:
+            membership = await _asked(client, node_id, address, http_url)
+    except Unavailable as e:
+        raise StartupError(f"The cluster at {','.join(urls)} cannot be joined now: {e.message}") from None
+    except KvnodeError as e:
+        raise StartupError(f"The cluster at {','.join(urls)} does not let this node in: {e.message}") from None
+    try:
+        invitation = _invitation(membership)
+    except (KeyError, TypeError, ValueError):
+        raise StartupError(f"The answer of {','.join(urls)} is not a kvnode node's: check --join.") from None
+    mine = invitation.configuration.members.get(node_id)
+    if mine is None or mine.voter:
+        raise StartupError(
+            f"Node {node_id} is a voting member of that cluster already, and this --data-dir is empty: what it has "
+            f"acknowledged is gone; 'kvnode member remove {node_id}' first, then start it again."
+        )
+    if mine.address != address:
+        raise StartupError(
+            f"The cluster knows {node_id} at {mine.shown_address}, and this node is dialled at "
+            f"{values.show_host_port(address)}: correct --raft (or --advertise-raft), or remove and add the member."
+        )
+    log.info("Joining the cluster %s as a learner.", invitation.cluster_id.hex()[:12])
+    return invitation
+
+
+async def _asked(client: Client, node_id: str, address: HostPort, http_url: str) -> dict[str, Any]:
+    """Who the members are, this node among them. The leader says so, which is never behind."""
+    me = {"id": node_id, "raft": values.show_host_port(address), "http": http_url}
+    try:
+        return await client.change_members("POST", "", **me)
+    except Conflict:
+        await asyncio.sleep(AGAIN_S)  # another change is under way, mostly
+        return await client.change_members("POST", "", **me)
+    except KvnodeError as e:
+        if e.code != "not_allowed":
+            raise
+        return await client.members()  # an operator has added it
+
+
+def _invitation(membership: dict[str, Any]) -> Invitation:
+    members = {
+        each["id"]: Member(
+            str(each["id"]), values.host_port(each["raft"]), each["http"] or "", each["role"] == "voter",
+            bool(each["wanted"]), int(each["since"]),
+        )
+        for each in membership["members"]
+    }  # fmt: skip
+    return Invitation(bytes.fromhex(membership["cluster_id"]), Configuration(int(membership["index"]), members))

@@ -1,0 +1,318 @@
+"""Leases: a time to live that keys share. What is replicated of them; `node/lease_clock.py` is their clock.
+
+A lease has an id, the ttl that it was granted with, and how often it was renewed. Ids rise by one and are never used
+again. `renewals` is what decides between a renewal and an expiry that cross on their way: an expiry names the count
+that its leader saw, and a renewal that stands before it in the log has raised it, on every node alike.
+
+An expiry also names the generation of all leases: the revision at which a backup last took the place of everything, 0
+where none did. Such a backup brings ids and renewals of before into being again, and an expiry of before that is
+still on its way in the log would meet them. No two replacements have one revision, so it never does.
+
+The keys of a lease are one ordered list for all leases: the id in 16 hexadecimal digits, then the key. It needs no
+container for each lease, which the garbage collector would visit by the million, and gives a lease's keys in order.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, Final, NamedTuple, Protocol
+
+import msgpack
+from sortedcontainers import SortedList
+
+from kvnode.state.changes import CHANGE_DELETE, CHANGE_EXPIRE
+from kvnode.state.commands import GRANT, RENEW, REVOKE
+from kvnode.state.items import go_on, in_order
+from kvnode.state.key_order import forget
+from kvnode.state.limits import COUNTER_MAX, LEASES_MAX, granted_fault
+from kvnode.state.results import (
+    Deleted,
+    Granted,
+    Invalid,
+    LeaseMissing,
+    LeasesFull,
+    Result,
+    Revoked,
+)
+from kvnode.state.table import Table, TableView
+
+CHUNK_LEASES: Final = 4_096
+_ID_DIGITS: Final = 16
+_LEASE: Final = struct.Struct("<IQ?")
+
+
+class Lease(NamedTuple):
+    """`ttl_s` as granted. One that a PUT made for its key alone (`private`) ends with its last key."""
+
+    ttl_s: int
+    renewals: int
+    private: bool
+
+
+class LeasesView(NamedTuple):
+    """All leases at one revision, immutable: safe to walk in any thread."""
+
+    granted: TableView[int, bytes]
+    last_id: int
+    generation: int = 0
+
+    def chunks(self, rest: Callable[[], None] = go_on) -> Iterator[bytes]:
+        """`[id, ttl_s, renewals, private]` arrays in the order of their ids, CHUNK_LEASES to a chunk."""
+        packer = msgpack.Packer(use_bin_type=True, autoreset=True)  # a packer belongs to one thread
+        batch: list[bytes] = []
+        for lease_id in in_order(self.granted, rest):
+            batch.append(packer.pack((lease_id, *_LEASE.unpack(self.granted[lease_id]))))
+            if len(batch) == CHUNK_LEASES:
+                yield packer.pack_array_header(len(batch)) + b"".join(batch)
+                batch = []
+        if batch:
+            yield packer.pack_array_header(len(batch)) + b"".join(batch)
+
+
+class Leases:
+    """Lease id -> lease, and which keys hang on it.
+
+    `touched`, where it is a list, gets the id of every lease that was granted, renewed or ended: its reader takes it.
+    """
+
+    __slots__ = ("_attached", "_emptied", "_granted", "_ids", "before", "generation", "last_id", "moved", "touched")
+
+    def __init__(self) -> None:
+        self._granted: Table[int, bytes] = Table()
+        self._ids: SortedList[int] = SortedList()
+        self._attached: SortedList[str] = SortedList()
+        self._emptied: list[int] = []  # private ones that a command took the last key of
+        self.last_id = 0
+        self.generation = 0
+        self.touched: list[int] | None = None
+        # What a command has changed so far, for `take_back`; the store empties both lists after each.
+        self.before: dict[int, bytes | None] = {}  # leases as they were
+        self.moved: list[str] = []  # entries of `_attached` that came or went
+
+    def __len__(self) -> int:
+        return len(self._granted)
+
+    def __contains__(self, lease_id: int) -> bool:
+        return lease_id in self._granted
+
+    def cannot_grant(self, count: int, revision: int) -> LeasesFull | Invalid | None:
+        """Why so many more leases cannot be; None where they can."""
+        if len(self._granted) + count > LEASES_MAX:
+            return LeasesFull(revision)
+        return Invalid(revision, "the last id of a lease is given") if self.last_id + count > COUNTER_MAX else None
+
+    def get(self, lease_id: int) -> Lease | None:
+        found = self._granted.get(lease_id)
+        return None if found is None else Lease(*_LEASE.unpack(found))
+
+    def ids(self, after: int, limit: int) -> list[int]:
+        """Up to `limit` ids greater than `after`, in order. O(log n + limit)."""
+        return list(islice(self._ids.irange(after, None, (False, True)), limit))
+
+    def keys(self, lease_id: int, limit: int | None = None) -> list[str]:
+        """The keys of a lease in byte order, the first `limit` of them."""
+        first, behind = _span(lease_id)
+        return [entry[_ID_DIGITS:] for entry in islice(self._attached.irange(first, behind, (True, False)), limit)]
+
+    def key_count(self, lease_id: int) -> int:
+        """O(log n)."""
+        first, behind = _span(lease_id)
+        return int(self._attached.bisect_left(behind)) - int(self._attached.bisect_left(first))
+
+    def unrenewed(self, expiry: list[list[int]], generation: int) -> list[int]:
+        """Those of an expiry's leases that are there and were not renewed since (`commands.Expire`)."""
+        over: dict[int, None] = {}
+        if generation != self.generation:
+            return []
+        for lease_id, renewals in expiry:
+            lease = self.get(lease_id)
+            if lease is not None and lease.renewals == renewals:
+                over[lease_id] = None
+        return list(over)
+
+    # --- changing, by the store alone --------------------------------------------------------------------
+
+    def grant(self, ttl_s: int, *, private: bool) -> int:
+        """A new lease; its id."""
+        record = _LEASE.pack(ttl_s, 0, private)
+        self.before[self.last_id + 1] = None
+        self.last_id += 1
+        self._granted[self.last_id] = record
+        self._ids.add(self.last_id)
+        self._note(self.last_id)
+        return self.last_id
+
+    def renew(self, lease_id: int) -> Lease | None:
+        """Counts one renewal; None where the lease is gone. At COUNTER_MAX, which no lease lives to see, none more."""
+        found = self._granted.get(lease_id)
+        if found is None:
+            return None
+        lease = Lease(*_LEASE.unpack(found))
+        lease = lease._replace(renewals=min(lease.renewals + 1, COUNTER_MAX))
+        self.before.setdefault(lease_id, found)
+        self._granted[lease_id] = _LEASE.pack(*lease)
+        self._note(lease_id)
+        return lease
+
+    def attach(self, lease_id: int, key: str) -> None:
+        self.moved.append(entry := _entry(lease_id, key))
+        self._attached.add(entry)
+
+    def detach(self, lease_id: int, key: str) -> None:
+        """The key has left, or has another lease now."""
+        self.detach_all({lease_id: [key]})
+
+    def detach_all(self, leased: dict[int, list[str]]) -> None:
+        """As above, for the keys of several leases."""
+        # One command may take a hundred thousand keys with a lease each: neighbours go together.
+        entries = [_entry(lease_id, key) for lease_id, keys in leased.items() for key in keys]
+        self.moved += entries
+        forget(self._attached, entries)
+        granted = self._granted
+        for lease_id in leased:
+            record = granted.get(lease_id)
+            if record is not None and _LEASE.unpack(record)[2]:
+                self._emptied.append(lease_id)
+
+    def settle(self) -> None:
+        """At the end of a command: ends the private ones that it left without a key; a transaction may hand one on."""
+        if not self._emptied:
+            return
+        emptied, self._emptied = dict.fromkeys(self._emptied), []
+        ended: list[int] = []
+        for lease_id in emptied:
+            found = self._granted.get(lease_id)
+            if found is not None and not self.keys(lease_id, 1):
+                self.before.setdefault(lease_id, found)
+                del self._granted[lease_id]
+                ended.append(lease_id)
+                self._note(lease_id)
+        forget(self._ids, ended)
+
+    def end(self, lease_id: int) -> None:
+        """Forgets a lease; nothing happens where it is gone. Its keys are detached one by one, as they leave."""
+        found = self._granted.get(lease_id)
+        if found is not None:
+            self.before.setdefault(lease_id, found)
+            del self._granted[lease_id]
+            self._ids.remove(lease_id)
+            self._note(lease_id)
+
+    def take_back(self, attached: list[tuple[int, str]]) -> None:
+        """Undoes what a command that raised had changed. `attached`: the keys that it wrote, as they are again, with
+        their leases (0: none)."""
+        for lease_id, record in self.before.items():
+            self._ids.discard(lease_id)
+            if record is None:
+                self._granted.pop(lease_id, None)
+                self.last_id = min(self.last_id, lease_id - 1)
+            else:
+                self._granted[lease_id] = record
+                self._ids.add(lease_id)
+        entries = [_entry(lease_id, key) for lease_id, key in attached if lease_id]
+        for entry in dict.fromkeys((*self.moved, *entries)):
+            self._attached.discard(entry)
+        self._attached.update(entries)
+        self._emptied.clear()
+
+    def _note(self, lease_id: int) -> None:
+        if self.touched is not None:
+            self.touched.append(lease_id)
+
+    # --- snapshots -----------------------------------------------------------------------------------------
+
+    def release(self) -> None:
+        """Gives up everything, in steps; as the store's."""
+        self._attached.clear()
+        self._ids.clear()
+        self._granted.release()
+
+    def view(self) -> LeasesView:
+        """O(1). The keys of each lease are not in it: every item says which lease it has."""
+        return LeasesView(self._granted.view(), self.last_id, self.generation)
+
+    def load(self, chunks: Iterator[list[Any]], count: int, last_id: int) -> None:
+        """Takes as many unpacked chunks of `LeasesView.chunks` as hold `count` leases. ValueError for bad ones."""
+        if count > LEASES_MAX:
+            raise ValueError(f"a snapshot holds {LEASES_MAX} leases at most")
+        loaded, previous = 0, 0
+        # Nothing may be taken from the source beyond the last lease: the items follow.
+        while loaded < count and (chunk := next(chunks, None)) is not None:
+            for fields in chunk:
+                if (fault := granted_fault(fields, previous, last_id)) is not None:
+                    raise ValueError(f"the snapshot breaks a limit: {fault}")
+                previous, *record = fields
+                self._granted[previous] = _LEASE.pack(*record)
+            loaded += len(chunk)
+        if loaded != count:
+            raise ValueError(f"the snapshot promises {count} leases and holds {loaded}")
+        self._ids = SortedList(in_order(self._granted))
+        self.last_id = last_id
+
+    @property
+    def newest(self) -> int:
+        """The highest id of those that are there, 0 without any."""
+        return int(self._ids[-1]) if self._ids else 0
+
+    def append(self, records: list[list[Any]]) -> None:
+        """For `staged_restore.py`: leases without a fault, above `newest`, as a snapshot holds them."""
+        self._append([(record[0], _LEASE.pack(*record[1:])) for record in records])
+
+    def _append(self, records: list[tuple[int, bytes]]) -> None:
+        self._granted.update(records)
+        self._ids.update([lease_id for lease_id, _ in records])
+
+    def attach_all(self, attached: list[tuple[int, str]]) -> None:
+        """For `staged_restore.py`: keys of leases that are there."""
+        self._attached.update([_entry(lease_id, key) for lease_id, key in attached])
+
+    def reattach(self, attached: list[tuple[int, str]]) -> None:
+        """The keys of all leases, as the items of a snapshot name them. ValueError where a lease is not there."""
+        if not all(lease_id in self._granted for lease_id, _ in attached):
+            raise ValueError("an item of the snapshot has a lease that the snapshot does not hold")
+        self._attached = SortedList(in_order(_entry(lease_id, key) for lease_id, key in attached))
+
+
+class Holder(Protocol):
+    """What the commands on leases need of the store."""
+
+    revision: int
+    level: int
+    leases: Leases
+
+    def delete_all(self, keys: list[str], kind: int = CHANGE_DELETE) -> Deleted: ...
+
+
+def change_lease(store: Holder, kind: int, argument: Any, generation: int = 0) -> Result:
+    """Carries out a grant, renewal, revocation or expiry that has no fault."""
+    leases = store.leases
+    if kind == GRANT:
+        if (refusal := leases.cannot_grant(1, store.revision)) is not None:
+            return refusal
+        return Granted(leases.grant(argument, private=False), argument)
+    if kind == RENEW:
+        renewed = leases.renew(argument)
+        return LeaseMissing(store.revision, argument) if renewed is None else Granted(argument, renewed.ttl_s)
+    if kind == REVOKE:
+        if (lease := leases.get(argument)) is None:
+            return LeaseMissing(store.revision, argument)
+        deleted = store.delete_all(leases.keys(argument))
+        leases.end(argument)
+        return Revoked(argument, lease.ttl_s, deleted.deleted, store.revision)
+    if generation and store.level < 1:
+        return Invalid(store.revision, "unknown command")  # as the members say that know no such field
+    over = leases.unrenewed(argument, generation)
+    deleted = store.delete_all([key for lease_id in over for key in leases.keys(lease_id)], CHANGE_EXPIRE)
+    for lease_id in over:
+        leases.end(lease_id)
+    return deleted
+
+
+def _entry(lease_id: int, key: str) -> str:
+    return f"{lease_id:016x}{key}"
+
+
+def _span(lease_id: int) -> tuple[str, str]:
+    return f"{lease_id:016x}", f"{lease_id + 1:016x}"

@@ -1,0 +1,217 @@
+"""The store as it was at one revision: what a snapshot writes, and what is read back from its bytes.
+
+    snapshot = [format, revision, item count, outcome count, lease count, last lease id, {name: ...}]
+             | outcomes ... | leases ... | items ... | staged leases ... | staged items ...
+
+The map at the end of the first array holds what is small; without any of it, format 3 says the same without the map.
+Staged is what has come of a backup that is being restored (`staged_restore.py`); the map says of what.
+
+Each part comes in chunks: msgpack arrays of about 64 KiB; no reader takes one above CHUNK_BYTES_MAX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from kvnode.state.ended_sessions import Ended, EndedSessions
+from kvnode.state.idempotency import Outcomes, OutcomesView
+from kvnode.state.items import (
+    Item,
+    go_on,
+    in_order,
+    read_items,
+    unpacked,
+)
+from kvnode.state.leases import Leases, LeasesView
+from kvnode.state.limits import (
+    ARRAY_MAX,
+    CHUNK_BYTES,
+    CHUNK_BYTES_MAX,
+    counter_fault,
+    generation_fault,
+    level_fault,
+)
+from kvnode.state.session_keys import NONE, SessionKeys, read_session_keys
+from kvnode.state.staged_restore import StagedView, Staging
+from kvnode.state.table import TableView
+from kvnode.state.tokens import Token, Tokens
+
+SNAPSHOT_FORMAT: Final = 4
+SNAPSHOT_FORMAT_WITHOUT_MAP: Final = 3  # still read, and written where the map would be empty: older nodes read it
+SNAPSHOT_FORMAT_WITHOUT_LEASES: Final = 2  # still read
+SNAPSHOT_FORMAT_WITHOUT_OUTCOMES: Final = 1  # still read
+# Each item counts for so much more than it has, so that a chunk of the smallest items is an array below ARRAY_MAX.
+_ITEM_BYTES: Final = 48
+
+
+_SMALL: Final = {"tokens", "session", "level", "ended_sessions", "generation", "staged"}  # names in the header's map
+
+
+class StoreView(NamedTuple):
+    """The store at one revision, immutable: safe to walk in any thread while the store goes on."""
+
+    revision: int
+    items: TableView[str, bytes]
+    outcomes: OutcomesView
+    leases: LeasesView
+    tokens: tuple[Token, ...] = ()
+    session: SessionKeys = NONE
+    level: int = 0
+    ended_sessions: tuple[tuple[str, Ended], ...] = ()
+    staged: StagedView | None = None
+
+    def keys(self, rest: Callable[[], None] = go_on) -> Iterator[str]:
+        """All keys in byte order. `rest` is called after each few milliseconds of sorting."""
+        return in_order(self.items, rest)
+
+    def item(self, key: str) -> Item:
+        """One key's item; KeyError where it did not exist."""
+        return unpacked(self.items[key])
+
+    def chunks(self, rest: Callable[[], None] = go_on) -> Iterator[bytes]:
+        """The snapshot's bytes: equal stores give equal bytes. In batches: 64 KiB at most, and one item.
+
+        The module says in what order. The items are arrays of `[key, value, content_type, create_revision,
+        mod_revision, version]`, with a seventh field for the lease of those that have one.
+        `rest` is called after each few milliseconds of work at the most.
+        """
+        # A packer of its own: this runs in a worker thread, and a msgpack.Packer must not be shared between threads.
+        pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+        outcomes, leases = self.outcomes, self.leases
+        counts = (len(self.items), len(outcomes.order), len(leases.granted))
+        small: dict[str, Any] = {"tokens": self.tokens} if self.tokens else {}
+        if self.session.number:
+            small["session"] = self.session.packed
+        if self.level:
+            small["level"] = self.level
+        if self.ended_sessions:
+            small["ended_sessions"] = self.ended_sessions
+        if leases.generation:  # from feature level 1 on
+            small["generation"] = leases.generation
+        if self.staged is not None:
+            small["staged"] = self.staged.packed
+        if small:
+            yield pack((SNAPSHOT_FORMAT, self.revision, *counts, leases.last_id, small))
+        else:
+            yield pack((SNAPSHOT_FORMAT_WITHOUT_MAP, self.revision, *counts, leases.last_id))
+        yield from outcomes.chunks()
+        yield from leases.chunks(rest)
+        yield from _item_chunks(self.items, rest)
+        if self.staged is not None:
+            yield from self.staged.leases.chunks(rest)
+            yield from _item_chunks(self.staged.items, rest)
+
+
+def _item_chunks(items: TableView[str, bytes], rest: Callable[[], None]) -> Iterator[bytes]:
+    """In batches: see `StoreView.chunks`."""
+    packer = msgpack.Packer(use_bin_type=True, autoreset=True)
+    pack = packer.pack
+    # Packed one by one: a batch of tuples would be young containers by the hundred, and so set off one garbage
+    # collection after the other, in the middle of which the event loop stands still.
+    batch: list[bytes] = []
+    batch_bytes = 0
+    for key in in_order(items, rest):
+        item = unpacked(items[key])
+        batch.append(pack((key, *(item if item.lease else item[:-1]))))
+        batch_bytes += len(batch[-1]) + _ITEM_BYTES
+        if batch_bytes >= CHUNK_BYTES:
+            yield packer.pack_array_header(len(batch)) + b"".join(batch)
+            batch, batch_bytes = [], 0
+            rest()
+    if batch:
+        yield packer.pack_array_header(len(batch)) + b"".join(batch)
+
+
+class Contents(NamedTuple):
+    """What a snapshot holds. The items are read one by one: the whole would be in memory twice."""
+
+    revision: int
+    item_count: int
+    outcomes: Outcomes
+    leases: Leases
+    tokens: Tokens
+    session: SessionKeys
+    level: int
+    ended_sessions: EndedSessions
+    items: Iterator[tuple[str, Item]]
+    # What is staged: to be called once the items are read, as it follows them.
+    staged: Callable[[], Staging | None]
+
+
+class Header(NamedTuple):
+    """What the first chunk says, in whichever format."""
+
+    revision: int
+    item_count: int
+    outcome_count: int
+    lease_count: int
+    last_lease_id: int
+    small: dict[str, Any]
+
+
+def read_header(header: list[Any]) -> Header:
+    """ValueError where it is none of this version, or has a number out of bounds."""
+    if header[:1] == [SNAPSHOT_FORMAT_WITHOUT_OUTCOMES]:
+        header = [SNAPSHOT_FORMAT_WITHOUT_LEASES, *header[1:], 0]
+    if header[:1] == [SNAPSHOT_FORMAT_WITHOUT_LEASES]:
+        header = [SNAPSHOT_FORMAT_WITHOUT_MAP, *header[1:], 0, 0]
+    if header[:1] == [SNAPSHOT_FORMAT_WITHOUT_MAP]:
+        header = [SNAPSHOT_FORMAT, *header[1:], {}]
+    if len(header) != 7 or header[0] != SNAPSHOT_FORMAT or type(header[6]) is not dict:
+        raise ValueError("the snapshot is not in a format that this version reads")
+    read = Header(*header[1:])
+    if not read.small.keys() <= _SMALL:
+        raise ValueError("the snapshot holds something that only a later version knows")
+    for what, number in (
+        *(("revision", read.revision), ("last lease id", read.last_lease_id), ("count of items", read.item_count)),
+        *(("count of outcomes", read.outcome_count), ("count of leases", read.lease_count)),
+    ):
+        if (fault := counter_fault(what, number)) is not None:
+            raise ValueError(f"the snapshot breaks a limit: {fault}")
+    return read
+
+
+def read_contents(chunks: Iterable[bytes]) -> Contents:
+    """The inverse of `StoreView.chunks`, in any thread. ValueError says what is wrong, also while items are read."""
+    source = map(unpack_chunk, chunks)
+    revision, item_count, outcome_count, lease_count, last_lease_id, small = read_header(next(source, []))
+    outcomes = Outcomes.load(source, outcome_count)
+    leases = Leases()
+    leases.load(source, lease_count, last_lease_id)
+    tokens = Tokens.load(small.get("tokens", []))
+    session = read_session_keys(small["session"]) if "session" in small else NONE
+    level = small.get("level", 0)
+    if "level" in small and (fault := level_fault(level)) is not None:
+        raise ValueError(f"the snapshot breaks a limit: {fault}")
+    generation = small.get("generation", 0)
+    if "generation" in small and (fault := generation_fault(generation, revision)) is not None:
+        raise ValueError(f"the snapshot breaks a limit: {fault}")
+    leases.generation = generation
+    ended = EndedSessions.load(small.get("ended_sessions", []))
+    staging = "staged" in small
+    items = read_items(source, revision, item_count if staging else None)
+    staged = partial(Staging.load, small["staged"], source) if staging else _nothing
+    return Contents(revision, item_count, outcomes, leases, tokens, session, level, ended, items, staged)
+
+
+def _nothing() -> None:
+    return None
+
+
+def unpack_chunk(chunk: bytes) -> list[Any]:
+    """One chunk's elements. ValueError where it is no array, or could fill a node's memory."""
+    if len(chunk) > CHUNK_BYTES_MAX:
+        raise ValueError(f"a chunk of the snapshot is over {CHUNK_BYTES_MAX} bytes")
+    try:
+        decoded = msgpack.unpackb(
+            chunk, use_list=True, max_array_len=ARRAY_MAX, max_map_len=len(_SMALL), max_ext_len=0, strict_map_key=True
+        )
+    except (ValueError, msgpack.exceptions.UnpackException):
+        raise ValueError("a chunk of the snapshot is damaged") from None
+    if type(decoded) is not list:
+        raise ValueError("a chunk of the snapshot is not a list")
+    return decoded

@@ -1,0 +1,160 @@
+"""Who a data directory belongs to: one node of one cluster, written down at its first start."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from kvnode.errors import StartupError
+from kvnode.raft.configuration import Configuration, unpacked
+from kvnode.storage.disk import Disk
+
+FILE: Final = "identity.json"
+_ID_BYTES: Final = 16
+
+
+def cluster_id_of(name: str | None, peers: Mapping[str, tuple[str, int]]) -> bytes:
+    """16 bytes that all nodes of a first cluster derive alike: from its given name, or from its members' list.
+
+    As in etcd, the derived id covers names and addresses, so that two clusters that merely use the same names
+    are never taken for one. It is drawn once: later changes of address do not change it.
+    """
+    source = name if name is not None else "\n".join(f"{n}={h}:{p}" for n, (h, p) in sorted(peers.items()))
+    return hashlib.blake2b(source.encode(), digest_size=_ID_BYTES, person=b"kvnode cluster").digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a data directory says: whose it is, and who the members were when it was first used.
+
+    `told`: those of the cluster that the node was let into, None for one of a first cluster.
+    `recovered`: the cluster was made of one that had lost its majority, and has an id of its own since.
+    """
+
+    node_id: str
+    cluster_id: bytes
+    members: list[str]
+    told: Configuration | None = None
+    recovered: bool = False
+    dismissed: str | None = None
+    began_empty: bool = False  # as one of a first cluster: the directory was empty then (`promises.py`)
+    settled: bool = False  # the cluster had reached a feature level, by a committed entry (`promises.py`)
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """What a running cluster says to a node that is to join it."""
+
+    cluster_id: bytes
+    configuration: Configuration
+
+
+def is_claimed(disk: Disk) -> bool:
+    """False for a directory that no node has used. Raises StartupError where one has, and the file is missing."""
+    if FILE in disk.names():
+        return True
+    if any(file.startswith(("journal-", "snapshot-")) for file in disk.names()):
+        raise StartupError(
+            f"{disk.where(FILE)} is missing, but a journal or snapshot is there: restore the file from a copy, "
+            "or give this node an empty --data-dir."
+        )
+    return False
+
+
+def claim(
+    disk: Disk,
+    node_id: str,
+    name: str | None,
+    peers: Mapping[str, tuple[str, int]],
+    invitation: Invitation | None = None,
+) -> Claim:
+    """Whose directory this is, written down if it is new. Raises StartupError if it is another's."""
+    if not is_claimed(disk):
+        if invitation is None:
+            claimed = Claim(node_id, cluster_id_of(name, peers), sorted(peers), began_empty=True)
+        else:
+            told = invitation.configuration
+            claimed = Claim(node_id, invitation.cluster_id, sorted(told.members), told)
+        write(disk, claimed)
+        return claimed
+    known = written(disk)
+    if known.node_id != node_id:
+        raise StartupError(
+            f"The data directory of {disk.where(FILE)} belongs to node {known.node_id!r}, not to {node_id!r}: "
+            "give each node its own --data-dir."
+        )
+    if known.dismissed is not None:
+        raise StartupError(known.dismissed)
+    given_once = known.told is None and not known.recovered  # any other cluster's id was not given by its name
+    if name is not None and given_once and known.cluster_id != cluster_id_of(name, peers):
+        raise StartupError(
+            f"The data directory of {disk.where(FILE)} belongs to another cluster than --cluster-id says: "
+            "start the node with the id it was first started with, or with an empty --data-dir."
+        )
+    return known
+
+
+def check_peers(disk: Disk, claimed: Claim, peers: Mapping[str, tuple[str, int]]) -> None:
+    """Where neither the log nor a snapshot says who the members are, --peers counts, and must be what it was."""
+    if set(claimed.members) != set(peers):
+        raise StartupError(
+            f"The data directory of {disk.where(FILE)} belongs to a cluster of {', '.join(claimed.members)}, "
+            f"but --peers names {', '.join(sorted(peers))}: correct --peers, or give this node an empty --data-dir "
+            "('kvnode member add' adds a node)."
+        )
+
+
+def admit(disk: Disk, configuration: Configuration) -> None:
+    """The node lost its directory and was let in again: from now on this one says so, as that of a node that joined."""
+    write(disk, replace(written(disk), told=configuration, members=sorted(configuration.members)))
+
+
+def settle(disk: Disk) -> None:
+    """The cluster has committed a feature level: a node that knows refuses members that forgot their promises."""
+    write(disk, replace(written(disk), settled=True))
+
+
+def dismiss(disk: Disk, sentence: str) -> None:
+    """The node was removed: its directory says so from now on, with the sentence that a start is refused with."""
+    write(disk, replace(written(disk), dismissed=sentence))
+
+
+def write(disk: Disk, claimed: Claim) -> None:
+    identity: dict[str, Any] = {
+        "cluster_id": claimed.cluster_id.hex(), "node_id": claimed.node_id, "members": claimed.members,
+    }  # fmt: skip
+    if claimed.told is not None:
+        identity["told"] = claimed.told.packed.hex()
+    if claimed.recovered:
+        identity["recovered"] = True
+    if claimed.began_empty:
+        identity["began_empty"] = True
+    if claimed.settled:
+        identity["settled"] = True
+    if claimed.dismissed is not None:
+        identity["dismissed"] = claimed.dismissed
+    part = f"{FILE}.part"
+    if part in disk.names():
+        disk.unlink(part)
+    disk.append(part, [json.dumps(identity, indent=1).encode() + b"\n"])
+    disk.sync(part)
+    disk.rename(part, FILE)
+    disk.sync_directory()
+
+
+def written(disk: Disk) -> Claim:
+    """What the directory says. Raises StartupError."""
+    try:
+        identity = json.loads(disk.read(FILE))
+        node_id, cluster_id = identity["node_id"], bytes.fromhex(identity["cluster_id"])
+        members, dismissed = sorted(identity["members"]), identity.get("dismissed")
+        if not (type(node_id) is str and len(cluster_id) == _ID_BYTES and all(type(m) is str for m in members)):
+            raise ValueError("a field is of the wrong kind")
+        told = unpacked(bytes.fromhex(identity["told"])) if "told" in identity else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StartupError(f"{disk.where(FILE)} cannot be read: restore it from a copy.") from error
+    recovered, began_empty, settled = (identity.get(name) is True for name in ("recovered", "began_empty", "settled"))
+    return Claim(node_id, cluster_id, members, told, recovered, dismissed, began_empty, settled)
