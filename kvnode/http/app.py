@@ -29,14 +29,17 @@ from kvnode.errors import (
     Unauthorized,
 )
 from kvnode.http import (
+    access,
     admin,
     backup,
     batch,
+    console,
     kv,
     leases,
     listing,
     members,
     metrics,
+    nodes,
     openapi,
     probes,
     restore,
@@ -147,6 +150,8 @@ def create_server(
         txn.routes(group, budgets),
         batch.routes(group),
         leases.routes(group, budgets),
+        access.routes(credentials),
+        nodes.routes(group, node_id, version),
         audited(
             {
                 **admin.routes(group, node_id, version),
@@ -159,7 +164,8 @@ def create_server(
             door,
         ),
     )
-    table = RouteTable(*tables, openapi.routes(tables, STATUS_OF, version))
+    # The page's files are no part of the API that is described.
+    table = RouteTable(*tables, console.routes(), openapi.routes(tables, STATUS_OF, version))
     app = App(group, table, Stamp(group, node_id), meters, log_requests, door, spans, door.client, budgets=budgets)
     return Server(app, meters, connections, proxies)
 

@@ -28,6 +28,7 @@ from multidict import istr
 from kvnode.config import values
 from kvnode.errors import Forbidden, TooManyRequests, Unauthorized, UnsupportedMediaType
 from kvnode.http.connection import Connection
+from kvnode.http.console import PUBLIC
 from kvnode.http.credentials import Admission, Credentials
 from kvnode.logs.rate_limited import LINES, printable
 from kvnode.net.proxies import Proxies
@@ -35,6 +36,9 @@ from kvnode.net.proxies import Proxies
 SESSION_PATH: Final = "/admin/api/v1/session"
 RESTORE_PATH: Final = "/admin/api/v1/restore"
 KEYS_PATH: Final = "/v1/kv/"
+ACCESS_PATH: Final = "/admin/api/v1/access"
+# The page that one signs in on, and what tells it whether to ask for a token.
+OPEN_TO_ALL: Final = PUBLIC | {ACCESS_PATH}
 PROBES: Final = frozenset(("/admin/healthz", "/admin/healthz/leader", "/healthz", "/livez", "/readyz"))
 READING: Final = frozenset(("GET", "HEAD"))
 WITHOUT_EFFECT: Final = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))  # RFC 9110, 9.2.1; no handler takes the last two
@@ -108,12 +112,14 @@ class Door:
             return
         admission = self._credentials.admission(request)
         if admission is None:
+            if path in OPEN_TO_ALL:
+                return
             self._note(request, method, path, "no valid token")
             if hdrs.AUTHORIZATION in request.headers:
                 raise Unauthorized("The token is not valid, or not any more; ask an administrator for another one.")
             raise Unauthorized("This node asks for a token; send it as 'Authorization: Bearer TOKEN'.")
         token = admission.token
-        if token.role != "full" and not may_read_only(method, path):
+        if token.role != "full" and not may_read_only(method, path) and path not in OPEN_TO_ALL:
             self._note(request, method, path, f"{admission} may only read")
             raise Forbidden(f"The token {token.id} may only read, and this takes one with the role full.")
         if admission.session is not None and method not in WITHOUT_EFFECT:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from kvnode.errors import KvnodeError
 from kvnode.metrics.meters import RaftLevels, RaftMeters
@@ -48,6 +48,13 @@ class Group(Protocol):
     @property
     def session(self) -> Signing:
         """The cluster's session key."""
+
+    @property
+    def own_reports(self) -> dict[str, Callable[[int], dict[str, Any]]]:
+        """What makes each report of this node, of what has happened since a time in milliseconds."""
+
+    async def reports(self, what: str, since_ms: int = 0) -> dict[str, dict[str, Any]]:
+        """By node: the report of each member that answers in time; {} of one whose version knows no reports."""
 
     def status(self) -> RaftStatus:
         """Local state; sends nothing and waits for nothing."""

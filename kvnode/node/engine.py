@@ -147,7 +147,8 @@ class Engine:
             frames.REFUSED: lambda _, message: self.writes.refused(*message[1:]),
             frames.READ_INDEX: lambda node_id, message: self.reads.asked(node_id, message[1]),
             **dict.fromkeys(
-                (frames.READ_ANSWER, frames.TRANSFER_ANSWER, frames.CHANGED, frames.DRAIN_ANSWER), self._answered
+                (frames.READ_ANSWER, frames.TRANSFER_ANSWER, frames.CHANGED, frames.DRAIN_ANSWER, frames.REPORT_ANSWER),
+                self._answered,
             ),
             frames.CHECKPOINT: lambda node_id, message: self.audit.heard(node_id, *message[1:]),
             **dict.fromkeys((frames.OFFER, frames.WANT, frames.CHUNK), self._catch_up),

@@ -31,6 +31,7 @@ from kvnode.node.observed_status import seen_lag, seen_status, unseen_status
 from kvnode.node.pace import Pace
 from kvnode.node.read_barrier import read_barrier
 from kvnode.node.reconfiguration import Change, Reconfiguration
+from kvnode.node.reports import Report, Reports
 from kvnode.node.request_log import forwarded_requests
 from kvnode.node.session_key import EngineNode, SessionKey
 from kvnode.node.settings import RaftSettings
@@ -80,6 +81,8 @@ class RaftGroup:
         self._expiry: Expiry | None = None
         self._reconfiguration: Reconfiguration | None = None
         self._drains: Drains | None = None
+        self._reports = Reports(settings.node_id)
+        self.own_reports = self._reports.own  # what this node says of itself when another one asks
         self.is_ready: Callable[[RaftStatus], bool] = lambda status: status.started  # by the checks of /readyz
         self.store = KeyValueStore()
         self.watchdog = Watchdog()
@@ -138,6 +141,7 @@ class RaftGroup:
                 self._failed,
             )
             engine.on[frames.REQUESTS] = forwarded_requests
+            self._reports.start(engine)
             self._transfer = Transfer(engine)
             self._reconfiguration = Reconfiguration(engine, self._transfer)
             self._drains = Drains(
@@ -330,6 +334,10 @@ class RaftGroup:
         self._running()
         assert self._reconfiguration is not None
         return self._shown(await self._reconfiguration.change(change, _time_for_answer_s(CHANGE_DEADLINE_S)))
+
+    async def reports(self, what: str, since_ms: int = 0) -> dict[str, Report]:
+        """By node: the report of each member that answers in time; {} of one whose version knows no reports."""
+        return await self._reports.ask(what, since_ms)
 
     def membership(self) -> Membership:
         """The configuration that counts on this node now. Raises Starting."""

@@ -56,6 +56,8 @@ REQUESTS: Final = 22  # X-Request-Ids of a group that was forwarded
 DRAIN: Final = 23  # request id, what (`drain.Drains`), by force
 DRAIN_ANSWER: Final = 24  # request id, what the node does now, leader id or None, error code, message
 DRAINING: Final = 25  # whether the node that sends it drains
+REPORT: Final = 26  # request id, which report (`node.reports`), since when in milliseconds
+REPORT_ANSWER: Final = 27  # request id, the report, packed
 
 _NO: Final = type(None)
 # The types of each message's fields, its kind's own in front, in every combination that there may be.
@@ -87,6 +89,8 @@ _SHAPES: Final[dict[int, frozenset[tuple[type, ...]]]] = {
         DRAIN: (int, int, bool),
         DRAIN_ANSWER: (int, str, (str, _NO), str, str),
         DRAINING: (bool,),
+        REPORT: (int, str, int),
+        REPORT_ANSWER: (int, bytes),
     }.items()
 }
 

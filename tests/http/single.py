@@ -7,7 +7,7 @@ table. What depends on Raft itself is tested with real processes elsewhere.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -81,6 +81,7 @@ class SingleGroup:
     """Satisfies kvnode.http.group.Group."""
 
     def __init__(self) -> None:
+        self.own_reports: dict[str, Callable[[int], dict[str, Any]]] = {}
         self.store = KeyValueStore()
         self.session = SingleSigning()
         self.watches = Hub(self.store, lambda work: asyncio.get_running_loop().call_soon(work))
@@ -118,6 +119,9 @@ class SingleGroup:
             MemberStatus("n1", "127.0.0.1:7001", "http://127.0.0.1:8001", "leader", 7, 7, 0, True),
             MemberStatus("n2", "127.0.0.1:7002", None, "unknown", None, None, None, False),
         )
+
+    async def reports(self, what: str, since_ms: int = 0) -> dict[str, dict[str, Any]]:
+        return {"n1": self.own_reports[what](since_ms)}
 
     def meters(self) -> RaftMeters:
         return RaftMeters()

@@ -33,6 +33,15 @@ ADMINISTRATION: Final[dict[str, Operation]] = {
     "GET /admin/api/v1/cluster": Operation(
         "cluster", "The cluster as this node sees it.", json("Cluster", "The cluster."), ("internal",)
     ),
+    "GET /admin/api/v1/access": Operation(
+        "access", "What the sender may do here; needs no token.", json("Access", "What it may do."), ("internal",)
+    ),
+    "GET /admin/api/v1/nodes": Operation(
+        "nodes",
+        "Every node in its own words: each is asked, and one that does not answer within a second is unreachable.",
+        json("Nodes", "All members."),
+        ("internal",),
+    ),
     "POST /admin/api/v1/leader/transfer": Operation(
         "transfer_leadership",
         "Hands the leadership to a member, or to the fittest one.",

@@ -218,6 +218,41 @@ SCHEMAS: Final[dict[str, Schema]] = {
             ),
         }
     ),
+    "Access": closed(
+        {"asks_for_tokens": _FLAG, "admitted": _FLAG},
+        {
+            "role": text("What its token is good for; full where the node asks for none."),
+            "prefixes": several(text(), 0),
+            "name": text("The token's."),
+            "session": {"type": "boolean", "description": "Whether a session's cookie let it in."},
+        },
+    ),
+    "Nodes": closed(
+        {
+            "node_id": _NODE,
+            "cluster_id": text(),
+            "version": text(),
+            "leader_id": nullable(_NODE),
+            "term": whole(),
+            "nodes": several(
+                closed(
+                    {
+                        "id": _NODE,
+                        "role": {"enum": ["leader", "follower", "learner", "draining", "unreachable"]},
+                        "raft": text(),
+                        "http": nullable(text()),
+                        "applied_index": nullable(whole()),
+                        "lag": nullable(whole()),
+                        "draining": _FLAG,
+                        "ready": _FLAG,
+                        "health": text("`Ready`, or why it is not, in one sentence."),
+                        "warnings": several(text()),
+                        "version": nullable(text()),
+                    }
+                )
+            ),
+        }
+    ),
     "Transfer": closed({}, {"to": nullable(_NODE)}),
     "Transferred": closed({"leader_id": _NODE, "term": whole()}),
     "Drain": closed({}, {"node": nullable(_NODE), "force": _FLAG}),

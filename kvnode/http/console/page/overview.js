@@ -1,0 +1,76 @@
+// The page once it may be seen: what leads, every section, and the one clock that keeps them true.
+
+import { get, heard, Refused, Silent } from "./api.js";
+import { setAttribute, setText, h } from "./dom.js";
+import { goingOn } from "./failover.js";
+import { membersSection } from "./members.js";
+import { signOut } from "./signin.js";
+
+const EVERY_MS = 700; // a change is on the page within two seconds: this, and what the nodes are given to answer
+const ANSWER_MS = 2_500;
+
+export function startConsole(access, begin) {
+  const may = {
+    write: access.role !== "read" && access.role !== "read_only",
+    administrate: access.role === "admin" || access.role === "full",
+    prefixes: access.prefixes,
+  };
+  let over = false;
+  const id = h("code", { class: "cluster-id" }, "…");
+  const status = h("p", { class: "status", role: "status" }, "Asking…");
+  const banner = h("div", { class: "banner", role: "alert", hidden: true });
+  const out = h("button", { type: "button", class: "ghost", onclick: () => signOut(() => end()) }, "Sign out");
+  const who = h("span", { class: "quiet who" }, access.name ? `${access.name} · ${access.role.replace("_", " ")}` : "");
+  const members = membersSection(may, refresh);
+  const sections = [members];
+  document.body.replaceChildren(
+    h("header", { class: "top" },
+      h("div", { class: "top-inner" },
+        h("img", { src: "console/icon.svg", alt: "", width: "28", height: "28" }),
+        h("h1", {}, h("span", { class: "quiet" }, "Cluster "), id),
+        status,
+        access.asks_for_tokens ? h("div", { class: "account" }, who, access.session ? out : null) : null)),
+    banner,
+    h("main", { class: "grid" }, sections.map((each) => each.element)));
+
+  const going = goingOn(banner);
+  heard.onUnauthorized = (sentence) => end(sentence);
+
+  function end(sentence) {
+    if (over) return;
+    over = true;
+    sections.forEach((each) => each.stop?.());
+    begin(sentence);
+  }
+
+  let asking = null;
+  function refresh() {
+    asking ??= look().finally(() => { asking = null; });
+    return asking;
+  }
+
+  async function look() {
+    try {
+      const cluster = await get("/admin/api/v1/nodes", {}, { timeout_ms: ANSWER_MS });
+      if (over) return;
+      going.heard(cluster);
+      setText(id, cluster.cluster_id);
+      const leads = cluster.leader_id !== null;
+      setText(status, leads ? `${cluster.leader_id} leads in term ${cluster.term}` : "No leader");
+      setAttribute(status, "class", leads ? "status led" : "status leaderless");
+      document.title = leads ? `kvnode · ${cluster.leader_id} leads` : "kvnode · no leader";
+      sections.forEach((each) => each.update?.(cluster));
+    } catch (error) {
+      if (over) return;
+      if (error instanceof Silent || (error instanceof Refused && error.status >= 500)) going.silent();
+      else throw error;
+    }
+  }
+
+  (async () => {
+    while (!over) {
+      await refresh();
+      await new Promise((resolve) => setTimeout(resolve, EVERY_MS));
+    }
+  })();
+}
