@@ -18,8 +18,8 @@ from typing import Final
 
 import uvloop
 
+from kvnode.configuration import named
 from kvnode.node.pace import Pace
-from kvnode.raft.configuration import named
 from kvnode.state.commands import PUT
 from kvnode.state.items import Item
 from kvnode.state.store import KeyValueStore

@@ -20,6 +20,7 @@ The rooms, from the inside out; `tests/test_architecture.py` holds which one may
     tools/         `doctor`: what is wrong with a machine or a cluster; `bench`: load on a cluster
     cli/           serve, dev and the client commands
 
+    configuration.py  who belongs to the group
     deadline.py    how long the sender of the present request waits
 """
 

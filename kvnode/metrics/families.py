@@ -12,18 +12,14 @@ from typing import Any, Final, get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from kvnode.configuration import Role
 from kvnode.metrics.meters import (
     Histogram,
     HttpMeters,
     RaftLevels,
     RaftMeters,
 )
-from kvnode.node.status import (
-    MemberStatus,
-    RaftStatus,
-    Role,
-    applied_lag,
-)
+from kvnode.node.status import MemberStatus, RaftStatus, applied_lag
 
 ROLES: Final = get_args(Role)
 

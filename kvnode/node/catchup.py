@@ -22,12 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from kvnode.peers.frames import (
-    CHUNK,
-    OFFER,
-    WANT,
-    Message,
-)
+from kvnode.raft.messages import CHUNK, OFFER, WANT, Message
 from kvnode.state.store import KeyValueStore
 from kvnode.storage.snapshots import (
     PART,

@@ -28,7 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from kvnode.peers.frames import CHECKPOINT, Message
+from kvnode.raft.messages import CHECKPOINT, Message
 from kvnode.state.store import KeyValueStore
 from kvnode.storage.journal import Journal
 from kvnode.storage.snapshots import Snapshot

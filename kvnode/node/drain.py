@@ -26,7 +26,7 @@ from kvnode.node.engine import Engine
 from kvnode.node.questions import Unanswered
 from kvnode.node.status import Drained
 from kvnode.node.transfer import Transfer
-from kvnode.peers import frames
+from kvnode.raft import messages
 
 log = logging.getLogger("kvnode.raft")
 
@@ -65,7 +65,7 @@ class Drains:
         self._about_to_drain = False
         self._one_at_a_time = asyncio.Lock()
         self._heard: dict[str, float] = {}  # when each node last said that it drains
-        engine.on |= {frames.DRAIN: self._received, frames.DRAINING: self._announced}
+        engine.on |= {messages.DRAIN: self._received, messages.DRAINING: self._announced}
         self._announcing = asyncio.get_running_loop().create_task(self._announce_again())
 
     def stop(self) -> None:
@@ -170,23 +170,23 @@ class Drains:
     async def _ask(self, node_id: str, action: int, force: bool, timeout_s: float) -> list[Any]:
         """What the node answers. Raises Unanswered."""
         deadline = self._engine.clock() + timeout_s
-        return await self._engine.questions.answer(frames.DRAIN, action, force, deadline=deadline, node_id=node_id)
+        return await self._engine.questions.answer(messages.DRAIN, action, force, deadline=deadline, node_id=node_id)
 
-    def _received(self, node_id: str, message: frames.Message) -> None:
+    def _received(self, node_id: str, message: messages.Message) -> None:
         _, number, action, force = message
         if action == _ASK:
             standing = _ABOUT_TO_DRAIN if self._about_to_drain else _READY if self._is_ready() else _NOT_READY
-            self._engine.network.send(node_id, (frames.DRAIN_ANSWER, number, standing, None, "", ""))
+            self._engine.network.send(node_id, (messages.DRAIN_ANSWER, number, standing, None, "", ""))
         else:
             self._engine.answers.answer(node_id, message, lambda: self._answer(number, action, force))
 
-    async def _answer(self, number: int, action: int, force: bool) -> frames.Message:
+    async def _answer(self, number: int, action: int, force: bool) -> messages.Message:
         try:
             done = await self._here(_END if action == _END else _BEGIN, force)
         except KvnodeError as error:
-            return (frames.DRAIN_ANSWER, number, "", None, error.code, error.message)
+            return (messages.DRAIN_ANSWER, number, "", None, error.code, error.message)
         said = "draining" if done.draining else "serving"
-        return (frames.DRAIN_ANSWER, number, said, done.leader_id, "", done.message or "")
+        return (messages.DRAIN_ANSWER, number, said, done.leader_id, "", done.message or "")
 
     def _announced(self, node_id: str, message: list[Any]) -> None:
         if message[1]:
@@ -195,7 +195,7 @@ class Drains:
             self._heard.pop(node_id, None)
 
     def _announce(self) -> None:
-        network, message = self._engine.network, (frames.DRAINING, self._is_draining())
+        network, message = self._engine.network, (messages.DRAINING, self._is_draining())
         for node_id in self._engine.roster.current.members:
             if node_id != self._me and network.level_of(node_id) >= LEVEL:
                 network.send(node_id, message)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from kvnode.configuration import Role
 from kvnode.errors import Fatal
 from kvnode.node.catchup import Catchup
 from kvnode.node.commit_notices import News
@@ -32,13 +33,13 @@ from kvnode.node.questions import Answers, Questions
 from kvnode.node.read_index import ReadIndex
 from kvnode.node.restore_contents import Contents
 from kvnode.node.settings import RaftSettings
-from kvnode.node.status import Role
 from kvnode.node.waiters import Waiters
 from kvnode.node.writes import Writes
 from kvnode.peers import frames
 from kvnode.peers.handshake import Identity, Refused
 from kvnode.peers.network import Network
-from kvnode.raft.configuration import Roster
+from kvnode.raft import messages
+from kvnode.raft.membership import Roster
 from kvnode.raft.replica import Replica
 from kvnode.state.entries import ORIGIN_BYTES
 from kvnode.state.store import KeyValueStore
@@ -143,15 +144,21 @@ class Engine:
         journal.on_dirty = self.schedule
         # What does not reach the guard, by kind; other rooms add theirs.
         self.on: dict[int, Callable[[str, list[Any]], None]] = {
-            frames.FORWARD: lambda node_id, message: self.writes.forwarded_here(node_id, *message[1:]),
-            frames.REFUSED: lambda _, message: self.writes.refused(*message[1:]),
-            frames.READ_INDEX: lambda node_id, message: self.reads.asked(node_id, message[1]),
+            messages.FORWARD: lambda node_id, message: self.writes.forwarded_here(node_id, *message[1:]),
+            messages.REFUSED: lambda _, message: self.writes.refused(*message[1:]),
+            messages.READ_INDEX: lambda node_id, message: self.reads.asked(node_id, message[1]),
             **dict.fromkeys(
-                (frames.READ_ANSWER, frames.TRANSFER_ANSWER, frames.CHANGED, frames.DRAIN_ANSWER, frames.REPORT_ANSWER),
+                (
+                    messages.READ_ANSWER,
+                    messages.TRANSFER_ANSWER,
+                    messages.CHANGED,
+                    messages.DRAIN_ANSWER,
+                    messages.REPORT_ANSWER,
+                ),
                 self._answered,
             ),
-            frames.CHECKPOINT: lambda node_id, message: self.audit.heard(node_id, *message[1:]),
-            **dict.fromkeys((frames.OFFER, frames.WANT, frames.CHUNK), self._catch_up),
+            messages.CHECKPOINT: lambda node_id, message: self.audit.heard(node_id, *message[1:]),
+            **dict.fromkeys((messages.OFFER, messages.WANT, messages.CHUNK), self._catch_up),
         }
 
     # --- life ----------------------------------------------------------------------------------------
@@ -275,7 +282,7 @@ class Engine:
 
     # --- what the replica tells (replica.Owner) -------------------------------------------------------
 
-    def send(self, node_id: str, message: frames.Message) -> bool:
+    def send(self, node_id: str, message: messages.Message) -> bool:
         return self.network.send(node_id, message)
 
     def applied(self, index: int, term: int, payload: bytes) -> None:
@@ -367,14 +374,14 @@ class Engine:
 
     def _dispatch(self, node_id: str, message: list[Any]) -> None:
         kind = message[0]
-        if kind <= frames.TIMEOUT_NOW:
+        if kind <= messages.TIMEOUT_NOW:
             leader_before = self.replica.leader_id
             self.replica.guard.receive(node_id, message)
             if self.replica.leader_id != leader_before:
                 self._leader_unsure()
             if not self.replica.stirred:
                 return
-        elif kind == frames.MEMBERS:
+        elif kind == messages.MEMBERS:
             self._acquaintance.heard(message[1])
         elif node_id in self.roster and kind in self.on:
             self.on[kind](node_id, message)

@@ -14,7 +14,7 @@ from typing import Final
 from kvnode.errors import Fatal
 from kvnode.node.lease_clock import Leader
 from kvnode.peers.network import Network
-from kvnode.raft.configuration import Roster
+from kvnode.raft.membership import Roster
 from kvnode.state.commands import FEATURE_LEVEL, RaiseLevel
 from kvnode.state.entries import ORIGIN_BYTES, encode_entry, encode_group
 from kvnode.state.store import KeyValueStore

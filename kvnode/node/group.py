@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
+from kvnode.configuration import Configuration
 from kvnode.deadline import LEAST_S, remaining_s
 from kvnode.errors import (
     Fatal,
@@ -45,8 +46,7 @@ from kvnode.node.status import (
 from kvnode.node.transfer import Transfer
 from kvnode.node.watchdog import Watchdog
 from kvnode.node.write_batch import Bulk, Share
-from kvnode.peers import frames
-from kvnode.raft.configuration import Configuration
+from kvnode.raft import messages
 from kvnode.raft.core import check_release
 from kvnode.state.commands import FEATURE_LEVEL
 from kvnode.state.results import Result
@@ -140,7 +140,7 @@ class RaftGroup:
                 claimed,
                 self._failed,
             )
-            engine.on[frames.REQUESTS] = forwarded_requests
+            engine.on[messages.REQUESTS] = forwarded_requests
             self._reports.start(engine)
             self._transfer = Transfer(engine)
             self._reconfiguration = Reconfiguration(engine, self._transfer)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from kvnode.configuration import first_cluster
 from kvnode.node.settings import RaftSettings
-from kvnode.raft.configuration import Roster, first_cluster
+from kvnode.raft.membership import Roster
 from kvnode.storage.disk import Directory
 from kvnode.storage.identity import (
     Claim,

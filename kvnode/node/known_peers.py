@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Final
 
 from kvnode.errors import Fatal
-from kvnode.peers import frames
 from kvnode.peers.network import Network
-from kvnode.raft.configuration import Roster
+from kvnode.raft import messages
+from kvnode.raft.membership import Roster
 from kvnode.storage.disk import Disk
 from kvnode.storage.identity import admit, dismiss
 
@@ -56,7 +56,7 @@ class Acquaintance:
     def introduce(self, node_id: str) -> None:
         """A connection with this peer has begun."""
         if self._roster.index:
-            self._network.send(node_id, (frames.MEMBERS, self._roster.packed))
+            self._network.send(node_id, (messages.MEMBERS, self._roster.packed))
 
     def heard(self, packed: bytes) -> None:
         """A peer's news."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from kvnode.configuration import Role
 from kvnode.metrics.meters import RaftMeters
-from kvnode.node.status import Role
 from kvnode.raft.replica import Replica
 
 log = logging.getLogger("kvnode.raft")

@@ -6,15 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
 
+from kvnode.configuration import Configuration, Member, Role, first_cluster
 from kvnode.node.engine import Engine
-from kvnode.node.status import (
-    MemberRecord,
-    Membership,
-    MemberStatus,
-    RaftStatus,
-    Role,
-)
-from kvnode.raft.configuration import Configuration, Member, first_cluster
+from kvnode.node.status import MemberRecord, Membership, MemberStatus, RaftStatus
 
 
 def membership(cluster_id: bytes, configuration: Configuration, urls: Mapping[str, str]) -> Membership:

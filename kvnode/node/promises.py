@@ -39,14 +39,14 @@ from collections.abc import Callable
 
 from kvnode.errors import StartupError
 from kvnode.peers.handshake import FORGETFUL, Refused
-from kvnode.raft.configuration import Roster
-from kvnode.raft.core import REGULAR
+from kvnode.raft.membership import Roster
 from kvnode.state.commands import LEVEL
 from kvnode.state.entries import decode_entry
 from kvnode.state.store import KeyValueStore
 from kvnode.storage.disk import Disk
 from kvnode.storage.identity import Claim, settle
 from kvnode.storage.journal import Journal
+from kvnode.storage.records import REGULAR
 
 log = logging.getLogger("kvnode.raft")
 

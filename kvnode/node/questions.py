@@ -20,8 +20,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from kvnode.peers.frames import Message
 from kvnode.peers.network import Network
+from kvnode.raft.messages import Message
 
 # Two heartbeats: far longer than an answer takes that is not lost, so that a quiet network sees each question once.
 AGAIN_S: Final = 0.2

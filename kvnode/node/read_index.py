@@ -8,8 +8,8 @@ from typing import Final
 
 from kvnode.node.questions import Questions
 from kvnode.node.waiters import Rounds
-from kvnode.peers import frames
 from kvnode.peers.network import Network
+from kvnode.raft import messages
 from kvnode.raft.replica import Replica
 
 EVERY_ROUND: Final = 2**63
@@ -126,7 +126,7 @@ class ReadIndex:
 
     async def _answer(self, node_id: str, number: int) -> None:
         index = await self.confirm(self._answer_timeout_s) if self._replica.is_leader else None
-        self._network.send(node_id, (frames.READ_ANSWER, number, index))
+        self._network.send(node_id, (messages.READ_ANSWER, number, index))
 
     def _ask(self) -> None:
         """Asks the leader, for everybody who wanted an index since the last question."""
@@ -141,7 +141,9 @@ class ReadIndex:
         if self.unanswered_since is None:
             self.unanswered_since = now
         deadline = now + self._answer_timeout_s
-        self._question = self._questions.ask(frames.READ_INDEX, then=self._answered, deadline=deadline, repeat="leader")
+        self._question = self._questions.ask(
+            messages.READ_INDEX, then=self._answered, deadline=deadline, repeat="leader"
+        )
 
     def _answered(self, fields: list[int | None] | None) -> None:
         """The index for all who share the question; None where none came in time, or no majority confirmed it."""

@@ -19,13 +19,7 @@ from typing import Any, Final, Literal
 import msgpack
 
 from kvnode import errors
-from kvnode.errors import BadRequest, Conflict, KvnodeError, NoLeader, NotFound, OutcomeUnknown, Unavailable
-from kvnode.node.engine import Engine
-from kvnode.node.questions import Unanswered
-from kvnode.node.transfer import Transfer
-from kvnode.peers import frames
-from kvnode.peers.handshake import FORGETFUL
-from kvnode.raft.configuration import (
+from kvnode.configuration import (
     HTTP_URL_CHARS_MAX,
     MEMBERS_MAX,
     PACKED_BYTES_MAX,
@@ -34,6 +28,12 @@ from kvnode.raft.configuration import (
     Member,
     unpacked,
 )
+from kvnode.errors import BadRequest, Conflict, KvnodeError, NoLeader, NotFound, OutcomeUnknown, Unavailable
+from kvnode.node.engine import Engine
+from kvnode.node.questions import Unanswered
+from kvnode.node.transfer import Transfer
+from kvnode.peers.handshake import FORGETFUL
+from kvnode.raft import messages
 
 log = logging.getLogger("kvnode.raft")
 
@@ -80,7 +80,7 @@ class Reconfiguration:
         self._roster = engine.roster
         self._tasks: set[asyncio.Task[None]] = set()
         self._goal = 2**63  # what was committed at the last look; a learner that has it has caught up
-        engine.on[frames.CHANGE] = self._received
+        engine.on[messages.CHANGE] = self._received
         self._keep(self._promote_who_is_ready())
 
     async def change(self, change: Change, timeout_s: float = DEADLINE_S) -> Configuration:
@@ -292,7 +292,7 @@ class Reconfiguration:
     async def _ask(self, leader_id: str, change: Change, deadline: float) -> Configuration:
         try:
             packed, code, message = await self._engine.questions.answer(
-                frames.CHANGE, change.packed, deadline=deadline + _ANSWER_S, node_id=leader_id
+                messages.CHANGE, change.packed, deadline=deadline + _ANSWER_S, node_id=leader_id
             )
         except Unanswered as unanswered:
             if not unanswered.sent:
@@ -306,10 +306,10 @@ class Reconfiguration:
             raise _BY_CODE.get(code, OutcomeUnknown)(message)
         return unpacked(packed)
 
-    def _received(self, node_id: str, message: frames.Message) -> None:
+    def _received(self, node_id: str, message: messages.Message) -> None:
         self._engine.answers.answer(node_id, message, lambda: self._answer(message[1], message[2]))
 
-    async def _answer(self, number: int, packed: bytes) -> frames.Message:
+    async def _answer(self, number: int, packed: bytes) -> messages.Message:
         engine = self._engine
         try:
             action, subject, host, port, http_url, learner, moved, force = msgpack.unpackb(packed, max_ext_len=0)
@@ -318,8 +318,8 @@ class Reconfiguration:
                 raise Unavailable("Leadership has just moved: try again in a moment.")
             made = await self._from_here(change, engine.clock() + DEADLINE_S)
         except KvnodeError as error:
-            return (frames.CHANGED, number, None, error.code, error.message)
-        return (frames.CHANGED, number, made.packed, "", "")
+            return (messages.CHANGED, number, None, error.code, error.message)
+        return (messages.CHANGED, number, made.packed, "", "")
 
 
 def shown(configuration: Configuration) -> str:

@@ -15,7 +15,7 @@ import msgpack
 
 from kvnode.node.engine import Engine
 from kvnode.node.questions import Unanswered
-from kvnode.peers import frames
+from kvnode.raft import messages
 
 # A node answers within a millisecond unless its loop is busy; a page that is to show a change within two seconds can
 # wait for half of that.
@@ -39,7 +39,7 @@ class Reports:
 
     def start(self, engine: Engine) -> None:
         self._engine = engine
-        engine.on[frames.REPORT] = self._asked
+        engine.on[messages.REPORT] = self._asked
 
     async def ask(self, what: str, since_ms: int = 0) -> dict[str, Report]:
         """By node: the report of each member that answers within ANSWER_S; {} of one whose version knows no reports."""
@@ -65,15 +65,15 @@ class Reports:
             return {}
         deadline = engine.clock() + ANSWER_S
         try:
-            answer = await engine.questions.answer(frames.REPORT, what, since_ms, deadline=deadline, node_id=node_id)
+            answer = await engine.questions.answer(messages.REPORT, what, since_ms, deadline=deadline, node_id=node_id)
             report = msgpack.unpackb(answer[0], max_ext_len=0)
         except (Unanswered, ValueError, msgpack.exceptions.UnpackException):
             return None
         return report if type(report) is dict else None
 
-    def _asked(self, node_id: str, message: frames.Message) -> None:
+    def _asked(self, node_id: str, message: messages.Message) -> None:
         _, number, what, since_ms = message
         make = self.own.get(what)
         packed = b"" if make is None or self._engine is None else msgpack.packb(make(since_ms))
         if self._engine is not None and len(packed) <= REPORT_BYTES_MAX:
-            self._engine.network.send(node_id, (frames.REPORT_ANSWER, number, packed))
+            self._engine.network.send(node_id, (messages.REPORT_ANSWER, number, packed))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from kvnode.logs import request_ids
-from kvnode.peers.frames import Message
+from kvnode.raft.messages import Message
 
 
 def forwarded_requests(node_id: str, message: Message) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from kvnode.net.tls import MutualCertificate
+from kvnode.storage.flusher import Fsync
 from kvnode.storage.identity import Invitation
 
-Fsync = Literal["always", "interval", "never"]
 HostPort = tuple[str, int]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["leader", "follower", "candidate", "learner"]
+from kvnode.configuration import Role
 
 
 @dataclass(frozen=True, slots=True)

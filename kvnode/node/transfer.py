@@ -10,7 +10,7 @@ from typing import Any, Final
 from kvnode.errors import Conflict, KvnodeError, NoLeader, Unavailable
 from kvnode.node.engine import Engine
 from kvnode.node.questions import Unanswered
-from kvnode.peers import frames
+from kvnode.raft import messages
 
 log = logging.getLogger("kvnode.raft")
 
@@ -30,7 +30,7 @@ class Transfer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._began_at: float | None = None
         engine.outstanding.watch("transfer", DEADLINE_S + 1.0, lambda: self._began_at)
-        engine.on[frames.TRANSFER] = self._asked
+        engine.on[messages.TRANSFER] = self._asked
         self._keep(self._leave_when_unfit())
 
     async def hand_over(self, to: str | None, timeout_s: float) -> tuple[str, int]:
@@ -161,7 +161,7 @@ class Transfer:
     async def _ask(self, leader_id: str, to: str | None, deadline: float) -> tuple[str, int]:
         try:
             answer = await self._engine.questions.answer(
-                frames.TRANSFER, to, deadline=deadline + ANSWER_S, node_id=leader_id
+                messages.TRANSFER, to, deadline=deadline + ANSWER_S, node_id=leader_id
             )
         except Unanswered as unanswered:
             if not unanswered.sent:
@@ -172,15 +172,15 @@ class Transfer:
             raise Conflict(message) if code == Conflict.code else Unavailable(message, code)
         return new_leader, term
 
-    def _asked(self, node_id: str, message: frames.Message) -> None:
+    def _asked(self, node_id: str, message: messages.Message) -> None:
         self._engine.answers.answer(node_id, message, lambda: self._answer(message[1], message[2]))
 
-    async def _answer(self, number: int, to: str | None) -> frames.Message:
+    async def _answer(self, number: int, to: str | None) -> messages.Message:
         engine = self._engine
         try:
             if not engine.replica.is_leader:
                 raise Unavailable("Leadership has just moved: try again in a moment.")
             leader_id, term = await self._from_here(to, engine.clock() + DEADLINE_S)
         except KvnodeError as error:
-            return (frames.TRANSFER_ANSWER, number, None, 0, error.code, error.message)
-        return (frames.TRANSFER_ANSWER, number, leader_id, term, "", "")
+            return (messages.TRANSFER_ANSWER, number, None, 0, error.code, error.message)
+        return (messages.TRANSFER_ANSWER, number, leader_id, term, "", "")

@@ -9,8 +9,8 @@ from typing import Final
 from kvnode.errors import DiskFull, Overloaded, Unavailable
 from kvnode.node.disk_health import Storage
 from kvnode.node.proposals import GROUP_BYTES, Proposals
-from kvnode.peers import frames
 from kvnode.peers.network import Network
+from kvnode.raft import messages
 from kvnode.raft.replica import Replica
 from kvnode.state.entries import encode_entry, frees_space, group_frees_space
 
@@ -129,7 +129,7 @@ class Writes:
         self._unapplied.clear()
         self._foreign.clear()
         for node_id, sequence in self._forwarders:
-            self._network.send(node_id, (frames.REFUSED, sequence, Unavailable.code, _NOT_LEADING))
+            self._network.send(node_id, (messages.REFUSED, sequence, Unavailable.code, _NOT_LEADING))
         self._forwarders.clear()
         self._forwarded.clear()
         self._forwarded_bytes = 0
@@ -147,12 +147,12 @@ class Writes:
         replica, full = self._replica, self._storage.full
         self._proposals.meters.forwarded_here += 1
         if term != replica.term or not replica.is_leader or self.transferring:
-            self._network.send(node_id, (frames.REFUSED, sequence, Unavailable.code, _NOT_LEADING))
+            self._network.send(node_id, (messages.REFUSED, sequence, Unavailable.code, _NOT_LEADING))
         elif self._forwarded_bytes + len(group) > FORWARDED_BYTES_MAX:
             message = "Too many writes are waiting on the leader: send the request again in a moment."
-            self._network.send(node_id, (frames.REFUSED, sequence, Overloaded.code, message))
+            self._network.send(node_id, (messages.REFUSED, sequence, Overloaded.code, message))
         elif full is not None and not group_frees_space(group):
-            self._network.send(node_id, (frames.REFUSED, sequence, DiskFull.code, full))
+            self._network.send(node_id, (messages.REFUSED, sequence, DiskFull.code, full))
         else:
             self._forwarders.append((node_id, sequence))
             self._forwarded.append(group)
@@ -180,9 +180,9 @@ class Writes:
                 return
             term = self._replica.term
             sequence, group = self._proposals.take(term)
-            if not self._network.send(leader_id, (frames.FORWARD, term, sequence, group)):
+            if not self._network.send(leader_id, (messages.FORWARD, term, sequence, group)):
                 self._proposals.taken_back(sequence)
                 return
             self._proposals.meters.forwarded += 1
             if self._proposals.traced and (request_ids := self._proposals.request_ids(sequence)):
-                self._network.send(leader_id, (frames.REQUESTS, request_ids))
+                self._network.send(leader_id, (messages.REQUESTS, request_ids))

@@ -20,6 +20,7 @@ from kvnode.net.tls import HANDSHAKE_S, SHUTDOWN_S, MutualCertificate
 from kvnode.peers import frames, handshake
 from kvnode.peers.connections import STRANGERS_MAX, Accepted, Dialled
 from kvnode.peers.handshake import Circle, Identity, Peer
+from kvnode.raft import messages
 
 log = logging.getLogger("kvnode.raft")
 
@@ -71,7 +72,7 @@ class Network:
         self._open: set[asyncio.Transport] = set()
         self._dialers: dict[str, asyncio.Task[None]] = {}
         self._heard_from: dict[str, asyncio.Event] = {}
-        self._encoded: tuple[frames.Message | None, bytes] = (None, b"")
+        self._encoded: tuple[messages.Message | None, bytes] = (None, b"")
         self._stopped = False
 
     async def start(self, host: str, port: int) -> None:
@@ -128,12 +129,12 @@ class Network:
             if link is not None:
                 link.transport.abort()
 
-    def send(self, node_id: str, message: frames.Message) -> bool:
+    def send(self, node_id: str, message: messages.Message) -> bool:
         """Queues a message. False: not connected, or the peer has too much to read already; nothing was sent."""
         link = self._dialled.get(node_id)
         if link is None:
             return False
-        idle = message[0] == frames.APPEND and not message[6]
+        idle = message[0] == messages.APPEND and not message[6]
         if link.transport.get_write_buffer_size() > (IDLE_BACKLOG_BYTES_MAX if idle else BACKLOG_BYTES_MAX):
             return False
         if self._encoded[0] is not message:

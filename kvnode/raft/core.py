@@ -21,9 +21,7 @@ from pysyncobj.transport import Transport
 from kvnode.errors import StartupError
 from kvnode.storage.journal import Journal
 
-__all__ = ["FAIL_REASON", "REGULAR", "Node", "SyncObj", "SyncObjConf", "Transport", "check_release"]
-
-REGULAR: Final = 0
+__all__ = ["FAIL_REASON", "Node", "SyncObj", "SyncObjConf", "Transport", "check_release"]
 
 _RELEASE: Final = "0.3.17"
 _FILES: Final = (

@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
-from kvnode.peers.frames import PRE_VOTE, PRE_VOTED, Message
+from kvnode.raft.messages import PRE_VOTE, PRE_VOTED, Message
 
 # Of the shortest election timeout: a fit node, whose timer may have been set anew just now, has been elected by then.
 UNFIT_TIMEOUTS: Final = 4

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from kvnode.raft.configuration import Roster
 from kvnode.raft.core import Node, SyncObj
+from kvnode.raft.membership import Roster
 from kvnode.raft.progress import Replicator
 from kvnode.raft.read_rounds import ReadRounds
 from kvnode.storage.journal import Journal

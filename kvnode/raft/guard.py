@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from kvnode.errors import Fatal
-from kvnode.peers import frames
+from kvnode.raft import messages
 from kvnode.raft.core import Node, Transport
 from kvnode.raft.outbox import Outbox
 
@@ -49,12 +49,12 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
             self._acknowledge(node.id, message)
         elif kind == "request_vote":
             transfer = self._core.election.is_transfer(message["term"])
-            vote = (frames.VOTE, message["term"], message["last_log_index"], message["last_log_term"], transfer)
+            vote = (messages.VOTE, message["term"], message["last_log_index"], message["last_log_term"], transfer)
             self._outbox.send(node.id, vote)  # G9: the vote for oneself is on disk before anybody hears of it
         elif kind == "response_vote":
-            self._outbox.send(node.id, (frames.VOTED, message["term"]))
+            self._outbox.send(node.id, (messages.VOTED, message["term"]))
         elif kind == "timeout_now":
-            self._send(node.id, (frames.TIMEOUT_NOW, message["term"]))
+            self._send(node.id, (messages.TIMEOUT_NOW, message["term"]))
         # Everything else (apply_command…, append_entries of the core's own making) has no way out: G10.
         return True
 
@@ -64,7 +64,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
         if self._reply is not None:
             next_index, success, reset = self._reply
         state = (self._round, core.raftLastApplied, core.is_fit())
-        ack = (frames.ACK, core.term, success, reset, next_index, *state)
+        ack = (messages.ACK, core.term, success, reset, next_index, *state)
         now = core.clock()
         news = (core.term, leader_id, next_index)
         if reset or self._journal.clean:
@@ -76,7 +76,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
                 self._outbox.send(leader_id, ack)
             if self._round > self._said_round or now - self._said_at >= core.heartbeat_s / 2:
                 # The promise waits for the disk; that this node still follows in this term does not.
-                self._send(leader_id, (frames.ACK, core.term, False, False, 0, *state))
+                self._send(leader_id, (messages.ACK, core.term, False, False, 0, *state))
         self._said = (0, "", 0) if reset else news
         self._said_round, self._said_at = self._round, now
 
@@ -113,35 +113,35 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
 
     # --- from the network inwards ---------------------------------------------------------------------
 
-    def receive(self, node_id: str, message: frames.Message) -> None:
+    def receive(self, node_id: str, message: messages.Message) -> None:
         """One message of the Raft protocol from an authenticated node. Raises Fatal where safety would end."""
         if node_id not in self._core.roster:
             return  # G2: only members have a voice; to this node's knowledge, which may be older than its log
         node, kind = Node(node_id), message[0]
-        if kind == frames.APPEND:
+        if kind == messages.APPEND:
             self._append(node, *message[1:])
             self._core.due |= self._core.raftCommitIndex > self._core.raftLastApplied
-        elif kind == frames.ACK:
+        elif kind == messages.ACK:
             self._acknowledged(node_id, *message[1:])
         else:
             self._core.due = True
             self._election(node, message)
 
-    def _election(self, node: Node, message: frames.Message) -> None:
+    def _election(self, node: Node, message: messages.Message) -> None:
         node_id, kind = node.id, message[0]
-        if kind == frames.VOTE:
+        if kind == messages.VOTE:
             self._vote_asked(node, *message[1:])
-        elif kind == frames.VOTED:
+        elif kind == messages.VOTED:
             self._voted(node, message[1])
-        elif kind == frames.PRE_VOTE:
+        elif kind == messages.PRE_VOTE:
             self._core.election.answer(node_id, *message[1:])
-        elif kind == frames.PRE_VOTED:
+        elif kind == messages.PRE_VOTED:
             _, term, proposed, granted = message
             self._core.election.answered(node_id, proposed, granted and self._core.is_member(node_id))
             self._notice(node, term)
-        elif kind == frames.TERM_NOTICE:
+        elif kind == messages.TERM_NOTICE:
             self._notice(node, message[1])
-        elif kind == frames.TIMEOUT_NOW:
+        elif kind == messages.TIMEOUT_NOW:
             asked_by_leader = message[1] == self._core.term and self._core.leader_id == node_id
             if asked_by_leader and self._core.is_fit():  # it may not know yet that this node drains, say
                 self._core.election.transfer_to_self(message[1])
@@ -224,7 +224,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
     ) -> None:
         core = self._core
         if term < core.term:
-            self._send(node.id, (frames.TERM_NOTICE, core.term))  # G8: a stale leader hears of it at once
+            self._send(node.id, (messages.TERM_NOTICE, core.term))  # G8: a stale leader hears of it at once
             return
         if term == core.term and core.is_leader:
             raise Fatal(

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kvnode.peers.frames import Message
+from kvnode.raft.messages import Message
 from kvnode.storage.journal import Journal
 
 

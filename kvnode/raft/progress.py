@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from kvnode.peers.frames import APPEND, Message
+from kvnode.raft.messages import APPEND, Message
 from kvnode.storage.journal import Journal
 
 FRAME_BYTES: Final = 1_048_576  # entries are added to a frame until it holds this much

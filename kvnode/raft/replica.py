@@ -25,17 +25,17 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from kvnode.node.status import Role
-from kvnode.peers.frames import FRAME_BYTES_MAX, Message
-from kvnode.raft.configuration import Configuration, Roster
-from kvnode.raft.core import REGULAR, Node, SyncObjConf
+from kvnode.configuration import CONFIGURATION, Configuration, Role
+from kvnode.raft.core import Node, SyncObjConf
 from kvnode.raft.election import ElectionGate
 from kvnode.raft.electorate import Electorate
 from kvnode.raft.guard import Guard
+from kvnode.raft.membership import Roster
+from kvnode.raft.messages import FRAME_BYTES_MAX, Message
 from kvnode.raft.progress import WINDOW_BYTES, Replicator
 from kvnode.raft.read_rounds import ReadRounds
 from kvnode.storage.journal import Journal
-from kvnode.storage.records import CONFIGURATION
+from kvnode.storage.records import REGULAR
 
 if TYPE_CHECKING:
     from typing import Protocol

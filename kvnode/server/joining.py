@@ -14,8 +14,8 @@ from typing import Any, Final
 from kvnode.client import Access, Client
 from kvnode.config import values
 from kvnode.config.values import HostPort
+from kvnode.configuration import Configuration, Member
 from kvnode.errors import Conflict, KvnodeError, StartupError, Unavailable
-from kvnode.raft.configuration import Configuration, Member
 from kvnode.storage.identity import Invitation
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from kvnode.configuration import Configuration
 from kvnode.errors import StartupError
-from kvnode.raft.configuration import Configuration
 from kvnode.state.limits import COUNTER_MAX, LEAP, LEAP_MAX
 from kvnode.state.store import KeyValueStore
 from kvnode.storage import identity

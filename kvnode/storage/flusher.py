@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Final
+from typing import Final, Literal
 
 from kvnode.errors import Fatal
-from kvnode.node.settings import Fsync
 from kvnode.storage.journal import Flight, Journal
 from kvnode.storage.segments import OutOfSpace, Segments
 from kvnode.storage.tail import NOTE_AT_LEAST_EVERY_S, QUIET_S
+
+Fsync = Literal["always", "interval", "never"]
 
 SPACE_AGAIN_S: Final = 0.25
 INTERVAL_S: Final = 0.1  # `--fsync interval`: a crash of the machine (not of the process) loses up to this much

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from kvnode.configuration import Configuration, unpacked
 from kvnode.errors import StartupError
-from kvnode.raft.configuration import Configuration, unpacked
 from kvnode.storage.disk import Disk
 
 FILE: Final = "identity.json"

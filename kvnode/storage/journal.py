@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, overload
 
+from kvnode.configuration import CONFIGURATION
 from kvnode.errors import StartupError
 from kvnode.storage.records import (
-    CONFIGURATION,
     NO_OP,
     Entry,
     base_record,

@@ -25,7 +25,7 @@ SYNCED: Final = 5
 
 RECORD_BYTES_MAX: Final = 16 * 1_048_576
 NO_OP: Final = b"\x01"  # PySyncObj's no-op command; stands in for an entry that only a snapshot still holds
-CONFIGURATION: Final = 4  # the first byte of a command that is one (`membership`); PySyncObj's own kinds are 0 to 3
+REGULAR: Final = 0  # the first byte of an entry that is the state machine's: PySyncObj's kind for a command
 
 MARK: Final = b"\xc4R"
 FRAME: Final = struct.Struct("<2sII")

@@ -20,13 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from kvnode.configuration import Configuration, Member, first_cluster, of_entry
 from kvnode.errors import StartupError
-from kvnode.raft.configuration import (
-    Configuration,
-    Member,
-    Roster,
-    first_cluster,
-)
 from kvnode.state.limits import COUNTER_MAX, LEAP
 from kvnode.state.store import KeyValueStore
 from kvnode.storage import identity
@@ -96,7 +91,7 @@ def _write(disk: Directory, new: Path, old: Path, skip: int | None) -> Recovered
     first = claimed.told or first_cluster(dict.fromkeys(claimed.members, ("", 0)))
     if newest is not None and newest.configuration.index:
         first = newest.configuration
-    former = Roster(claimed.node_id, journal, first).current
+    former = of_entry(*journal.configurations[-1]) if journal.configurations else first
     applied = newest.index if newest else 1
     poisoned = replay(store, journal, applied)
     skipped = None

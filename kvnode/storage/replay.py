@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from kvnode.raft.core import REGULAR
 from kvnode.state.commands import REPLACE, TXN, command_fault
 from kvnode.state.entries import decode_entry
 from kvnode.state.results import Invalid
 from kvnode.state.store import KeyValueStore
 from kvnode.state.transactions import transaction_fault
 from kvnode.storage.journal import Journal
+from kvnode.storage.records import REGULAR
 
 POISONED_SHOWN: Final = 100  # of one log; whoever mends it looks again afterwards
 _EMPTY: Final = (b"", b"\x90")

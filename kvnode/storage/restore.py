@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from kvnode.configuration import Configuration, Member
 from kvnode.errors import StartupError
-from kvnode.raft.configuration import Configuration, Member
 from kvnode.state.store import KeyValueStore
 from kvnode.storage.bootstrap import (
     LEAP,

@@ -22,8 +22,8 @@ from typing import Final
 
 import msgpack
 
+from kvnode.configuration import Configuration, named, unpacked
 from kvnode.errors import StartupError
-from kvnode.raft.configuration import Configuration, named, unpacked
 from kvnode.state.limits import CHUNK_BYTES_MAX, COUNTER_MAX
 from kvnode.state.store import KeyValueStore
 from kvnode.state.view import StoreView

@@ -20,6 +20,7 @@ import pytest
 
 from kvnode.peers import frames
 from kvnode.peers.handshake import Dialer, Identity
+from kvnode.raft import messages
 from tests.certificates import Authority
 from tests.cluster import Cluster, wait_until
 
@@ -45,27 +46,27 @@ REQUESTS = [
 
 # One of each kind, as a peer may send it that has lost its mind.
 MESSAGES = [
-    (frames.APPEND, 99, 5, 5, 5, 5, [[99, b"x"]]),
-    (frames.ACK, 99, True, False, 7, 7, 7, True),
-    (frames.VOTE, 99, 9, 9, False),
-    (frames.VOTED, 99),
-    (frames.PRE_VOTE, 99, 9, 9),
-    (frames.PRE_VOTED, 99, 99, True),
-    (frames.TERM_NOTICE, 99),
-    (frames.TIMEOUT_NOW, 99),
-    (frames.FORWARD, 1, 1, b"group"),
-    (frames.REFUSED, 1, "code", "message"),
-    (frames.READ_INDEX, 1),
-    (frames.READ_ANSWER, 1, None),
-    (frames.TRANSFER, 1, None),
-    (frames.TRANSFER_ANSWER, 1, None, 1, "code", "message"),
-    (frames.OFFER, 1, 9, 1, 100),
-    (frames.WANT, 9, 0),
-    (frames.CHUNK, 9, 0, b"data"),
-    (frames.CHECKPOINT, 1, 9, 9),
-    (frames.MEMBERS, b"packed"),
-    (frames.CHANGE, 1, b"packed"),
-    (frames.CHANGED, 1, None, "code", "message"),
+    (messages.APPEND, 99, 5, 5, 5, 5, [[99, b"x"]]),
+    (messages.ACK, 99, True, False, 7, 7, 7, True),
+    (messages.VOTE, 99, 9, 9, False),
+    (messages.VOTED, 99),
+    (messages.PRE_VOTE, 99, 9, 9),
+    (messages.PRE_VOTED, 99, 99, True),
+    (messages.TERM_NOTICE, 99),
+    (messages.TIMEOUT_NOW, 99),
+    (messages.FORWARD, 1, 1, b"group"),
+    (messages.REFUSED, 1, "code", "message"),
+    (messages.READ_INDEX, 1),
+    (messages.READ_ANSWER, 1, None),
+    (messages.TRANSFER, 1, None),
+    (messages.TRANSFER_ANSWER, 1, None, 1, "code", "message"),
+    (messages.OFFER, 1, 9, 1, 100),
+    (messages.WANT, 9, 0),
+    (messages.CHUNK, 9, 0, b"data"),
+    (messages.CHECKPOINT, 1, 9, 9),
+    (messages.MEMBERS, b"packed"),
+    (messages.CHANGE, 1, b"packed"),
+    (messages.CHANGED, 1, None, "code", "message"),
 ]
 
 
@@ -132,7 +133,7 @@ class PeerAttack(Attack):
             if stage == 0:
                 self.send(connection, self.broken(hello))
             elif stage == 1:
-                self.send(connection, hello + self.broken(frames.encode((frames.APPEND, 1, 0, 0, 0, 0, []))))
+                self.send(connection, hello + self.broken(frames.encode((messages.APPEND, 1, 0, 0, 0, 0, []))))
             elif stage == 2:
                 self.send(connection, draw.randbytes(draw.randint(0, 2_000)))
             elif stage == 3:

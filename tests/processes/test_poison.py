@@ -9,7 +9,7 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from kvnode.raft.configuration import first_cluster
+from kvnode.configuration import first_cluster
 from kvnode.state.admin_commands import packed_contents
 from kvnode.state.commands import PUT, REPLACE
 from kvnode.state.entries import encode_entry, encode_group

@@ -22,6 +22,7 @@ from typing import Self
 import pytest
 
 from kvnode.peers import frames
+from kvnode.raft import messages
 from kvnode.state.commands import CreateToken
 from kvnode.state.entries import encode_group
 from tests.certificates import Authority
@@ -173,7 +174,7 @@ class Relay:
         if fault == "inject":
             digest = hashlib.sha256(TOKEN_SECRET.encode()).digest()
             group = encode_group(os.urandom(8), 1, [CreateToken("evil0001", "on-path", "full", digest, 0).encode()])
-            return b"".join(frames.encode((frames.FORWARD, term, 1, group)) for term in range(1, 50)) + frame
+            return b"".join(frames.encode((messages.FORWARD, term, 1, group)) for term in range(1, 50)) + frame
         return {
             "drop": b"",
             "repeat": frame + frame,

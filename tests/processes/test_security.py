@@ -27,6 +27,7 @@ from kvnode.peers.handshake import (
     Dialer,
     Identity,
 )
+from kvnode.raft import messages
 from tests.certificates import Authority
 from tests.cluster import PROJECT, Answer, Cluster, free_ports, request, wait_until
 
@@ -421,7 +422,7 @@ def test_replays_wrong_order_and_older_protocols_are_refused(cluster: Cluster, a
     again.close()
 
     # step: in another order, or with what comes later sent before the proof
-    append = frames.encode((frames.APPEND, 99, 0, 0, 0, 0, []))
+    append = frames.encode((messages.APPEND, 99, 0, 0, 0, 0, []))
     for raw in (MAGIC + proof, MAGIC + append, hello + append, hello + hello[len(MAGIC) :], b"KVN0" + hello[4:]):
         knocking = Knocking(cluster, "n1", context)
         knocking.send(raw)

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from kvnode.configuration import named
 from kvnode.node.divergence import (
     EVERY,
     REMEMBERED,
@@ -19,8 +20,7 @@ from kvnode.node.divergence import (
     Audit,
     History,
 )
-from kvnode.peers.frames import Message
-from kvnode.raft.configuration import named
+from kvnode.raft.messages import Message
 from kvnode.raft.progress import Progress
 from kvnode.state.commands import Put
 from kvnode.state.entries import decode_entry, encode_entry, encode_group

@@ -16,8 +16,8 @@ import pytest
 from kvnode.node.engine import Engine
 from kvnode.node.group import RaftGroup
 from kvnode.node.settings import RaftSettings
-from kvnode.peers import frames
 from kvnode.peers.network import Network
+from kvnode.raft import messages
 from kvnode.state.commands import FEATURE_LEVEL, Put
 from kvnode.storage.disk import Directory
 from tests.cluster import free_ports
@@ -61,9 +61,9 @@ async def trio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     counted: Counter[str] = Counter()
     send, sync, step, tick = Network.send, Directory.sync, Engine._step, Engine._on_timer
 
-    def counted_send(self: Network, node_id: str, message: frames.Message) -> bool:
+    def counted_send(self: Network, node_id: str, message: messages.Message) -> bool:
         counted["messages"] += 1
-        if message[0] == frames.READ_INDEX:
+        if message[0] == messages.READ_INDEX:
             counted["questions"] += 1
         return send(self, node_id, message)
 

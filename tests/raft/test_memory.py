@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from kvnode.configuration import first_cluster
 from kvnode.node.promises import Memory
-from kvnode.raft.configuration import Roster, first_cluster
-from kvnode.raft.core import REGULAR
+from kvnode.raft.membership import Roster
 from kvnode.state.commands import RaiseLevel
 from kvnode.state.entries import ORIGIN_BYTES, encode_entry, encode_group
 from kvnode.state.store import KeyValueStore
 from kvnode.storage.identity import Claim
 from kvnode.storage.journal import Journal
-from kvnode.storage.records import NO_OP
+from kvnode.storage.records import NO_OP, REGULAR
 from kvnode.storage.segments import Recovered
 from tests.simulation.disk import MemoryDisk
 

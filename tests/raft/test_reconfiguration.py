@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from kvnode.configuration import Configuration, Member
 from kvnode.errors import OutcomeUnknown
 from kvnode.node.group import RaftGroup
 from kvnode.node.settings import RaftSettings
-from kvnode.raft.configuration import Configuration, Member
 from tests.cluster import free_ports
 
 

@@ -22,6 +22,7 @@ from kvnode.peers import frames as wire
 from kvnode.peers.connections import Accepted, Dialled, Link
 from kvnode.peers.handshake import Identity
 from kvnode.peers.network import Network
+from kvnode.raft.messages import ACK, APPEND, CHUNK, FORWARD, VOTED
 
 TRIES = int(os.environ.get("KVNODE_RELAY_TRIES", "3000"))
 SECRET = b"a secret that this cluster shares"
@@ -160,10 +161,10 @@ def messages(draw: random.Random, count: int) -> list[Any]:
         made.append(
             draw.choice(
                 (
-                    (wire.ACK, number, True, False, 7, 7, 7, True),
-                    (wire.APPEND, number, 5, 5, 5, 5, [[9, b"x" + draw.randbytes(size)]]),
-                    (wire.FORWARD, 9, number, draw.randbytes(size)),
-                    (wire.CHUNK, 9, number, draw.randbytes(size)),
+                    (ACK, number, True, False, 7, 7, 7, True),
+                    (APPEND, number, 5, 5, 5, 5, [[9, b"x" + draw.randbytes(size)]]),
+                    (FORWARD, 9, number, draw.randbytes(size)),
+                    (CHUNK, 9, number, draw.randbytes(size)),
                 )
             )
         )
@@ -190,7 +191,7 @@ def reorder(draw: random.Random, frames: list[bytes], at: int, other: list[bytes
 
 def inject(draw: random.Random, frames: list[bytes], at: int, other: list[bytes]) -> None:
     made_up = (
-        wire.encode((wire.FORWARD, 9, 1, b"group")),  # as kvnode 0.1 would take it
+        wire.encode((FORWARD, 9, 1, b"group")),  # as kvnode 0.1 would take it
         b"".join(((5).to_bytes(4, "big"), draw.randbytes(4), draw.randbytes(5 + wire.TAG_BYTES))),
         draw.randbytes(draw.randint(1, 200)),
         handshake.MAGIC,
@@ -275,8 +276,8 @@ async def test_a_frame_that_lost_a_part_is_not_waited_for(monkeypatch: pytest.Mo
     monkeypatch.setattr(connections, "FRAME_S", 0.05)
     connection = Connection()
     assert connection.greet()
-    (big,) = connection.send([(wire.CHUNK, 9, 1, bytes(20_000))])
-    heartbeats = connection.send([(wire.VOTED, 9)] * 3)
+    (big,) = connection.send([(CHUNK, 9, 1, bytes(20_000))])
+    heartbeats = connection.send([(VOTED, 9)] * 3)
     for piece in (big[:5_000], big[15_000:], *heartbeats):
         deliver(connection.accepted, piece)
     assert connection.up
@@ -343,7 +344,7 @@ async def test_a_connection_that_was_recorded_is_worth_nothing_later(draw: rando
     dialled.abort()
 
 
-@pytest.mark.parametrize("raw", [b"\0", b"\0\0\0\1\xc0", wire.encode((wire.VOTED, 9)), bytes(200)])
+@pytest.mark.parametrize("raw", [b"\0", b"\0\0\0\1\xc0", wire.encode((VOTED, 9)), bytes(200)])
 async def test_nothing_comes_back_on_a_connection_that_a_node_dialled(raw: bytes) -> None:
     connection = Connection()
     assert connection.greet()
@@ -359,14 +360,14 @@ async def test_nothing_comes_back_on_a_connection_that_a_node_dialled(raw: bytes
 async def test_frames_behind_a_greeting_are_not_taken(step: int) -> None:
     """The dialer sends nothing before it is welcome, so what is there in the same read is somebody else's."""
     connection = Connection()
-    made_up = wire.encode((wire.FORWARD, 9, 1, b"group"))
+    made_up = wire.encode((FORWARD, 9, 1, b"group"))
     assert not connection.greet(lambda at, piece: piece + made_up if at == step else piece)
     assert connection.accepting.received.bodies == []
     connection.end()
 
 
 async def test_a_node_talks_to_one_of_kvnode_0_1_only_where_it_is_told_to() -> None:
-    plain = wire.encode((wire.VOTED, 9))
+    plain = wire.encode((VOTED, 9))
     for flag in (False, True):
         REFUSALS.clear()
         accepting = Side("n2", peers_0_1=flag)
@@ -376,9 +377,9 @@ async def test_a_node_talks_to_one_of_kvnode_0_1_only_where_it_is_told_to() -> N
         connection.dialled.connection_made(connection.out)  # type: ignore[arg-type]
         assert connection.greet() is flag
         if flag:
-            assert connection.send([(wire.VOTED, 9)]) == [plain]
+            assert connection.send([(VOTED, 9)]) == [plain]
             deliver(connection.accepted, plain)
-            assert accepting.received.bodies == [wire.pack((wire.VOTED, 9))]
+            assert accepting.received.bodies == [wire.pack((VOTED, 9))]
             assert (connection.accepted.peer or Nothing).level == 0
         else:
             assert "start this node with --allow-old-peers" in REFUSALS[0]

@@ -10,15 +10,10 @@ from typing import Any
 
 import pytest
 
+from kvnode.configuration import named
 from kvnode.errors import StartupError
 from kvnode.node.catchup import CHUNK_BYTES, FETCH_SILENT_S_MAX, Catchup
-from kvnode.peers.frames import (
-    CHUNK,
-    OFFER,
-    WANT,
-    Message,
-)
-from kvnode.raft.configuration import named
+from kvnode.raft.messages import CHUNK, OFFER, WANT, Message
 from kvnode.state.commands import PUT
 from kvnode.state.store import KeyValueStore
 from kvnode.storage.disk import Directory

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from kvnode.errors import StartupError
-from kvnode.node.settings import Fsync
 from kvnode.storage import tail
 from kvnode.storage.disk import Directory
-from kvnode.storage.flusher import Flusher
+from kvnode.storage.flusher import Flusher, Fsync
 from kvnode.storage.journal import Journal
 from kvnode.storage.records import (
     MARK,

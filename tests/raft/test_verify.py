@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from kvnode.configuration import named
 from kvnode.errors import StartupError
 from kvnode.node.group import RaftGroup
 from kvnode.node.settings import RaftSettings
-from kvnode.raft.configuration import named
 from kvnode.state.commands import PUT
 from kvnode.state.store import KeyValueStore
 from kvnode.storage.disk import Directory

@@ -19,20 +19,21 @@ from kvnode.peers.frames import (
     encode,
     pack,
 )
+from kvnode.raft import messages
 
 KEY = b"a key of thirty-two bytes, drawn"
 numbers = st.integers(0, 2**63)
 entries = st.lists(st.tuples(numbers, st.binary(min_size=1, max_size=20)).map(list), max_size=5)
-messages = st.one_of(
-    st.tuples(st.just(frames.APPEND), numbers, numbers, numbers, numbers, numbers, entries),
-    st.tuples(st.just(frames.ACK), numbers, st.booleans(), st.booleans(), numbers, numbers, numbers, st.booleans()),
-    st.tuples(st.just(frames.VOTE), numbers, numbers, numbers, st.booleans()),
-    st.tuples(st.just(frames.VOTED), numbers),
-    st.tuples(st.just(frames.PRE_VOTE), numbers, numbers, numbers),
-    st.tuples(st.just(frames.PRE_VOTED), numbers, numbers, st.booleans()),
-    st.tuples(st.just(frames.READ_ANSWER), numbers, st.none() | numbers),
-    st.tuples(st.just(frames.TRANSFER), numbers, st.none() | st.text(max_size=8)),
-    st.tuples(st.just(frames.CHUNK), numbers, numbers, st.binary(max_size=50)),
+any_message = st.one_of(
+    st.tuples(st.just(messages.APPEND), numbers, numbers, numbers, numbers, numbers, entries),
+    st.tuples(st.just(messages.ACK), numbers, st.booleans(), st.booleans(), numbers, numbers, numbers, st.booleans()),
+    st.tuples(st.just(messages.VOTE), numbers, numbers, numbers, st.booleans()),
+    st.tuples(st.just(messages.VOTED), numbers),
+    st.tuples(st.just(messages.PRE_VOTE), numbers, numbers, numbers),
+    st.tuples(st.just(messages.PRE_VOTED), numbers, numbers, st.booleans()),
+    st.tuples(st.just(messages.READ_ANSWER), numbers, st.none() | numbers),
+    st.tuples(st.just(messages.TRANSFER), numbers, st.none() | st.text(max_size=8)),
+    st.tuples(st.just(messages.CHUNK), numbers, numbers, st.binary(max_size=50)),
 ).map(list)
 anything = st.recursive(
     st.none()
@@ -51,7 +52,7 @@ def body(message: list[Any]) -> bytes:
     return one
 
 
-@given(messages)
+@given(any_message)
 def test_a_message_comes_back_the_same(message: list[Any]) -> None:
     assert decode(body(message)) == message
 
@@ -68,7 +69,7 @@ def test_garbage_is_never_a_message(garbage: bytes) -> None:
 
 @given(anything)
 def test_msgpack_of_another_shape_is_never_a_message(value: Any) -> None:
-    kinds = {field for field in vars(frames).values() if type(field) is int}
+    kinds = {field for field in vars(messages).values() if type(field) is int}
     try:
         message = decode(msgpack.packb(value))
     except BadFrame:
@@ -77,7 +78,7 @@ def test_msgpack_of_another_shape_is_never_a_message(value: Any) -> None:
     assert len(message) > 1
 
 
-@given(messages, st.data())
+@given(any_message, st.data())
 def test_a_message_with_one_field_of_another_type_is_refused(message: list[Any], data: st.DataObject) -> None:
     position = data.draw(st.integers(1, len(message) - 1))
     message[position] = 0.5
@@ -85,13 +86,13 @@ def test_a_message_with_one_field_of_another_type_is_refused(message: list[Any],
         decode(msgpack.packb(message))
 
 
-@given(messages, st.binary(min_size=1, max_size=9))
+@given(any_message, st.binary(min_size=1, max_size=9))
 def test_nothing_may_follow_a_message(message: list[Any], more: bytes) -> None:
     with pytest.raises(BadFrame):
         decode(body(message) + more)
 
 
-@given(messages)
+@given(any_message)
 def test_a_message_that_ends_too_early_is_refused(message: list[Any]) -> None:
     whole = body(message)
     for length in range(len(whole)):
@@ -104,14 +105,14 @@ def test_a_message_that_ends_too_early_is_refused(message: list[Any]) -> None:
     [
         [],
         [0],
-        [frames.APPEND],
-        [frames.VOTED, True],
-        [frames.VOTED, None],
-        [frames.VOTED, 1, 1],
-        [frames.APPEND, 1, 1, 1, 1, 1, [[1, b""]]],  # the core reads the first byte of each command
-        [frames.APPEND, 1, 1, 1, 1, 1, [[1, "text"]]],
-        [frames.APPEND, 1, 1, 1, 1, 1, [[1]]],
-        [frames.APPEND, 1, 1, 1, 1, 1, [1]],
+        [messages.APPEND],
+        [messages.VOTED, True],
+        [messages.VOTED, None],
+        [messages.VOTED, 1, 1],
+        [messages.APPEND, 1, 1, 1, 1, 1, [[1, b""]]],  # the core reads the first byte of each command
+        [messages.APPEND, 1, 1, 1, 1, 1, [[1, "text"]]],
+        [messages.APPEND, 1, 1, 1, 1, 1, [[1]]],
+        [messages.APPEND, 1, 1, 1, 1, 1, [1]],
         [True, 1],
         ["1", 1],
         {1: 1},
@@ -123,7 +124,7 @@ def test_near_misses_are_refused(message: Any) -> None:
         decode(msgpack.packb(message))
 
 
-@given(st.lists(messages, max_size=6), st.data())
+@given(st.lists(any_message, max_size=6), st.data())
 def test_frames_come_out_whole_however_the_stream_is_cut(sent: list[list[Any]], data: st.DataObject) -> None:
     stream = b"".join(map(encode, sent))
     reader, received, start = FrameReader(), [], 0
@@ -141,10 +142,10 @@ def test_a_length_over_the_bound_is_refused_before_its_bytes_arrive() -> None:
 
 def test_a_message_over_the_bound_is_not_sent() -> None:
     with pytest.raises(BadFrame, match="over the bound"):
-        encode((frames.CHUNK, 1, 0, bytes(frames.FRAME_BYTES_MAX)))
+        encode((messages.CHUNK, 1, 0, bytes(messages.FRAME_BYTES_MAX)))
 
 
-@given(st.lists(messages, max_size=6), st.data())
+@given(st.lists(any_message, max_size=6), st.data())
 def test_sealed_frames_come_out_whole_however_the_stream_is_cut(sent: list[list[Any]], data: st.DataObject) -> None:
     stream = sealed([pack(message) for message in sent])
     reader, received, start = SealedReader(KEY), [], 0
@@ -156,7 +157,7 @@ def test_sealed_frames_come_out_whole_however_the_stream_is_cut(sent: list[list[
     assert not reader.unfinished
 
 
-@given(st.lists(messages, min_size=1, max_size=4), st.data())
+@given(st.lists(any_message, min_size=1, max_size=4), st.data())
 def test_no_bit_of_a_sealed_stream_can_be_altered(sent: list[list[Any]], data: st.DataObject) -> None:
     stream = bytearray(sealed([pack(message) for message in sent]))
     stream[data.draw(st.integers(0, len(stream) - 1))] ^= 1 << data.draw(st.integers(0, 7))
@@ -164,7 +165,7 @@ def test_no_bit_of_a_sealed_stream_can_be_altered(sent: list[list[Any]], data: s
         SealedReader(KEY).feed(bytes(stream))
 
 
-@given(st.lists(messages, min_size=1, max_size=4))
+@given(st.lists(any_message, min_size=1, max_size=4))
 def test_a_sealed_stream_is_read_with_its_own_key_from_its_beginning_alone(sent: list[list[Any]]) -> None:
     bodies = [pack(message) for message in sent]
     for raw in (sealed(bodies, b"another key of thirty-two bytes "), sealed([b"before", *bodies])[30:]):
@@ -187,9 +188,9 @@ def sealed(bodies: list[bytes], key: bytes = KEY) -> bytes:
     return stream
 
 
-@pytest.mark.parametrize("begin", [(frames.TRANSFER_ANSWER, 1, None, 0), (frames.DRAIN_ANSWER, 1, "", None)])
+@pytest.mark.parametrize("begin", [(messages.TRANSFER_ANSWER, 1, None, 0), (messages.DRAIN_ANSWER, 1, "", None)])
 def test_a_sentence_that_a_peer_explains_with_is_cut_and_printable(begin: tuple[object, ...]) -> None:
     """It stands in answers to clients and in the log."""
     message = frames.decode(frames.pack((*begin, "conflict", "\x1b[2J\n" + "x" * 10_000)))
     assert message[-1].isprintable()
-    assert len(message[-1]) <= frames.SENTENCE_CHARS_MAX + 1
+    assert len(message[-1]) <= messages.SENTENCE_CHARS_MAX + 1

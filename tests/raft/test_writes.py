@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from kvnode.configuration import Role, named
 from kvnode.node.disk_health import Storage
 from kvnode.node.outstanding import Outstanding
 from kvnode.node.proposals import Proposals
-from kvnode.node.status import Role
 from kvnode.node.writes import Writes
-from kvnode.peers import frames
-from kvnode.peers.frames import Message
-from kvnode.raft.configuration import Roster, named
+from kvnode.raft import messages
+from kvnode.raft.membership import Roster
+from kvnode.raft.messages import Message
 from kvnode.raft.replica import Replica
 from kvnode.state.commands import Put
 from kvnode.state.entries import encode_group
@@ -66,11 +66,11 @@ class Desk:
         """n1 becomes leader with n2's vote; its own term's no-op is not committed yet."""
         self.replica.guard.connected("n2")
         self.replica.election.transfer_to_self(self.replica.term)
-        self.replica.guard.receive("n2", (frames.APPEND, self.replica.term, 1, 0, 1, 0, []))
+        self.replica.guard.receive("n2", (messages.APPEND, self.replica.term, 1, 0, 1, 0, []))
         self.replica.hasten_election((0.0, 0.0))
         self.replica.tick()
         self.flush()
-        self.replica.guard.receive("n2", (frames.VOTED, self.replica.term))
+        self.replica.guard.receive("n2", (messages.VOTED, self.replica.term))
         self.replica.tick()
         self.flush()
         assert self.replica.is_leader
@@ -79,12 +79,12 @@ class Desk:
     def commit(self) -> None:
         """n2 has everything."""
         self.replica.guard.receive(
-            "n2", (frames.ACK, self.replica.term, True, False, self.journal[-1][1] + 1, 0, 1, True)
+            "n2", (messages.ACK, self.replica.term, True, False, self.journal[-1][1] + 1, 0, 1, True)
         )
         self.replica.tick()
 
     def refusals(self) -> list[int]:
-        return [message[1] for _, message in self.sent if message[0] == frames.REFUSED]
+        return [message[1] for _, message in self.sent if message[0] == messages.REFUSED]
 
 
 @pytest.fixture
@@ -107,6 +107,6 @@ def test_a_leader_that_never_came_to_serve_gives_back_what_it_kept(desk: Desk) -
     desk.elect()
     term = desk.replica.term
     desk.writes.forwarded_here("n3", term, 7, encode_group(b"origin-3", 7, [Put("a", b"1").encode()]))
-    desk.replica.guard.receive("n2", (frames.APPEND, term + 1, 1, 0, 1, 0, []))
+    desk.replica.guard.receive("n2", (messages.APPEND, term + 1, 1, 0, 1, 0, []))
     assert not desk.replica.is_leader
     assert desk.refusals() == [7]

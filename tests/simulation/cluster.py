@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from kvnode.configuration import Configuration, Member
 from kvnode.errors import StartupError
 from kvnode.node import catchup
 from kvnode.node.compaction import Bounds
 from kvnode.peers import frames
-from kvnode.raft import progress
+from kvnode.raft import messages, progress
 from kvnode.raft import replica as replicas
-from kvnode.raft.configuration import Configuration, Member
 from kvnode.raft.replica import Replica
 from tests.simulation.clock import Clock, patched, simulated
 from tests.simulation.network import Network, links_between
@@ -142,7 +142,7 @@ class Cluster:
         """`source` sends and `target` asks for more until the snapshot is there; other frames of `target` wait."""
         answers = self.network.flying[target, source]
         while self.deliver(source, target):
-            asked = [frame for frame in answers if frame[frames.LENGTH_BYTES + 1] == frames.WANT]
+            asked = [frame for frame in answers if frame[frames.LENGTH_BYTES + 1] == messages.WANT]
             for frame in asked:
                 answers.remove(frame)
                 self.nodes[source].receive(target, frames.decode(frame[frames.LENGTH_BYTES :]))
@@ -159,7 +159,7 @@ class Cluster:
     def lose_snapshot(self, source: str, target: str) -> None:
         """The pieces of a snapshot that are on this link vanish."""
         flying = self.network.flying[source, target]
-        for frame in [frame for frame in flying if frame[frames.LENGTH_BYTES + 1] == frames.CHUNK]:
+        for frame in [frame for frame in flying if frame[frames.LENGTH_BYTES + 1] == messages.CHUNK]:
             flying.remove(frame)
 
     def intercept(self, source: str, target: str) -> list[bytes]:
@@ -197,7 +197,7 @@ class Cluster:
             return
         self.standing.add(link)
         if mine.index:
-            dialer.send(target, (frames.MEMBERS, mine.packed))
+            dialer.send(target, (messages.MEMBERS, mine.packed))
         dialer.running.guard.connected(target)
 
     def meet(self, node_id: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvnode.raft.configuration import first_cluster
+from kvnode.configuration import first_cluster
 from kvnode.state.commands import PUT
 from kvnode.state.store import KeyValueStore
 from kvnode.storage.identity import claim

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 
 from kvnode.peers import frames
+from kvnode.raft import messages
 
 Link = tuple[str, str]
 
@@ -23,7 +24,7 @@ class Network:
         self.muted: set[Link] = set()
         self.sent: Counter[Link] = Counter()
 
-    def send(self, source: str, target: str, message: frames.Message) -> bool:
+    def send(self, source: str, target: str, message: messages.Message) -> bool:
         link = source, target
         if link in self.broken:
             return False
@@ -33,7 +34,7 @@ class Network:
             self.flying[link].append(frame)
         return True
 
-    def take(self, link: Link) -> frames.Message:
+    def take(self, link: Link) -> messages.Message:
         """The oldest frame of a link, decoded as a node decodes it."""
         frame = self.flying[link].popleft()
         (body,) = frames.FrameReader().feed(frame)

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kvnode.configuration import Configuration, Role, named
 from kvnode.node.catchup import Catchup
 from kvnode.node.compaction import Bounds, Compaction
 from kvnode.node.disk_health import Storage
 from kvnode.node.divergence import History
 from kvnode.node.outstanding import Outstanding
-from kvnode.node.status import Role
-from kvnode.peers import frames
-from kvnode.raft.configuration import Configuration, Roster, named
+from kvnode.raft import messages
+from kvnode.raft.membership import Roster
 from kvnode.raft.replica import Replica
 from kvnode.state.commands import PUT
 from kvnode.state.store import KeyValueStore
@@ -227,26 +227,26 @@ class Node:
         if replica.is_leader and self.storage.hangs and replica.fit_peers():
             replica.transfer_to(replica.fit_peers()[-1])
 
-    def receive(self, source: str, *messages: frames.Message) -> None:
+    def receive(self, source: str, *received: messages.Message) -> None:
         """Messages that one read from the socket has brought: the node ticks once, behind the last."""
 
         def dispatch(replica: Replica) -> None:
-            for message in messages:
+            for message in received:
                 self._dispatch(source, message)
 
         self.run(dispatch)
 
-    def _dispatch(self, source: str, message: frames.Message) -> None:
+    def _dispatch(self, source: str, message: messages.Message) -> None:
         kind = message[0]
-        if kind <= frames.TIMEOUT_NOW:
+        if kind <= messages.TIMEOUT_NOW:
             self.running.guard.receive(source, message)
-        elif kind == frames.MEMBERS:
+        elif kind == messages.MEMBERS:
             self.running.roster.told(message[1])
-        elif kind == frames.OFFER and message[1] == self.running.term:
+        elif kind == messages.OFFER and message[1] == self.running.term:
             self.catchup.offered(source, *message[2:])
-        elif kind == frames.WANT:
+        elif kind == messages.WANT:
             self.catchup.wanted(source, *message[1:])
-        elif kind == frames.CHUNK:
+        elif kind == messages.CHUNK:
             self.catchup.arrived(source, *message[1:])
 
     def begin_flight(self) -> None:
@@ -390,7 +390,7 @@ class Node:
 
     # --- Owner ------------------------------------------------------------------------------------------
 
-    def send(self, node_id: str, message: frames.Message) -> bool:
+    def send(self, node_id: str, message: messages.Message) -> bool:
         count = self._frames[node_id] = self._frames.get(node_id, 0) + 1
         if count > len(self.journal) + SPARE_FRAMES:
             raise Violation(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kvnode.peers import frames
+from kvnode.raft import messages
 from tests.simulation.cluster import Cluster
 
 TIMEOUT_MIN_S, TIMEOUT_MAX_S = 0.6, 1.2
@@ -85,7 +85,7 @@ def test_a_request_for_votes_does_not_reach_who_hears_a_leader(lively: Cluster) 
     term = lively[leader].term
     for voter in (leader, other):
         last_term, last_index = lively[rude].last
-        lively.nodes[voter].receive(rude, (frames.VOTE, term + 5, last_index + 9, last_term + 5, False))
+        lively.nodes[voter].receive(rude, (messages.VOTE, term + 5, last_index + 9, last_term + 5, False))
     lively.run(1.0)
     assert lively.leaders == [leader]
     assert {lively[node_id].term for node_id in lively.nodes} == {term}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from kvnode.errors import Fatal
-from kvnode.peers import frames
+from kvnode.raft import messages
 from tests.simulation.cluster import Cluster
 
 
@@ -23,8 +23,8 @@ def cluster(make_simulation: Callable[..., Cluster]) -> Cluster:
     return cluster
 
 
-def append(term: int, prev: int, prev_term: int, *entries: tuple[int, bytes], commit: int = 0) -> frames.Message:
-    return (frames.APPEND, term, prev, prev_term, commit, 0, [list(entry) for entry in entries])
+def append(term: int, prev: int, prev_term: int, *entries: tuple[int, bytes], commit: int = 0) -> messages.Message:
+    return (messages.APPEND, term, prev, prev_term, commit, 0, [list(entry) for entry in entries])
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def append(term: int, prev: int, prev_term: int, *entries: tuple[int, bytes], co
     ],
     ids=["below the floor", "at the floor", "an entry below it", "an entry at it"],
 )
-def test_a_leader_with_another_history_stops_the_node(message: frames.Message, cluster: Cluster) -> None:
+def test_a_leader_with_another_history_stops_the_node(message: messages.Message, cluster: Cluster) -> None:
     """What is committed is in every later leader's log: where it is not, two clusters have met, or a disk lied."""
     with pytest.raises(Fatal, match="histories differ"):
         cluster.nodes["B"].receive("A", message)
@@ -54,10 +54,10 @@ def test_who_is_no_member_has_no_voice(cluster: Cluster) -> None:
     last = cluster["B"].last
     for message in (
         append(9, 5, 1, (9, b"\0from outside")),
-        (frames.VOTE, 9, 99, 9, True),
-        (frames.PRE_VOTE, 9, 99, 9),
-        (frames.TERM_NOTICE, 9),
-        (frames.ACK, 1, True, False, 6, 0, 5, True),
+        (messages.VOTE, 9, 99, 9, True),
+        (messages.PRE_VOTE, 9, 99, 9),
+        (messages.TERM_NOTICE, 9),
+        (messages.ACK, 1, True, False, 6, 0, 5, True),
     ):
         cluster["B"].guard.receive("X", message)
     assert (cluster["B"].term, cluster["B"].last) == (1, last)
@@ -69,7 +69,7 @@ def test_an_acknowledgement_beyond_the_log_counts_for_nothing(cluster: Cluster) 
     cluster.isolate("C")
     write = cluster.propose("A", "alone")
     for follower in "BC":
-        cluster.nodes["A"].receive(follower, (frames.ACK, 1, True, False, 900, 0, 5, True))
+        cluster.nodes["A"].receive(follower, (messages.ACK, 1, True, False, 900, 0, 5, True))
     cluster.tick("A")
     assert not write.acknowledged
     assert cluster["A"].match_index("B") <= 5
@@ -79,9 +79,9 @@ def test_a_vote_of_another_term_counts_for_nothing(make_simulation: Callable[...
     cluster = make_simulation("ABC")
     cluster.campaign("A")
     for term in (0, 2, 7):
-        cluster.nodes["A"].receive("B", (frames.VOTED, term))
+        cluster.nodes["A"].receive("B", (messages.VOTED, term))
     assert cluster["A"].role == "candidate"
-    cluster.nodes["A"].receive("B", (frames.VOTED, 1))
+    cluster.nodes["A"].receive("B", (messages.VOTED, 1))
     assert cluster["A"].is_leader
 
 
@@ -93,7 +93,7 @@ def test_an_append_of_an_old_term_is_answered_with_the_new_one(cluster: Cluster)
     cluster.lose("C", "A")
     cluster.nodes["C"].receive("A", append(1, 5, 1, (1, b"\0too late")))
     assert cluster["C"].last == last
-    assert list(cluster.network.take(("C", "A"))) == [frames.TERM_NOTICE, 2]
+    assert list(cluster.network.take(("C", "A"))) == [messages.TERM_NOTICE, 2]
 
 
 def test_an_entry_that_is_there_already_is_not_written_again(cluster: Cluster) -> None:
@@ -103,6 +103,6 @@ def test_an_entry_that_is_there_already_is_not_written_again(cluster: Cluster) -
 
 
 def test_only_the_leader_can_ask_to_be_relieved(cluster: Cluster) -> None:
-    cluster.nodes["B"].receive("C", (frames.TIMEOUT_NOW, 1))
+    cluster.nodes["B"].receive("C", (messages.TIMEOUT_NOW, 1))
     cluster.tick("B")
     assert cluster["B"].role == "follower"

@@ -8,14 +8,15 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from kvnode.peers import frames
-from kvnode.raft.configuration import (
+from kvnode.configuration import (
     Configuration,
     Member,
     named,
     of_entry,
     unpacked,
 )
+from kvnode.peers import frames
+from kvnode.raft import messages
 from kvnode.raft.replica import Replica
 from tests.simulation.clock import patched
 from tests.simulation.cluster import Cluster
@@ -69,10 +70,10 @@ def test_a_learner_is_not_asked_for_votes_and_asks_for_none(make_simulation: Mak
     cluster.campaign("D")
     assert cluster["D"].role == "follower"
     for node_id in "BC":
-        assert not kinds_sent(cluster, "D", node_id) & {frames.VOTE, frames.PRE_VOTE}
+        assert not kinds_sent(cluster, "D", node_id) & {messages.VOTE, messages.PRE_VOTE}
     cluster.campaign("B")
-    assert frames.VOTE in kinds_sent(cluster, "B", "C")
-    assert frames.VOTE not in kinds_sent(cluster, "B", "D")
+    assert messages.VOTE in kinds_sent(cluster, "B", "C")
+    assert messages.VOTE not in kinds_sent(cluster, "B", "D")
     cluster.settle("BD")
     assert not cluster["B"].is_leader, "B has its own vote of three"
 
