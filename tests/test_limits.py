@@ -41,13 +41,13 @@ from kvnode.state.limits import COUNTER_MAX, SESSION_ID_BYTES
 from kvnode.state.results import (
     Deleted,
     Granted,
+    IdempotencyMismatch,
     Invalid,
+    KeyRotated,
     LeaseMissing,
     Refused,
     Replaced,
-    Reused,
     Revoked,
-    Turned,
     Written,
 )
 from kvnode.state.store import FAILURES_KEPT, KeyValueStore
@@ -128,7 +128,7 @@ def test_counters_stop_at_their_last_number_and_what_is_there_stays_loadable() -
     assert isinstance(store.apply([GRANT, 60]), Invalid)
     assert isinstance(store.apply([PUT, "a", b"", "", None, "key", 0, 60]), Invalid)
     assert isinstance(store.apply([TXN, [], [[PUT, "a", b"", "", 0, 60]], [], "key"]), Invalid)
-    assert store.apply([SESSION, COUNTER_MAX, b"", b"f", 0]) == Turned(COUNTER_MAX, False)
+    assert store.apply([SESSION, COUNTER_MAX, b"", b"f", 0]) == KeyRotated(COUNTER_MAX, False)
     assert store.apply([RENEW, COUNTER_MAX]) == Granted(COUNTER_MAX, 60)
     assert store.apply([PUT, "a", b"", "", None, "key"]) == Written(COUNTER_MAX, 1)
     for command in loaders.commands():
@@ -168,7 +168,11 @@ def test_an_outcome_that_no_request_had_is_no_answer_to_it() -> None:
             assert not store.failures
             fits = {PUT: (Written, Refused, LeaseMissing), DELETE: (Deleted, Refused), TXN: (LeaseMissing,)}
             fits |= {GRANT: (Granted,), RENEW: (Granted, LeaseMissing), REVOKE: (Revoked, LeaseMissing)}
-            assert isinstance(answer, (Reused, *fits.get(request[0], (Deleted,)))), (request, result, answer)
+            assert isinstance(answer, (IdempotencyMismatch, *fits.get(request[0], (Deleted,)))), (
+                request,
+                result,
+                answer,
+            )
 
 
 HOSTILE: list[Any] = [

@@ -30,10 +30,10 @@ from kvnode.state.limits import (
 )
 from kvnode.state.results import (
     Deleted,
+    IdempotencyMismatch,
     Invalid,
     Refused,
     Result,
-    Reused,
     Written,
     decode_result,
     encode_result,
@@ -130,7 +130,7 @@ def test_another_request_under_the_same_key_is_refused_and_the_first_outcome_sta
     first = Put("a", b"1", "x/y", (0,), "key")
     assert apply(store, first) == Written(1, 1)
     before = snapshot(store)
-    assert apply(store, other) == Reused(1)
+    assert apply(store, other) == IdempotencyMismatch(1)
     assert snapshot(store) == before
     assert apply(store, first) == Written(1, 1)
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from kvnode.net import listener
-from kvnode.net.listener import Reception, bound
+from kvnode.net.listener import SocketListener, bound
 from kvnode.net.proxies import Proxies
 
 LOOPBACK = Proxies((ipaddress.ip_network("127.0.0.0/8"),), prefaced=True)
@@ -36,7 +36,7 @@ async def connect(refused: asyncio.Queue[str]) -> AsyncIterator[Callable[[], soc
     def turned_away(address: str, why: str) -> None:
         refused.put_nowait(why)
 
-    door = Reception(sockets, lambda _: asyncio.Protocol(), None, LOOPBACK, turned_away, newcomers_max=2)
+    door = SocketListener(sockets, lambda _: asyncio.Protocol(), None, LOOPBACK, turned_away, newcomers_max=2)
     yield connect
     await door.stop()
     for each in opened:
@@ -90,7 +90,7 @@ async def test_the_last_of_a_burst_does_not_wait_for_a_turn_of_the_loop_for_each
 
     sockets = await bound("127.0.0.1", 0)
     clients = [socket.create_connection(sockets[0].getsockname()) for _ in range(200)]
-    door = Reception(sockets, protocol, None, None, lambda *_: None)
+    door = SocketListener(sockets, protocol, None, None, lambda *_: None)
     turns = 0
     while taken < len(clients) and turns < 1_000:
         await asyncio.sleep(0)

@@ -19,7 +19,7 @@ from kvnode.state.commands import (
 )
 from kvnode.state.entries import frees_space
 from kvnode.state.limits import ENDED_SESSIONS_MAX
-from kvnode.state.results import Invalid, SessionEnded, Turned
+from kvnode.state.results import Invalid, KeyRotated, SessionEnded
 from kvnode.state.session_keys import Session, session_of, sign
 from kvnode.state.store import KeyValueStore
 
@@ -41,8 +41,8 @@ def turn(store: KeyValueStore, after: int, key: bytes, grace_s: int = 0) -> obje
 
 def test_the_first_proposal_that_is_applied_wins_and_no_revision_passes() -> None:
     store = KeyValueStore()
-    assert turn(store, 0, ONE) == Turned(1, True)
-    assert turn(store, 0, TWO) == Turned(1, False)
+    assert turn(store, 0, ONE) == KeyRotated(1, True)
+    assert turn(store, 0, TWO) == KeyRotated(1, False)
     assert session_keys.usable(store.session, ()) == (ONE,)
     assert store.revision == 0
 
@@ -50,12 +50,12 @@ def test_the_first_proposal_that_is_applied_wins_and_no_revision_passes() -> Non
 def test_the_key_before_is_accepted_until_it_is_forgotten() -> None:
     store = KeyValueStore()
     turn(store, 0, ONE)
-    assert turn(store, 1, TWO, 60) == Turned(2, True)
+    assert turn(store, 1, TWO, 60) == KeyRotated(2, True)
     assert session_keys.usable(store.session, ()) == (TWO, ONE)
     forget = [*session_keys.command(1, b"", b"", 0)]
-    assert store.apply(forget) == Turned(2, False)  # of another rotation
+    assert store.apply(forget) == KeyRotated(2, False)  # of another rotation
     forget = [*session_keys.command(2, b"", b"", 0)]
-    assert store.apply(forget) == Turned(2, True)
+    assert store.apply(forget) == KeyRotated(2, True)
     assert session_keys.usable(store.session, ()) == (TWO,)
     turn(store, 2, ONE)  # no grace: at once
     assert session_keys.usable(store.session, ()) == (ONE,)

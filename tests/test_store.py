@@ -36,12 +36,12 @@ from kvnode.state.limits import (
     VALUE_BYTES_MAX,
 )
 from kvnode.state.results import (
-    Concluded,
     Deleted,
     Got,
     Invalid,
     ReadsTooLarge,
     Refused,
+    TxnResult,
     Written,
 )
 from kvnode.state.store import KeyValueStore
@@ -404,12 +404,12 @@ def test_what_a_transaction_reads_is_bounded_and_referred_to() -> None:
     store.apply([PUT, "one", b"x", "", None])
     reads = [[GET, f"k{number}"] for number in range(4)]
     over = transaction([PUT, "new", b"1", "", 0, 0], *reads, [GET, "one"])
-    assert isinstance(store.apply(over), Concluded), "as 0.1.0 did, while one of its nodes may be a member"
+    assert isinstance(store.apply(over), TxnResult), "as 0.1.0 did, while one of its nodes may be a member"
     store.level, before = 1, store.revision
     for command in (over, [*over, "key"], transaction([PUT, "k0", b"", "", 0, 0], *[[GET, "k1"]] * 5)):
         assert store.apply(command) == ReadsTooLarge(before)
     result = store.apply(transaction(*reads))
-    assert isinstance(result, Concluded)
+    assert isinstance(result, TxnResult)
     for read, key in zip(result.results, ("k0", "k1", "k2", "k3"), strict=True):
         assert isinstance(read, Got)
         assert read.packed is store.packed(key), "no copy"
@@ -417,10 +417,10 @@ def test_what_a_transaction_reads_is_bounded_and_referred_to() -> None:
         [[DELETE, "k0"], *reads, [GET, "one"]],
         [[DELETE_PREFIX, "k"], *reads, *reads],
     ):
-        assert isinstance(store.apply(transaction(*branch)), Concluded), "what it deletes first, it does not read"
+        assert isinstance(store.apply(transaction(*branch)), TxnResult), "what it deletes first, it does not read"
     own = [[PUT, "own", b"x" * VALUE_BYTES_MAX, "", 0, 0], *[[GET, "own"]] * 5]
     assert store.apply(transaction(*own)) == ReadsTooLarge(store.revision)
-    assert isinstance(store.apply(transaction(*reversed(own))), Concluded), "read before it is there"
+    assert isinstance(store.apply(transaction(*reversed(own))), TxnResult), "read before it is there"
 
 
 def test_a_repeated_transaction_reads_no_more_than_it_may() -> None:
@@ -429,8 +429,8 @@ def test_a_repeated_transaction_reads_no_more_than_it_may() -> None:
     command = [*transaction(*[[GET, "k"]] * 6), "key"]
     first, store.level = store.apply(command), 1
     again = store.apply(command)
-    assert isinstance(first, Concluded)
-    assert isinstance(again, Concluded)
+    assert isinstance(first, TxnResult)
+    assert isinstance(again, TxnResult)
     assert all(isinstance(each, Got) and each.packed is not None for each in first.results)
     assert [isinstance(each, Got) and each.packed is not None for each in again.results] == [True] * 4 + [False] * 2
 

@@ -26,15 +26,15 @@ from kvnode.state.commands import (
 from kvnode.state.idempotency import Outcome, Outcomes
 from kvnode.state.items import Item, packed, unpacked
 from kvnode.state.results import (
-    Concluded,
     Deleted,
     Got,
     Granted,
+    IdempotencyMismatch,
     Invalid,
     LeaseMissing,
     Result,
-    Reused,
     Revoked,
+    TxnResult,
     Written,
     decode_result,
     encode_result,
@@ -163,7 +163,7 @@ class Model:
                 changed = changed or bool(gone)
                 results.append(Deleted(self.delete(before + 1, gone), before + changed))
         self.revision = before + changed
-        return Concluded(succeeded, self.revision, tuple(results))
+        return TxnResult(succeeded, self.revision, tuple(results))
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -253,8 +253,8 @@ class StoreMachine(RuleBasedStateMachine):
         before = self.store.mark
         again = self.store.apply(command)
         assert self.store.mark == before
-        if isinstance(first, Concluded):
-            assert isinstance(again, Concluded)
+        if isinstance(first, TxnResult):
+            assert isinstance(again, TxnResult)
             assert encode_result(again) == encode_result(first)
             for one, other in zip(first.results, again.results, strict=True):
                 if isinstance(one, Got) and isinstance(other, Got) and other.item is not None:
@@ -326,7 +326,7 @@ def test_a_transaction_may_hand_a_lease_from_one_key_to_another() -> None:
     store = KeyValueStore()
     assert store.apply([PUT, "a", b"", "", None, None, 0, 9]) == Written(1, 1, 1)
     result = store.apply([TXN, [], [[DELETE, "a"], [PUT, "b", b"", "", 1, 0]], []])
-    assert result == Concluded(True, 2, (Deleted(1, 2), Written(2, 1, 1)))
+    assert result == TxnResult(True, 2, (Deleted(1, 2), Written(2, 1, 1)))
     loaded = KeyValueStore.load(list(store.view().chunks()))
     for each in (store, loaded):
         assert each.leases.keys(1) == ["b"]
@@ -336,7 +336,7 @@ def test_a_transaction_may_hand_a_lease_from_one_key_to_another() -> None:
 
 def test_outcomes_are_bounded_in_bytes_too() -> None:
     outcomes = Outcomes(limit=100, bytes_max=1_000)
-    result = Concluded(True, 1, tuple(Written(1, 1) for _ in range(100)))
+    result = TxnResult(True, 1, tuple(Written(1, 1) for _ in range(100)))
     assert decode_result(encode_result(result)) == result
     for number in range(5):
         outcomes.remember(f"key-{number}", Outcome(b"f" * 16, result))
@@ -348,5 +348,5 @@ def test_outcomes_are_bounded_in_bytes_too() -> None:
 
 def test_another_request_under_the_key_of_a_transaction_is_refused() -> None:
     store = KeyValueStore()
-    assert store.apply([TXN, [], [[PUT, "a", b"1", "", 0, 0]], [], "k"]) == Concluded(True, 1, (Written(1, 1),))
-    assert store.apply([TXN, [], [[PUT, "a", b"2", "", 0, 0]], [], "k"]) == Reused(1)
+    assert store.apply([TXN, [], [[PUT, "a", b"1", "", 0, 0]], [], "k"]) == TxnResult(True, 1, (Written(1, 1),))
+    assert store.apply([TXN, [], [[PUT, "a", b"2", "", 0, 0]], [], "k"]) == IdempotencyMismatch(1)

@@ -21,7 +21,7 @@ from kvnode.watch.hub import Hub
 
 
 class Signing(Protocol):
-    """`raft.session.SessionKey`: the keys that this node may use, the one that signs first."""
+    """`node.session_key.SessionKey`: the keys that this node may use, the one that signs first."""
 
     keys: tuple[bytes, ...]
     known: SessionKeys

@@ -27,9 +27,9 @@ from kvnode.state.commands import DELETE, DELETE_PREFIX, PUT
 from kvnode.state.items import content_of
 from kvnode.state.limits import OPERATIONS_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_READ_BYTES_MAX
 from kvnode.state.results import (
-    Concluded,
     Deleted,
     Got,
+    TxnResult,
     Written,
 )
 from kvnode.state.transactions import (
@@ -80,7 +80,7 @@ def routes(group: Group, budgets: Budgets) -> dict[str, Methods]:
         hold = budgets.answers.hold(min(read, TRANSACTION_READ_BYTES_MAX) * 4 // 3) if read else None
         branches = [tuple(operation[:2] for operation in branch) for branch in branches]  # values are in the command
         result = await group.propose(command)
-        if type(result) is not Concluded:
+        if type(result) is not TxnResult:
             raise not_written(result)
         ran = branches[0] if result.succeeded else branches[1]
         if hold is None:
@@ -148,7 +148,7 @@ def _operation(entry: Any, what: str) -> Operation:
     return _KINDS[name], key_in(checked_object(content, what, KEY_FIELDS), what)
 
 
-def _concluded(ran: tuple[Operation, ...], result: Concluded) -> Answer:
+def _concluded(ran: tuple[Operation, ...], result: TxnResult) -> Answer:
     """JSON in pieces, so that a large value is copied for its base64 and for the whole, and no more often."""
     pieces = [f'{{"succeeded":{json_text(result.succeeded)},"revision":{result.revision},"results":['.encode()]
     for number, (operation, each) in enumerate(zip(ran, result.results, strict=True)):

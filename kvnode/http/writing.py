@@ -17,13 +17,13 @@ from kvnode.errors import (
 )
 from kvnode.state.limits import IDEMPOTENCY_KEY_CHARS_MAX, TRANSACTION_READ_BYTES_MAX
 from kvnode.state.results import (
+    IdempotencyMismatch,
     Invalid,
     LeaseMissing,
     LeasesFull,
     ReadsTooLarge,
     Refused,
     Result,
-    Reused,
 )
 
 IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
@@ -50,7 +50,7 @@ def not_written(result: Result) -> Exception:
         return PreconditionFailed(
             "The key is at another revision than the request's condition asks for.", result.mod_revision
         )
-    if isinstance(result, Reused):
+    if isinstance(result, IdempotencyMismatch):
         # The IETF draft on this header has 422 here; this API says 400 for every request that cannot be right.
         return IdempotencyKeyReused(
             "This Idempotency-Key was sent before with another request, whose outcome stands; send a new one."

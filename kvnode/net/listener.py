@@ -93,7 +93,7 @@ class Arrivals(Generic[Arrival]):
         return next(iter(most))
 
 
-class Reception:
+class SocketListener:
     """Takes connections from listening sockets and hands each to `protocol(client address)`.
 
     `certificate` None: no TLS. `proxies` None: nobody speaks for another. `refused` is told (address, sentence) of who

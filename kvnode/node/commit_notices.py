@@ -17,7 +17,7 @@ from kvnode.raft.replica import Replica
 NEWS_S: Final = 0.002  # a follower's stale reads and watchers are behind by so much more
 
 
-class News:
+class CommitNotices:
     """Speaks to one leader's followers at the end of each step. `guarded` runs what may end the node."""
 
     def __init__(self, replica: Replica, writes: Writes, guarded: Callable[[Callable[[], None]], None]) -> None:

@@ -24,7 +24,7 @@ LOOK_S: Final = 1.0
 LOOK_S_MAX: Final = 10.0
 
 
-class Storage:
+class DiskHealth:
     """The state of one node's disk, as observed. `hangs_after_s`: how long a write of the journal may take."""
 
     def __init__(

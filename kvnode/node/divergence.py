@@ -100,7 +100,7 @@ class _Round:
     settles_at: float | None = None
 
 
-class Audit:
+class DivergenceCheck:
     """One node's part in comparing. `error` is the sentence that makes this node unfit, or None."""
 
     def __init__(

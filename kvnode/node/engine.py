@@ -18,16 +18,16 @@ from typing import Any, Final
 from kvnode.configuration import Role
 from kvnode.errors import Fatal
 from kvnode.node.catchup import Catchup
-from kvnode.node.commit_notices import News
+from kvnode.node.commit_notices import CommitNotices
 from kvnode.node.compaction import Compaction
-from kvnode.node.disk_health import Storage
-from kvnode.node.divergence import Audit
+from kvnode.node.disk_health import DiskHealth
+from kvnode.node.divergence import DivergenceCheck
 from kvnode.node.feature_level import FeatureLevel
-from kvnode.node.known_peers import Acquaintance
-from kvnode.node.leadership_log import Succession
+from kvnode.node.known_peers import KnownPeers
+from kvnode.node.leadership_log import LeadershipLog
 from kvnode.node.lease_clock import EngineLeader
 from kvnode.node.outstanding import Outstanding
-from kvnode.node.promises import Memory
+from kvnode.node.promises import Promises
 from kvnode.node.proposals import Proposals
 from kvnode.node.questions import Answers, Questions
 from kvnode.node.read_index import ReadIndex
@@ -101,13 +101,13 @@ class Engine:
             refuse_fresh=self._refuse_fresh,
             peers_0_1=settings.peers_0_1,
         )
-        self.memory = Memory(claimed, snapshots.disk, journal, store, roster, lambda: self.leader_id)
+        self.memory = Promises(claimed, snapshots.disk, journal, store, roster, lambda: self.leader_id)
         self.network = Network(me, roster, self, settings.certificate)
-        self._acquaintance = Acquaintance(roster, self.network, snapshots.disk, fail)
+        self._acquaintance = KnownPeers(roster, self.network, snapshots.disk, fail)
         self.members_changed = self._acquaintance.changed
         timeout_s = settings.election_timeout_max_s
         self.outstanding = Outstanding(self.clock)
-        self.storage = Storage(self.outstanding, lambda: self._flusher.outstanding_since, timeout_s)
+        self.storage = DiskHealth(self.outstanding, lambda: self._flusher.outstanding_since, timeout_s)
         self._jobs: dict[int, float] = {}  # when each job was begun that a worker thread has not ended, oldest first
         self._job_numbers = itertools.count()
         self.outstanding.watch("worker", JOB_S_MAX, lambda: next(iter(self._jobs.values()), None))
@@ -126,9 +126,9 @@ class Engine:
         )
         self.proposals = Proposals(instance, store.apply, self.clock)
         self.writes = Writes(self.replica, self.proposals, self.storage, self.network, lambda: self.leader_id)
-        self._succession = Succession(self.replica, self.proposals.meters)
+        self._succession = LeadershipLog(self.replica, self.proposals.meters)
         self._feature_level = FeatureLevel(EngineLeader(self), store, self.network, roster)
-        self._news = News(self.replica, self.writes, self._guarded)
+        self._news = CommitNotices(self.replica, self.writes, self._guarded)
         self.questions = Questions(self.network, lambda: self.leader_id, self.clock)
         self.answers = Answers(self.network)
         self.reads = ReadIndex(
@@ -137,7 +137,7 @@ class Engine:
         self.outstanding.watch("read_question", timeout_s, lambda: self.reads.unanswered_since)
         self.outstanding.watch("forwarded", FORWARDED_S_MAX, lambda: self.proposals.sent_since)
         self._catchup = Catchup(snapshots, self, self.network.send, self._work, self.clock)
-        self.audit = Audit(self.replica, store, self.network.send, snapshots.newest)
+        self.audit = DivergenceCheck(self.replica, store, self.network.send, snapshots.newest)
         self._compaction = Compaction(self.replica, snapshots, store, self.audit.history, self._work, self._kept)
         self.outstanding.watch("snapshot", JOB_S_MAX, lambda: self._compaction.under_way_since)
         self._flusher = Flusher(journal, segments, settings.fsync, self._landed, fail, self.storage.waits)

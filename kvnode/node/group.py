@@ -26,7 +26,7 @@ from kvnode.node.engine import Engine
 from kvnode.node.feature_level import too_new
 from kvnode.node.gauges import levels
 from kvnode.node.initial_membership import claimed_by, roster
-from kvnode.node.lease_clock import EngineLeader, Expiry
+from kvnode.node.lease_clock import EngineLeader, LeaseClock
 from kvnode.node.members import membership, seen_members, unseen_members
 from kvnode.node.observed_status import seen_lag, seen_status, unseen_status
 from kvnode.node.pace import Pace
@@ -45,7 +45,7 @@ from kvnode.node.status import (
 )
 from kvnode.node.transfer import Transfer
 from kvnode.node.watchdog import Watchdog
-from kvnode.node.write_batch import Bulk, Share
+from kvnode.node.write_batch import Share, WriteBatch
 from kvnode.raft import messages
 from kvnode.raft.core import check_release
 from kvnode.state.commands import FEATURE_LEVEL
@@ -78,7 +78,7 @@ class RaftGroup:
         self._leaving = False  # it drains because it is about to stop
         self._stopping = False
         self._transfer: Transfer | None = None
-        self._expiry: Expiry | None = None
+        self._expiry: LeaseClock | None = None
         self._reconfiguration: Reconfiguration | None = None
         self._drains: Drains | None = None
         self._reports = Reports(settings.node_id)
@@ -157,7 +157,7 @@ class RaftGroup:
                 await engine.stop()
                 raise
             self._engine = engine
-            self._expiry = Expiry(EngineLeader(engine), self.store, engine.clock)
+            self._expiry = LeaseClock(EngineLeader(engine), self.store, engine.clock)
             self._expiry.run(loop)
             self.session.run(EngineNode(engine), engine.clock, disk)
         except OSError as error:
@@ -251,7 +251,7 @@ class RaftGroup:
         Raises Starting, ShuttingDown or (no time left) Unavailable at once.
         """
         engine = self._running()
-        bulk = Bulk(len(commands))
+        bulk = WriteBatch(len(commands))
         deadline = engine.clock() + _time_for_answer_s(WRITE_DEADLINE_S)
         for number, command in enumerate(commands):
             share = Share(bulk, number)

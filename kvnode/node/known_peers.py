@@ -23,7 +23,7 @@ log = logging.getLogger("kvnode.raft")
 LET_GO_S: Final = 1.0  # connections with one that was removed stay this long: it may wait for an answer, or lead others
 
 
-class Acquaintance:
+class KnownPeers:
     """One node's. `changed` is to be called when the roster has changed, from the loop's thread."""
 
     def __init__(self, roster: Roster, network: Network, disk: Disk, fail: Callable[[Fatal], None]) -> None:

@@ -11,7 +11,7 @@ from kvnode.raft.replica import Replica
 log = logging.getLogger("kvnode.raft")
 
 
-class Succession:
+class LeadershipLog:
     """Told by the engine whenever the role or the leader may have changed."""
 
     def __init__(self, replica: Replica, meters: RaftMeters) -> None:

@@ -68,7 +68,7 @@ class EngineLeader:
         return int(self._engine.replica.raftLastApplied)
 
 
-class Expiry:
+class LeaseClock:
     """One node's clock. `look` is called every LOOK_S; `visited` counts leases touched, for the tests."""
 
     def __init__(self, leader: Leader, store: KeyValueStore, clock: Callable[[], float]) -> None:

@@ -51,7 +51,7 @@ from kvnode.storage.records import REGULAR
 log = logging.getLogger("kvnode.raft")
 
 
-class Memory:
+class Promises:
     """One node's. `claimed`: what its directory, which is on `disk`, says. `leader`: whom it would turn to now."""
 
     def __init__(

@@ -25,7 +25,7 @@ from kvnode.node.engine import Engine
 from kvnode.node.lease_clock import EngineLeader
 from kvnode.state import session_keys
 from kvnode.state.entries import ORIGIN_BYTES, encode_entry, encode_group
-from kvnode.state.results import Result, Turned
+from kvnode.state.results import KeyRotated, Result
 from kvnode.state.session_keys import SessionKeys
 from kvnode.state.store import KeyValueStore
 from kvnode.storage.disk import Disk
@@ -134,7 +134,7 @@ class SessionKey:
         if self.blocking is not None:
             raise Conflict(f"{self.blocking}.")
         result = await propose(self._next(grace_s))
-        if not isinstance(result, Turned) or not result.adopted:
+        if not isinstance(result, KeyRotated) or not result.adopted:
             raise Conflict("Somebody else has just changed the session key: look, then try again.")
         return self._store.session
 

@@ -9,7 +9,7 @@ from kvnode.errors import KvnodeError
 from kvnode.state.results import Result
 
 
-class Bulk:
+class WriteBatch:
     """The outcomes of `count` writes in their order; `done` resolves with them once each has one."""
 
     def __init__(self, count: int) -> None:
@@ -29,7 +29,7 @@ class Share:
 
     __slots__ = ("_bulk", "_number")
 
-    def __init__(self, bulk: Bulk, number: int) -> None:
+    def __init__(self, bulk: WriteBatch, number: int) -> None:
         self._bulk = bulk
         self._number = number
 

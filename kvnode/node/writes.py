@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kvnode.errors import DiskFull, Overloaded, Unavailable
-from kvnode.node.disk_health import Storage
+from kvnode.node.disk_health import DiskHealth
 from kvnode.node.proposals import GROUP_BYTES, Proposals
 from kvnode.peers.network import Network
 from kvnode.raft import messages
@@ -35,7 +35,7 @@ class Writes:
         self,
         replica: Replica,
         proposals: Proposals,
-        storage: Storage,
+        storage: DiskHealth,
         network: Network,
         leader: Callable[[], str | None],
     ) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 from kvnode.errors import StartupError
 from kvnode.logs.rate_limited import LINES
-from kvnode.net.listener import Arrivals, Reception, bound
+from kvnode.net.listener import Arrivals, SocketListener, bound
 from kvnode.net.tls import HANDSHAKE_S, SHUTDOWN_S, MutualCertificate
 from kvnode.peers import frames, handshake
 from kvnode.peers.connections import STRANGERS_MAX, Accepted, Dialled
@@ -64,7 +64,7 @@ class Network:
         self.http_urls: dict[str, str] = {}
         self.refusals: dict[str, handshake.Refused] = {}  # by peer: why it did not talk to this node at the last try
         self.strangers: Arrivals[Accepted] = Arrivals()
-        self._server: asyncio.Server | Reception | None = None
+        self._server: asyncio.Server | SocketListener | None = None
         self._dialled: dict[str, Dialled] = {}
         self._accepted: dict[str, Accepted] = {}
         self._at_address: dict[str, bytes] = {}  # which process answers where the peer is dialled, while it does
@@ -83,7 +83,7 @@ class Network:
                 self._server = await loop.create_server(lambda: Accepted(self), host, port, backlog=128)
             else:
                 sockets = await bound(host, port)
-                self._server = Reception(
+                self._server = SocketListener(
                     sockets, lambda _: Accepted(self), self.certificate, None, self._stranger, STRANGERS_MAX
                 )
         except OSError as error:
@@ -99,7 +99,7 @@ class Network:
         for task in self._dialers.values():
             task.cancel()
         await asyncio.gather(*self._dialers.values(), return_exceptions=True)
-        if isinstance(self._server, Reception):
+        if isinstance(self._server, SocketListener):
             await self._server.stop()
         elif self._server is not None:
             self._server.close()

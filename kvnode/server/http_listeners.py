@@ -23,7 +23,7 @@ from kvnode.http.connection_limits import REFUSED_MAX
 from kvnode.http.spans import Spans
 from kvnode.logs.rate_limited import LINES
 from kvnode.metrics.meters import HttpMeters
-from kvnode.net.listener import NEWCOMERS_MAX, Reception, bound
+from kvnode.net.listener import NEWCOMERS_MAX, SocketListener, bound
 from kvnode.net.proxies import Proxies
 from kvnode.net.tls import Certificate
 from kvnode.node.group import RaftGroup
@@ -39,7 +39,7 @@ LOOK_S: Final = 0.02
 FILES_KEPT: Final = 128 + NEWCOMERS_MAX + REFUSED_MAX + PROBERS_MAX + REFUSED_MAX + 128
 
 
-class Front:
+class HttpListeners:
     """Open from `open` to `cleanup`."""
 
     def __init__(self, config: Config, group: RaftGroup, meters: HttpMeters) -> None:
@@ -72,7 +72,7 @@ class Front:
             group, config.node_id, probe, config.probe_timeout_s, __version__, meters, budgets
         )
         self._runners: list[web.ServerRunner] = []
-        self._receptions: list[Reception] = []
+        self._receptions: list[SocketListener] = []
 
     async def open(self) -> None:
         """Listens. Raises StartupError with nothing left open."""
@@ -105,7 +105,7 @@ class Front:
             sockets = await bound(*address)
         except OSError as e:
             raise errors.StartupError(_why_not_bound(address, option, e)) from None
-        self._receptions.append(Reception(sockets, server, certificate, proxies, _turned_away))
+        self._receptions.append(SocketListener(sockets, server, certificate, proxies, _turned_away))
 
     async def _runner(self, server: Server) -> web.ServerRunner:
         runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=CANCEL_S)

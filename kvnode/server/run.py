@@ -30,7 +30,7 @@ from kvnode.net.tls import Certificate, MutualCertificate
 from kvnode.node.group import RaftGroup
 from kvnode.node.settings import RaftSettings
 from kvnode.node.status import is_leader
-from kvnode.server.http_listeners import Front
+from kvnode.server.http_listeners import HttpListeners
 from kvnode.server.joining import join
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ async def serve(config: Config, hung_up: Sequence[int] = ()) -> int:
         group = RaftGroup(settings)
         group.is_ready = is_ready
         meters = HttpMeters()
-        http = Front(config, group, meters)
+        http = HttpListeners(config, group, meters)
         await http.open()
         certificates = [each for each in (http.certificate, settings.certificate) if each is not None]
         signals.on_hangup(partial(_read_again, certificates, http))
@@ -169,7 +169,7 @@ def _announce(config: Config, members: int) -> None:
 # --- stop -------------------------------------------------------------------------------------------
 
 
-async def _drain(group: RaftGroup, http: Front, signals: _Signals) -> None:
+async def _drain(group: RaftGroup, http: HttpListeners, signals: _Signals) -> None:
     """Probes fail, leadership moves, balancers notice. A second signal skips what is left of it."""
     status, alone = group.status(), len(group.members()) <= 1
     handing_over = is_leader(status) and not alone
@@ -213,7 +213,7 @@ def _leave_within(seconds: float, code: int, why: str = "") -> None:
     timer.start()
 
 
-def _read_again(certificates: Sequence[Certificate], http: Front) -> None:
+def _read_again(certificates: Sequence[Certificate], http: HttpListeners) -> None:
     """What SIGHUP asks for: the certificates and the token that are in the files now, from here on."""
     if not certificates and http.token_file is None:
         log.info("SIGHUP: there is nothing to read again, neither a certificate nor a token file was given.")

@@ -53,7 +53,7 @@ class Invalid:
 
 
 @dataclass(frozen=True, slots=True)
-class Turned:
+class KeyRotated:
     """The session key's number now; not `adopted` where another change came first."""
 
     number: int
@@ -61,7 +61,7 @@ class Turned:
 
 
 @dataclass(frozen=True, slots=True)
-class Reused:
+class IdempotencyMismatch:
     """The idempotency key belongs to another request, whose outcome stands; this one changed nothing."""
 
     revision: int
@@ -88,7 +88,7 @@ class Got:
 
 
 @dataclass(frozen=True, slots=True)
-class Concluded:
+class TxnResult:
     """A transaction was carried out: which branch ran, and what became of each of its operations, in order."""
 
     succeeded: bool
@@ -197,22 +197,22 @@ class RestoreMissing:
 
 
 Result = (
-    Written | Deleted | Refused | Invalid | Reused | Concluded | Granted | Revoked | LeaseMissing | LeasesFull
-    | ReadsTooLarge | TokenChanged | TokenMissing | TokensFull | Turned | Replaced | LevelRaised | SessionEnded | Staged
+    Written | Deleted | Refused | Invalid | IdempotencyMismatch | TxnResult | Granted | Revoked | LeaseMissing | LeasesFull
+    | ReadsTooLarge | TokenChanged | TokenMissing | TokensFull | KeyRotated | Replaced | LevelRaised | SessionEnded | Staged
     | RestoreMissing
 )  # fmt: skip
 
 # The results that a retry can be given again (`idempotency.py`), by their number in a snapshot.
 _CONCLUDED: Final = 4
 _REPEATABLE: Final[dict[int, type[Any]]] = {
-    1: Written, 2: Deleted, 3: Refused, _CONCLUDED: Concluded, 5: Granted, 6: Revoked, 7: LeaseMissing, 8: Got,
+    1: Written, 2: Deleted, 3: Refused, _CONCLUDED: TxnResult, 5: Granted, 6: Revoked, 7: LeaseMissing, 8: Got,
 }  # fmt: skip
 _IN_A_TRANSACTION: Final = (Written, Deleted, Got)
 
 
 def encode_result(result: Result) -> bytes:
     """A result that is kept for a retry: `[number, field, ...]`; a transaction's are `[number, field, ...]` each."""
-    if isinstance(result, Concluded):
+    if isinstance(result, TxnResult):
         return _pack((_CONCLUDED, result.succeeded, result.revision, [_fields(each) for each in result.results]))
     return _pack(_fields(result))
 
@@ -250,7 +250,7 @@ def decode_result(encoded: bytes, most: int = MSGPACK_INT_MAX) -> Result | None:
         return None
     if type(succeeded) is not bool or counter_fault("revision", revision, 0, most) is not None:
         return None
-    return Concluded(succeeded, revision, results) if all(isinstance(r, _IN_A_TRANSACTION) for r in results) else None
+    return TxnResult(succeeded, revision, results) if all(isinstance(r, _IN_A_TRANSACTION) for r in results) else None
 
 
 def _head(part: list[Any]) -> tuple[int, list[Any]]:

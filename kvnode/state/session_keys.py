@@ -30,7 +30,7 @@ from kvnode.state.limits import (
     SESSION_ID_BYTES,
     session_keys_fault,
 )
-from kvnode.state.results import Turned
+from kvnode.state.results import KeyRotated
 
 KEY_BYTES: Final = 32
 GIVEN_BYTES_MIN: Final = 16
@@ -86,13 +86,13 @@ class Holder(Protocol):
     session: SessionKeys
 
 
-def change_session(store: Holder, request: list[Any]) -> Turned:
+def change_session(store: Holder, request: list[Any]) -> KeyRotated:
     """Carries out a SESSION command without a fault; nothing changes where another came first."""
     _, after, key, fingerprint, grace_s = request
     keys = store.session
     if after == keys.number < COUNTER_MAX:
         store.session = keys.turned(key, fingerprint, grace_s) if fingerprint else keys.forgotten()
-    return Turned(store.session.number, after == keys.number < COUNTER_MAX)
+    return KeyRotated(store.session.number, after == keys.number < COUNTER_MAX)
 
 
 def command(after: int, key: bytes, fingerprint: bytes, grace_s: int) -> tuple[int, int, bytes, bytes, int]:

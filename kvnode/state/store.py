@@ -57,15 +57,15 @@ from kvnode.state.key_order import forget
 from kvnode.state.leases import Leases
 from kvnode.state.limits import COUNTER_MAX
 from kvnode.state.results import (
-    Concluded,
     Deleted,
+    IdempotencyMismatch,
     Invalid,
     LeaseMissing,
     LeasesFull,
     ReadsTooLarge,
     Refused,
     Result,
-    Reused,
+    TxnResult,
     Written,
 )
 from kvnode.state.session_keys import NONE
@@ -266,8 +266,8 @@ class KeyValueStore:
                 self._outcomes.remember(idempotency_key, Outcome(mark, result))
             return result
         if first.fingerprint != mark or not answers(request, first.result):
-            return Reused(self.revision)
-        return read_again(self, request, first.result) if type(first.result) is Concluded else first.result
+            return IdempotencyMismatch(self.revision)
+        return read_again(self, request, first.result) if type(first.result) is TxnResult else first.result
 
     def _carry_out(self, request: list[Any]) -> Result:
         kind = request[0]

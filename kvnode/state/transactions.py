@@ -41,7 +41,6 @@ from kvnode.state.limits import (
     value_fault,
 )
 from kvnode.state.results import (
-    Concluded,
     Deleted,
     Got,
     Granted,
@@ -52,6 +51,7 @@ from kvnode.state.results import (
     Refused,
     Result,
     Revoked,
+    TxnResult,
     Written,
 )
 
@@ -235,14 +235,14 @@ def transact(store: Space, request: list[Any]) -> Result:
     if changed:
         store.revision = revision
         store.leases.settle()
-    return Concluded(succeeded, store.revision, tuple(results))
+    return TxnResult(succeeded, store.revision, tuple(results))
 
 
 _ANSWERS: Final[dict[int, tuple[type[Any], ...]]] = {
     PUT: (Written, Refused, LeaseMissing),
     DELETE: (Deleted, Refused),
     DELETE_PREFIX: (Deleted,),
-    TXN: (Concluded, LeaseMissing),
+    TXN: (TxnResult, LeaseMissing),
     GRANT: (Granted,),
     RENEW: (Granted, LeaseMissing),
     REVOKE: (Revoked, LeaseMissing),
@@ -254,7 +254,7 @@ def answers(request: list[Any], first: Result) -> bool:
     """Whether a remembered outcome can be that of the request; one that was read from a file may be any."""
     if not isinstance(first, _ANSWERS.get(request[0], ())):
         return False
-    if type(first) is not Concluded:
+    if type(first) is not TxnResult:
         return True
     branch = request[2 if first.succeeded else 3]
     return len(branch) == len(first.results) and all(
@@ -263,7 +263,7 @@ def answers(request: list[Any], first: Result) -> bool:
     )
 
 
-def read_again(store: Space, request: list[Any], first: Concluded) -> Concluded:
+def read_again(store: Space, request: list[Any], first: TxnResult) -> TxnResult:
     """A transaction's first outcome, with the values that it read as far as they are still there.
 
     Those that add up to more than one may read now, which 0.1.0 had no bound for, count as gone.

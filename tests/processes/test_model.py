@@ -20,9 +20,9 @@ from kvnode import errors
 from kvnode.client import Found, Put, SyncClient, delete, delete_prefix, get, put, when
 from kvnode.state.commands import DELETE, DELETE_PREFIX, PUT
 from kvnode.state.results import (
-    Concluded,
     Deleted,
     Got,
+    TxnResult,
     Written,
 )
 from kvnode.state.transactions import (
@@ -179,7 +179,7 @@ class Machine(RuleBasedStateMachine):
             assert self.model.transact(asked, *plain) is None
             return
         expected = self.model.transact(asked, *plain)
-        assert isinstance(expected, Concluded), expected
+        assert isinstance(expected, TxnResult), expected
         assert (done.succeeded, done.revision) == (expected.succeeded, expected.revision)
         ran = branches[0] if expected.succeeded else branches[1]
         for operation, mine, theirs in zip(ran, expected.results, done.results, strict=True):

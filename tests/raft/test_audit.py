@@ -17,7 +17,7 @@ from kvnode.node.divergence import (
     ROUND_S,
     ROUNDS_MAX,
     SETTLE_S,
-    Audit,
+    DivergenceCheck,
     History,
 )
 from kvnode.raft.messages import Message
@@ -217,7 +217,7 @@ class Core:
 class Node:
     def __init__(self, node_id: str, cluster: Cluster) -> None:
         self.core = Core(node_id, cluster)
-        self.audit = Audit(cast(Any, self.core), self.core.applier.store, self._send, None)
+        self.audit = DivergenceCheck(cast(Any, self.core), self.core.applier.store, self._send, None)
         self.audit.history = self.core.applier.history
         self._cluster = cluster
 

@@ -8,7 +8,7 @@ from kvnode.node.lease_clock import (
     LOOK_S,
     SLICE,
     STALL_S,
-    Expiry,
+    LeaseClock,
 )
 from kvnode.state.admin_commands import packed_contents
 from kvnode.state.commands import (
@@ -34,7 +34,7 @@ class Group:
         self.now_s = 100.0
         self.log: list[list[Any]] = []
         self.applied = 0
-        self.expiry = Expiry(self, self.store, lambda: self.now_s)
+        self.expiry = LeaseClock(self, self.store, lambda: self.now_s)
 
     def serving_term(self) -> int | None:
         return self.term

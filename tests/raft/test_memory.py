@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvnode.configuration import first_cluster
-from kvnode.node.promises import Memory
+from kvnode.node.promises import Promises
 from kvnode.raft.membership import Roster
 from kvnode.state.commands import RaiseLevel
 from kvnode.state.entries import ORIGIN_BYTES, encode_entry, encode_group
@@ -17,11 +17,11 @@ from tests.simulation.disk import MemoryDisk
 LEVEL_ENTRY = bytes([REGULAR]) + encode_entry([encode_group(bytes(ORIGIN_BYTES), 0, [RaiseLevel(1).encode()])])
 
 
-def memory_of(journal: Journal, *, began_empty: bool = True) -> Memory:
+def memory_of(journal: Journal, *, began_empty: bool = True) -> Promises:
     peers = {name: ("127.0.0.1", 7000 + number) for number, name in enumerate(("n1", "n2", "n3"))}
     roster = Roster("n1", journal, first_cluster(peers))
     claimed = Claim("n1", b"0123456789abcdef", sorted(peers), began_empty=began_empty)
-    return Memory(claimed, MemoryDisk(), journal, KeyValueStore(), roster, lambda: None)
+    return Promises(claimed, MemoryDisk(), journal, KeyValueStore(), roster, lambda: None)
 
 
 def test_a_node_is_fresh_until_a_level_is_in_its_log() -> None:

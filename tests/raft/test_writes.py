@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvnode.configuration import Role, named
-from kvnode.node.disk_health import Storage
+from kvnode.node.disk_health import DiskHealth
 from kvnode.node.outstanding import Outstanding
 from kvnode.node.proposals import Proposals
 from kvnode.node.writes import Writes
@@ -38,7 +38,7 @@ class Desk:
         self.writes = Writes(
             self.replica,
             Proposals(b"origin-1", KeyValueStore().apply, time.monotonic),
-            Storage(Outstanding(lambda: 0.0), lambda: None, 1.2),
+            DiskHealth(Outstanding(lambda: 0.0), lambda: None, 1.2),
             self,  # type: ignore[arg-type]  # `send` is all that is asked of a network here
             lambda: None,
         )

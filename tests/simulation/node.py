@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kvnode.configuration import Configuration, Role, named
 from kvnode.node.catchup import Catchup
 from kvnode.node.compaction import Bounds, Compaction
-from kvnode.node.disk_health import Storage
+from kvnode.node.disk_health import DiskHealth
 from kvnode.node.divergence import History
 from kvnode.node.outstanding import Outstanding
 from kvnode.raft import messages
@@ -105,7 +105,7 @@ class Node:
         self._jobs: list[_Job] = []
         cluster.clock.rate = self.rate
         outstanding = Outstanding(cluster.clock.read)
-        self.storage = Storage(outstanding, lambda: self._flight_since, cluster.election_timeout_max_s)
+        self.storage = DiskHealth(outstanding, lambda: self._flight_since, cluster.election_timeout_max_s)
         self.replica = Replica(
             roster,
             self.journal,
