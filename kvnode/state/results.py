@@ -197,9 +197,9 @@ class RestoreMissing:
 
 
 Result = (
-    Written | Deleted | Refused | Invalid | IdempotencyMismatch | TxnResult | Granted | Revoked | LeaseMissing | LeasesFull
-    | ReadsTooLarge | TokenChanged | TokenMissing | TokensFull | KeyRotated | Replaced | LevelRaised | SessionEnded | Staged
-    | RestoreMissing
+    Written | Deleted | Refused | Invalid | IdempotencyMismatch | TxnResult | Granted | Revoked | LeaseMissing
+    | LeasesFull | ReadsTooLarge | TokenChanged | TokenMissing | TokensFull | KeyRotated | Replaced | LevelRaised
+    | SessionEnded | Staged | RestoreMissing
 )  # fmt: skip
 
 # The results that a retry can be given again (`idempotency.py`), by their number in a snapshot.

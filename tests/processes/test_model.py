@@ -33,7 +33,7 @@ from kvnode.state.transactions import (
 )
 from tests.cli.command import COMMAND, environment
 from tests.cluster import Cluster, wait_until
-from tests.test_store_model import Model
+from tests.state.test_store_model import Model
 
 TTL_S = 3_600  # nothing leaves by itself here; test_leases.py is about that
 STEPS_BEFORE_A_FAILURE = 6

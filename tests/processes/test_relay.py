@@ -1,6 +1,6 @@
 """A relay between real nodes that alters one frame after the other: connections end, the cluster loses nothing.
 
-`tests/raft/test_relay.py` does the same in memory, far more often. KVNODE_RELAY_SOCKET_TRIES makes this one longer,
+`tests/peers/test_relay.py` does the same in memory, far more often. KVNODE_RELAY_SOCKET_TRIES makes this one longer,
 KVNODE_RELAY_SEED repeats its draws:
 
     KVNODE_RELAY_SOCKET_TRIES=1000 python -m pytest tests/processes/test_relay.py

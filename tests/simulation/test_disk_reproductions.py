@@ -31,7 +31,7 @@ from kvnode.state.store import KeyValueStore
 from kvnode.storage import tail
 from kvnode.storage.records import entry_record, state_record
 from kvnode.storage.segments import Segments
-from tests.raft.test_proposals import Told
+from tests.node.test_proposals import Told
 from tests.simulation.cluster import Cluster
 from tests.simulation.disk import Crash, Fault, MemoryDisk
 from tests.simulation.oracle import Violation

@@ -3,7 +3,7 @@
 The real ends of a connection, `Dialled` and `Accepted`, with a relay between them that knows where each frame begins
 and does one thing to the stream. KVNODE_RELAY_TRIES makes it longer, KVNODE_RELAY_SEED repeats a run:
 
-    KVNODE_RELAY_TRIES=100000 python -m pytest tests/raft/test_relay.py
+    KVNODE_RELAY_TRIES=100000 python -m pytest tests/peers/test_relay.py
 """
 
 from __future__ import annotations
