@@ -52,12 +52,9 @@ ARROWS: dict[str, set[str]] = {
     },
     # Which aiohttp: looked at by a node's start and by the doctor.
     "kvnode.http.release": {"kvnode.errors"},
-    # The page for people: files, and no more of a node than the route table.
-    "kvnode.http.console": {"kvnode.http"},
     # What HTTP asks of a group is a Protocol (http/group.py), so it needs no room of node/ but the frozen status.
     "kvnode.http": {
         "kvnode.config.values",
-        "kvnode.http.console",
         "kvnode.deadline",
         "kvnode.errors",
         "kvnode.logs",
@@ -115,7 +112,7 @@ ARROWS: dict[str, set[str]] = {
 # Library -> the rooms that may know it.
 LIBRARIES: dict[str, set[str]] = {
     "pysyncobj": {"kvnode.raft"},
-    "aiohttp": {"kvnode.http", "kvnode.http.console", "kvnode.http.release", "kvnode.server", "kvnode.client"},
+    "aiohttp": {"kvnode.http", "kvnode.http.release", "kvnode.server", "kvnode.client"},
     "sortedcontainers": {"kvnode.state"},
     "click": {"kvnode.cli"},
     "rich": {"kvnode.cli"},
