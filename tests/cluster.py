@@ -144,6 +144,7 @@ class Cluster:
             for i, name in enumerate(f"n{number}" for number in range(1, self.size + 1))
         }
         self.first = list(self.nodes)  # the members of the first cluster; others join it
+        self.joined: set[str] = set()  # of these: those that have come back by joining
 
     def _node(self, name: str, http: int, raft: int) -> Node:
         return Node(
@@ -200,9 +201,10 @@ class Cluster:
         node = self.nodes[name]
         first = [self.nodes[each] for each in self.first]
         peers = ",".join(f"{each.id}={each.raft[0]}:{each.raft[1]}" for each in first)
-        origin = (
-            ("--peers", peers) if name in self.first else ("--join", ",".join(self.url(each) for each in self.first))
-        )
+        if name in self.first and name not in self.joined:
+            origin = ("--peers", peers)
+        else:
+            origin = ("--join", ",".join(self.url(each) for each in self.first if each != name))
         return [
             *(sys.executable, "-m", "kvnode", "serve", "--node-id", name),
             *("--http", f"{node.http[0]}:{node.http[1]}", "--raft", f"{node.raft[0]}:{node.raft[1]}"),

@@ -10,10 +10,14 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from tests.cluster import Cluster, free_ports
+
+Pair = tuple[socket.socket, socket.socket]
+"""The connection of the node that dials, and the one to the node that it dials."""
 
 READ_BYTES = 1 << 18
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset
@@ -27,9 +31,12 @@ class Link:
         self._to = to
         self._open = threading.Event()
         self._open.set()
-        self._halves = False  # a half that ends leaves the other one open
-        self._sockets: list[tuple[socket.socket, socket.socket]] = []
-        self._threads: list[threading.Thread] = []
+        self._halved: set[Pair] = set()  # a half of these that ends leaves the other one open
+        self.delay_s = 0.0  # what is sent arrives so much later, and up to twice as much under load
+        self._sockets: list[Pair] = []
+        self._ended: set[Pair] = set()  # one of their halves has
+        self._ending = threading.Lock()
+        self._threads: set[threading.Thread] = set()
         self._listener = socket.create_server(("127.0.0.1", port), backlog=32)
         self._start(self._accept)
 
@@ -48,18 +55,18 @@ class Link:
 
     def lose_the_dialler(self) -> None:
         """The dialling node's side of each connection breaks, and the other node is not told. It may dial again."""
-        self._halves = True
-        for dialler, _ in list(self._sockets):
-            _reset(dialler)
+        for pair in list(self._sockets):
+            self._halved.add(pair)
+            _reset(pair[0])
 
     def close(self) -> None:
-        self._halves = False
+        self._halved.clear()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.release()
         self.reset()
-        for thread in self._threads:
+        for thread in list(self._threads):
             thread.join(5)
         for pair in self._sockets:
             for each in pair:
@@ -67,7 +74,7 @@ class Link:
 
     def _start(self, run: Any, *arguments: Any) -> None:
         thread = threading.Thread(target=run, args=arguments, daemon=True)
-        self._threads.append(thread)
+        self._threads.add(thread)
         thread.start()
 
     def _accept(self) -> None:
@@ -80,18 +87,31 @@ class Link:
                     dialler.close()
                     continue
                 acceptor.settimeout(None)
-                self._sockets.append((dialler, acceptor))
-                self._start(self._pump, dialler, acceptor, True)
-                self._start(self._pump, acceptor, dialler, False)
+                pair = (dialler, acceptor)
+                self._sockets.append(pair)
+                self._start(self._pump, pair, dialler, acceptor, True)
+                self._start(self._pump, pair, acceptor, dialler, False)
 
-    def _pump(self, source: socket.socket, sink: socket.socket, held: bool) -> None:
+    def _pump(self, pair: Pair, source: socket.socket, sink: socket.socket, held: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(READ_BYTES):
                 if held:
+                    if self.delay_s:
+                        time.sleep(self.delay_s)
                     self._open.wait()
                 sink.sendall(data)
-        if not self._halves:
+        if pair not in self._halved:
             _reset(sink)
+        with self._ending:
+            self._threads.discard(threading.current_thread())
+            if pair not in self._ended:
+                self._ended.add(pair)
+                return
+            self._ended.discard(pair)
+            self._halved.discard(pair)
+            self._sockets.remove(pair)
+        for each in pair:
+            each.close()
 
 
 def _reset(each: socket.socket) -> None:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tests.chaos.disk import SmallDisk
-from tests.chaos.network import Network
+from tests.chaos.disk import HangingDisk, SmallDisk
+from tests.chaos.network import Links
 from tests.cluster import Cluster
 
 
@@ -32,20 +32,30 @@ class Diary:
 class Majority:
     """Watches whether a majority is started, awake, connected and has room on its disks; keeps the diary's outages."""
 
-    def __init__(self, cluster: Cluster, network: Network | None, disks: Mapping[str, SmallDisk], diary: Diary) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        links: Links | None,
+        full: Mapping[str, SmallDisk],
+        hanging: Mapping[str, HangingDisk],
+        diary: Diary,
+    ) -> None:
         self._cluster = cluster
-        self._network = network
-        self._disks = disks
+        self._links = links
+        self._full = full
+        self._hanging = hanging
         self._diary = diary
         self._lost_at: float | None = None
         self.starting: set[str] = set()  # spawned, and not known to have finished starting
+        self.newcomers: set[str] = set()  # on their way into the cluster or out of it: they may count, and may not
 
     def judge(self) -> None:
         """Notes when a majority was lost and when it was there again, by what was done to the nodes."""
         self.starting -= {name for name in self.starting if self._has_started(name)}
-        full = {name for name, disk in self._disks.items() if disk.full}
-        able = set(self._cluster.awake()) - full - self.starting
-        needed = self._cluster.size // 2 + 1
+        unfit = {name for name, disk in self._full.items() if disk.full}
+        unfit |= {name for name, disk in self._hanging.items() if disk.hung}
+        able = set(self._cluster.awake()) - unfit - self.starting - self.newcomers
+        needed = len(self._cluster.nodes) // 2 + 1
         exists = any(sum(self._connected(one, other) for other in able) >= needed for one in able)
         now = time.monotonic()
         if not exists and self._lost_at is None:
@@ -61,7 +71,7 @@ class Majority:
             self.judge()
 
     def _connected(self, one: str, other: str) -> bool:
-        return one == other or self._network is None or self._network.connected(one, other)
+        return one == other or self._links is None or self._links.connected(one, other)
 
     def _has_started(self, name: str) -> bool:
         return self._cluster.probe(name, "/healthz", timeout_s=0.2) == 200

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 SIZE_BYTES = 384 * 1_048_576  # a journal before its compaction, a snapshot beside it, and room to spare
 PAGE_BYTES = 4_096
 HANGING_BYTES = 512 * 1_048_576  # sparse: it takes what is written
+CLONE_NEWNS = 0x0002_0000  # unshare(2)
+HUNG_S_MAX = 60.0  # a run that is killed leaves no file system frozen for longer
 
 
 class SmallDisk:
@@ -56,6 +61,7 @@ class HangingDisk:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.hung = False
+        self._guard: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
         self._image = folder.with_name(f"{folder.name}.img")
         with self._image.open("wb") as image:
@@ -66,12 +72,18 @@ class HangingDisk:
     def hang(self) -> None:
         """Whoever writes from now on waits in the kernel, where no signal reaches it, until `thaw`."""
         self.hung = True
+        late = f'sleep {HUNG_S_MAX:g}; fsfreeze -u "$0"'
+        self._guard = subprocess.Popen(["sh", "-c", late, str(self.folder)], start_new_session=True)
         _run("fsfreeze", "-f", str(self.folder))
 
     def thaw(self) -> None:
         if self.hung:
             _run("fsfreeze", "-u", str(self.folder))
             self.hung = False
+        if self._guard is not None:
+            os.killpg(self._guard.pid, signal.SIGKILL)
+            self._guard.wait()
+            self._guard = None
 
     def close(self) -> None:
         """Never raises."""
@@ -79,6 +91,14 @@ class HangingDisk:
             self.thaw()
         subprocess.run(["umount", "-l", str(self.folder)], capture_output=True, check=False)
         self._image.unlink(missing_ok=True)
+
+
+def private_mounts() -> None:
+    """What this process mounts from now on is its own and its children's, and goes away with them; where it may not,
+    nothing changes. To be called before there are threads."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if sys.platform == "linux" and libc.unshare(CLONE_NEWNS) == 0:
+        _run("mount", "--make-rprivate", "/")
 
 
 def _run(*command: str) -> None:

@@ -11,12 +11,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
+from http.client import HTTPException
 
 from tests.chaos.diary import Diary, Fault, Majority
-from tests.chaos.disk import SmallDisk
-from tests.chaos.network import Network
+from tests.chaos.disk import HangingDisk, SmallDisk
+from tests.chaos.members import Changes
+from tests.chaos.network import Links, Network
 from tests.cluster import LEADER_PROBE, Cluster, Refused
 
 Kinds = dict[str, Callable[[], AbstractContextManager[str]]]
@@ -37,31 +39,36 @@ class Nemesis:
         self,
         cluster: Cluster,
         seed: int,
-        network: Network | None,
-        disks: dict[str, SmallDisk],
+        links: Links | None,
+        full: dict[str, SmallDisk],
+        hanging: dict[str, HangingDisk],
+        changes: Changes | None = None,
         pace: float = 1.0,
         only: Collection[str] = (),
     ) -> None:
         self._cluster = cluster
         self._chance = random.Random(seed)
-        self._network = network
-        self._disks = disks
+        self._links = links
+        self._full = full
+        self._hanging = hanging
+        self._changes = changes
         self._pace = pace
         self._stop = threading.Event()
         self.diary = Diary()
-        self._majority = Majority(cluster, network, disks, self.diary)
+        self._majority = Majority(cluster, links, full, hanging, self.diary)
         self.kinds = self._kinds(only)
 
     def _kinds(self, only: Collection[str]) -> dict[str, Kinds]:
         """Every fault that this machine allows, by what it breaks: two at a time are never of one group."""
+        most = len(self._cluster.nodes) // 2 + 1
         processes: Kinds = {
             "kill leader": partial(self._killed, 1),
             "kill follower": partial(self._killed, 1, leader=False),
-            "kill two": partial(self._killed, 2),
-            "kill all": partial(self._killed, 3),
+            "kill most": partial(self._killed, most),
+            "kill all": partial(self._killed, len(self._cluster.nodes)),
             "freeze leader": partial(self._frozen, 1),
             "freeze follower": partial(self._frozen, 1, leader=False),
-            "freeze two": partial(self._frozen, 2),
+            "freeze most": partial(self._frozen, most),
             "follower away": partial(self._killed, 1, leader=False, away_s=(9.0, 14.0)),
             "crash loop": self._crash_loop,
             "restart": self._restarted,
@@ -72,21 +79,36 @@ class Nemesis:
             "isolate follower": partial(self._cut_off, "isolate", leader=False),
             "deafen leader": partial(self._cut_off, "deafen"),
             "mute leader": partial(self._cut_off, "mute"),
-            "unplug leader": partial(self._cut_off, "unplug"),
-            "unplug follower": partial(self._cut_off, "unplug", leader=False),
+            "slow leader": partial(self._cut_off, "slow"),
+            "slow follower": partial(self._cut_off, "slow", leader=False),
+            "half-open links": self._halved,
             "cut one link": partial(self._link_cut, both=True),
             "cut one direction": partial(self._link_cut, both=False),
             "split all": self._all_split,
             "flap leader": self._flapping,
         }
-        disks: Kinds = {
+        if isinstance(self._links, Network):
+            links["unplug leader"] = partial(self._cut_off, "unplug")
+            links["unplug follower"] = partial(self._cut_off, "unplug", leader=False)
+        full: Kinds = {
             "disk full": self._disk_full,
             "disk nearly full": partial(self._disk_full, leave_bytes=1_500_000),
         }
+        hanging: Kinds = {
+            "leader's disk hangs": partial(self._disk_hung, leader=True),
+            "follower's disk hangs": partial(self._disk_hung, leader=False),
+        }
+        members: Kinds = {
+            "member added": self._added,
+            "member removed": partial(self._renewed, "remove"),
+            "member replaced": partial(self._renewed, "replace"),
+            "cluster recovered": self._recovered,
+        }
         groups = {
             "processes": processes,
-            "links": links if self._network else {},
-            "disks": disks if self._disks else {},
+            "links": links if self._links else {},
+            "disks": (full if self._full else {}) | (hanging if self._hanging else {}),
+            "members": members if self._changes else {},
         }
         allowed = {
             name: {kind: group[kind] for kind in group if not only or kind in only} for name, group in groups.items()
@@ -112,7 +134,8 @@ class Nemesis:
             group, kind = bag.pop()
             with ExitStack() as undo:
                 self._begin(undo, group, kind)
-                others = [other for other in self.kinds if other != group]
+                # Members change on a cluster that will be whole again: what is begun last is undone first.
+                others = [other for other in self.kinds if other not in (group, "members")]
                 if others and self._chance.random() < SECOND_FAULT:
                     self._pause(0.0, 1.0)
                     other = self._chance.choice(others)
@@ -143,6 +166,11 @@ class Nemesis:
 
     # --- victims --------------------------------------------------------------------------------------------------
 
+    def _touchable(self) -> list[str]:
+        """Nodes that other faults may be made with: no signal reaches a process whose disk hangs."""
+        hung = {name for name, disk in self._hanging.items() if disk.hung}
+        return [name for name in self._cluster.awake() if name not in hung | self._majority.newcomers]
+
     def _leader(self) -> str | None:
         return next((name for name in self._cluster.awake() if self._leads(name)), None)
 
@@ -150,12 +178,16 @@ class Nemesis:
         return self._cluster.probe(name, LEADER_PROBE, timeout_s=0.7) == 200
 
     def _victims(self, count: int, leader: bool = True) -> list[str]:
-        """Nodes that are awake (any, where none is), the leader first where it is wanted, last where it is not."""
-        names = self._cluster.awake() or list(self._cluster.nodes)
+        """Nodes that are awake, the leader first where it is wanted, last where it is not."""
+        names = self._touchable()
         self._chance.shuffle(names)
         present = self._leader()
         names.sort(key=lambda name: (name != present) == leader)
         return names[:count]
+
+    def _victim(self, leader: bool = True) -> str:
+        """One of them; any node, where none is awake."""
+        return (self._victims(1, leader) or [self._chance.choice(sorted(self._cluster.nodes))])[0]
 
     # --- processes ------------------------------------------------------------------------------------------------
 
@@ -195,7 +227,7 @@ class Nemesis:
     @contextmanager
     def _crash_loop(self) -> Iterator[str]:
         """One node, killed again and again while it starts."""
-        victim = self._victims(1, leader=self._chance.random() < 0.5)[0]
+        victim = self._victim(leader=self._chance.random() < 0.5)
         for _ in range(4):
             self._kill([victim])
             self._spawn(victim)
@@ -205,7 +237,7 @@ class Nemesis:
     @contextmanager
     def _restarted(self) -> Iterator[str]:
         """A planned restart: SIGTERM and a new start."""
-        victim = self._victims(1)[0]
+        victim = self._victim()
         if self._cluster.probe(victim, "/admin/healthz") != 200:
             yield f"SIGTERM {victim}, not sent: it is still starting, or out of reach"
             return
@@ -227,45 +259,56 @@ class Nemesis:
 
     @contextmanager
     def _cut_off(self, verb: str, leader: bool = True) -> Iterator[str]:
-        assert self._network is not None
-        victim = self._victims(1, leader)[0]
-        getattr(self._network, verb)(victim)
+        assert self._links is not None
+        victim = self._victim(leader)
+        getattr(self._links, verb)(victim)
         try:
             yield f"{verb} {victim}"
         finally:
-            self._network.heal()
+            self._links.heal()
+
+    @contextmanager
+    def _halved(self) -> Iterator[str]:
+        """Again and again one side of a node's connections breaks, and its peers do not hear of it."""
+        assert self._links is not None
+        victim = self._victim(leader=self._chance.random() < 0.7)
+        for _ in range(4):
+            peer = self._chance.choice([name for name in self._links.names if name != victim])
+            self._links.halve(victim, peer)
+            self._pause(0.05, 1.0)
+        yield f"{victim} loses its half of its connections, four times"
 
     @contextmanager
     def _link_cut(self, both: bool) -> Iterator[str]:
-        assert self._network is not None
+        assert self._links is not None
         one, other = self._chance.sample(sorted(self._cluster.nodes), 2)
-        self._network.cut(one, other)
+        self._links.cut(one, other)
         if both:
-            self._network.cut(other, one)
+            self._links.cut(other, one)
         try:
             yield f"cut {one} {'<' if both else ''}-> {other}"
         finally:
-            self._network.heal()
+            self._links.heal()
 
     @contextmanager
     def _all_split(self) -> Iterator[str]:
-        assert self._network is not None
+        assert self._links is not None
         for name in self._cluster.nodes:
-            self._network.isolate(name)
+            self._links.isolate(name)
         try:
             yield "nobody hears anybody"
         finally:
-            self._network.heal()
+            self._links.heal()
 
     @contextmanager
     def _flapping(self) -> Iterator[str]:
         """The leader's links come and go, which must not make terms race."""
-        assert self._network is not None
-        victim = self._victims(1)[0]
+        assert self._links is not None
+        victim = self._victim()
         for _ in range(5):
-            self._network.isolate(victim)
+            self._links.isolate(victim)
             self._pause(0.1, 0.9)
-            self._network.heal()
+            self._links.heal()
             self._pause(0.05, 0.5)
         yield f"isolate {victim}, five times"
 
@@ -273,11 +316,90 @@ class Nemesis:
 
     @contextmanager
     def _disk_full(self, leave_bytes: int = 0) -> Iterator[str]:
-        victims = self._chance.sample(sorted(self._disks), self._chance.randint(1, len(self._disks)))
+        victims = self._chance.sample(sorted(self._full), self._chance.randint(1, len(self._full)))
         for name in victims:
-            self._disks[name].fill(leave_bytes)
+            self._full[name].fill(leave_bytes)
         try:
             yield f"{leave_bytes} bytes left for {' '.join(victims)}"
         finally:
             for name in victims:
-                self._disks[name].free()
+                self._full[name].free()
+
+    @contextmanager
+    def _disk_hung(self, leader: bool) -> Iterator[str]:
+        """Nothing that is written on it ends; where it shall be the leader's, a node with such a disk leads first."""
+        name = self._chance.choice(sorted(self._hanging))
+        if leader and self._leader() != name:
+            with suppress(Refused, OSError, HTTPException):
+                self._cluster.transfer(name)
+        self._hanging[name].hang()
+        try:
+            yield f"the disk of {name} hangs, {'which leads' if self._leader() == name else 'a follower'}"
+        finally:
+            self._hanging[name].thaw()
+
+    # --- members --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _added(self) -> Iterator[str]:
+        """A new node joins; it leaves again in the end."""
+        assert self._changes is not None
+        name = self._changes.spare
+        with self._newcomer(name):
+            self._changes.join(name)
+            try:
+                yield f"{name} joins"
+            finally:
+                self._changes.settle(name)
+                self._changes.remove(name)
+                self._changes.forget(name)
+
+    @contextmanager
+    def _renewed(self, how: str) -> Iterator[str]:
+        """A member is removed, or killed with its disk wiped, and comes back with nothing under its own name."""
+        assert self._changes is not None
+        name = self._victim(leader=self._chance.random() < 0.3)
+        with self._newcomer(name):
+            if how == "remove":
+                self._changes.remove(name)
+                self._changes.wipe(name)
+                self._changes.join(name)
+            else:
+                self._kill([name])
+                self._changes.wipe(name)
+                self._spawn(name)
+            try:
+                yield f"{how} {name}, which comes back with nothing"
+            finally:
+                if how == "replace":
+                    self._changes.replace(name)
+                self._changes.settle(name)
+
+    @contextmanager
+    def _newcomer(self, name: str) -> Iterator[None]:
+        self._majority.newcomers.add(name)
+        try:
+            yield
+        finally:
+            self._majority.newcomers.discard(name)
+
+    @contextmanager
+    def _recovered(self) -> Iterator[str]:
+        """All are killed, and the one whose log is the longest is made a cluster of one, which the others join."""
+        assert self._changes is not None
+        nodes = list(self._cluster.nodes)
+        self._kill(nodes)
+        self._majority.judge()
+        kept = self._changes.recover()
+        self._majority.starting.add(kept)
+        others = [name for name in nodes if name != kept]
+        self._majority.newcomers.update(others)
+        try:
+            for name in others:
+                self._changes.wipe(name)
+                self._changes.join(name)
+            yield f"kill -9 {' '.join(nodes)}; recover {kept}, which the others join"
+        finally:
+            for name in others:
+                self._changes.settle(name)
+                self._majority.newcomers.discard(name)

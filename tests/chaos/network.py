@@ -1,11 +1,14 @@
-"""A network for each node: namespaces of their own on one bridge, whose links can be cut in one direction or both.
+"""The links between nodes, which can be cut in one direction or both, broken by halves, and slowed down.
 
-A cut is a wrong link address: the sender's kernel is told to send the receiver's frames to a card that does not
-exist. Nothing is refused and nothing is reported, packets just never arrive, as behind a broken switch. It needs no
-firewall module, works at once for connections that exist, and goes one way as easily as both. Clients are in the
-root namespace, at the bridge: a node that is cut off from its peers still hears them; one that is unplugged does not.
+`Network` gives each node a network namespace of its own on one bridge. A cut is a wrong link address: the sender's
+kernel is told to send the receiver's frames to a card that does not exist. Nothing is refused and nothing is reported,
+packets just never arrive, as behind a broken switch. It needs no firewall module, works at once for connections that
+exist, and goes one way as easily as both. Clients are in the root namespace, at the bridge: a node that is cut off from
+its peers still hears them; one that is unplugged does not.
 
-Everything here takes root. Names carry this process's id, and `close` takes all of it away.
+That takes root. Names carry this process's id, and `close` takes all of it away. `Relays` needs no root: nodes on
+loopback dial each other through relays of this process (tests/relays.py). There what is cut waits, as it would for a
+sender that repeats it, and there is latency; clients are out of its reach.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ import ipaddress
 import os
 import random
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
-from tests.cluster import Cluster
+from tests.cluster import Cluster, Node
+from tests.relays import RelayedCluster
 
 HTTP_PORT, RAFT_PORT = 8001, 7001
 NOBODY = "02:00:5e:00:00:01"  # locally administered, and no card here has it
@@ -31,25 +36,82 @@ class Impossible(Exception):
 
 def ip(*arguments: str) -> str:
     """Runs one `ip` command. Raises Impossible with what it said."""
+    return _command("ip", *arguments)
+
+
+def _command(*words: str) -> str:
     try:
-        done = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
     except FileNotFoundError:
-        raise Impossible("there is no `ip` command (iproute2) here") from None
+        raise Impossible(f"there is no `{words[0]}` command (iproute2) here") from None
     if done.returncode != 0:
-        raise Impossible(f"`ip {' '.join(arguments)}` failed: {done.stderr.strip()}")
+        raise Impossible(f"`{' '.join(words)}` failed: {done.stderr.strip()}")
     return done.stdout
 
 
-class Network:
+class Links(ABC):
+    """What both kinds of network can do to the links between `names`."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = list(names)
+        self._cut: set[tuple[str, str]] = set()
+
+    @abstractmethod
+    def cut(self, sender: str, receiver: str) -> None:
+        """What `sender` sends to `receiver` gets lost; the other direction is as it was."""
+
+    @abstractmethod
+    def halve(self, one: str, other: str) -> None:
+        """The side of `one` of its connections with `other` breaks, and `other` does not hear of it."""
+
+    @abstractmethod
+    def slow(self, name: str) -> None:
+        """What this node sends takes long to arrive."""
+
+    @abstractmethod
+    def heal(self) -> None:
+        """Everybody reaches everybody again, at once."""
+
+    def partition(self, one: Iterable[str], other: Iterable[str]) -> None:
+        """Nothing passes between the two sides, in neither direction."""
+        others = list(other)
+        for name in one:
+            for peer in others:
+                self.cut(name, peer)
+                self.cut(peer, name)
+
+    def isolate(self, name: str) -> None:
+        """Cut off from every peer; clients still reach it."""
+        self.partition([name], self._peers(name))
+
+    def deafen(self, name: str) -> None:
+        """It speaks to its peers and hears none of them."""
+        for peer in self._peers(name):
+            self.cut(peer, name)
+
+    def mute(self, name: str) -> None:
+        """It hears its peers, and none of them hears it."""
+        for peer in self._peers(name):
+            self.cut(name, peer)
+
+    def connected(self, one: str, other: str) -> bool:
+        """What either sends arrives at the other."""
+        return not {(one, other), (other, one)} & self._cut
+
+    def _peers(self, name: str) -> list[str]:
+        return [peer for peer in self.names if peer != name]
+
+
+class Network(Links):
     """The bridge, and a namespace for each of `names`. Raises Impossible, and then leaves nothing behind."""
 
     def __init__(self, names: Iterable[str]) -> None:
+        super().__init__(names)
         if os.geteuid() != 0:
             raise Impossible("network namespaces need root")
-        self.names = list(names)
         self._bridge = f"kvc{os.getpid()}"
-        self._cut: set[tuple[str, str]] = set()
         self._unplugged: set[str] = set()
+        self._slowed: set[str] = set()
         subnet = _free_subnet()
         self.addresses = {name: str(subnet[11 + number]) for number, name in enumerate(self.names)}
         self._gateway = f"{subnet[1]}/{subnet.prefixlen}"
@@ -88,33 +150,25 @@ class Network:
     # --- the verbs ------------------------------------------------------------------------------------------------
 
     def cut(self, sender: str, receiver: str) -> None:
-        """What `sender` sends to `receiver` gets lost; the other direction is as it was."""
         if (sender, receiver) not in self._cut:
             self._cut.add((sender, receiver))
             link = ("lladdr", NOBODY, "dev", "eth0", "nud", "permanent")
             ip("-n", self._namespace(sender), "neigh", "replace", self.addresses[receiver], *link)
 
-    def partition(self, one: Iterable[str], other: Iterable[str]) -> None:
-        """Nothing passes between the two sides, in neither direction."""
-        others = list(other)
-        for name in one:
-            for peer in others:
-                self.cut(name, peer)
-                self.cut(peer, name)
+    def halve(self, one: str, other: str) -> None:
+        """The reset that a broken side sends is lost; afterwards the link is whole."""
+        fresh = (one, other) not in self._cut
+        self.cut(one, other)
+        peer = self.addresses[other]
+        _command("ip", "netns", "exec", self._namespace(one), "ss", "--kill", "--tcp", "dst", peer)
+        if fresh:
+            self._mend(one, other)
 
-    def isolate(self, name: str) -> None:
-        """Cut off from every peer; clients still reach it."""
-        self.partition([name], self._peers(name))
-
-    def deafen(self, name: str) -> None:
-        """It speaks to its peers and hears none of them."""
-        for peer in self._peers(name):
-            self.cut(peer, name)
-
-    def mute(self, name: str) -> None:
-        """It hears its peers, and none of them hears it."""
-        for peer in self._peers(name):
-            self.cut(name, peer)
+    def slow(self, name: str) -> None:
+        """Half a megabit a second, so that more than heartbeats queues up for hundreds of milliseconds."""
+        shape = ("tbf", "rate", "512kbit", "burst", "16kb", "latency", "800ms")
+        _command("tc", "-n", self._namespace(name), "qdisc", "replace", "dev", "eth0", "root", *shape)
+        self._slowed.add(name)
 
     def unplug(self, name: str) -> None:
         """Nobody reaches it, clients neither."""
@@ -122,25 +176,25 @@ class Network:
         self._unplugged.add(name)
 
     def heal(self) -> None:
-        """Everybody reaches everybody again."""
         for sender, receiver in sorted(self._cut):
-            ip("-n", self._namespace(sender), "neigh", "del", self.addresses[receiver], "dev", "eth0")
-        self._cut.clear()
+            self._mend(sender, receiver)
         for name in sorted(self._unplugged):
             ip("link", "set", self._port(name), "up")
         self._unplugged.clear()
+        for name in sorted(self._slowed):
+            _command("tc", "-n", self._namespace(name), "qdisc", "del", "dev", "eth0", "root")
+        self._slowed.clear()
+
+    def _mend(self, sender: str, receiver: str) -> None:
+        ip("-n", self._namespace(sender), "neigh", "del", self.addresses[receiver], "dev", "eth0")
+        self._cut.discard((sender, receiver))
 
     def connected(self, one: str, other: str) -> bool:
-        """Packets pass in both directions."""
-        whole = not {(one, other), (other, one)} & self._cut
-        return whole and not {one, other} & self._unplugged
+        return super().connected(one, other) and not {one, other} & self._unplugged
 
     def command(self, name: str, command: list[str]) -> list[str]:
         """The command, to be run inside the node's namespace; its process id is the one that is started."""
         return ["ip", "netns", "exec", self._namespace(name), *command]
-
-    def _peers(self, name: str) -> list[str]:
-        return [peer for peer in self.names if peer != name]
 
     def _namespace(self, name: str) -> str:
         return f"{self._bridge}-{name}"
@@ -175,11 +229,40 @@ class NetworkedCluster(Cluster):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for node in self.nodes.values():
-            address = self.network.addresses[node.id]
-            node.http, node.raft = (address, HTTP_PORT), (address, RAFT_PORT)
         self.args = (*self.args, "--insecure")  # off loopback, and on a bridge that only this machine reaches
         self.env = {**self.env, "KVNODE_CLUSTER_SECRET": SECRET}
 
+    def _node(self, name: str, http: int, raft: int) -> Node:
+        node = super()._node(name, http, raft)
+        address = self.network.addresses[name]
+        node.http, node.raft = (address, HTTP_PORT), (address, RAFT_PORT)
+        return node
+
     def command(self, name: str) -> list[str]:
         return self.network.command(name, super().command(name))
+
+
+class Relays(Links):
+    """The relays of a cluster on loopback. What its nodes know of each other's addresses must not change."""
+
+    def __init__(self, cluster: RelayedCluster) -> None:
+        super().__init__(cluster.nodes)
+        self._links = cluster.links
+
+    def cut(self, sender: str, receiver: str) -> None:
+        self._cut.add((sender, receiver))
+        self._links[sender, receiver].hold()
+
+    def halve(self, one: str, other: str) -> None:
+        self._links[one, other].lose_the_dialler()
+
+    def slow(self, name: str, delay_s: float = 0.06) -> None:
+        for peer in self._peers(name):
+            self._links[name, peer].delay_s = delay_s
+
+    def heal(self) -> None:
+        for pair in self._cut:
+            self._links[pair].release()
+        self._cut.clear()
+        for link in self._links.values():
+            link.delay_s = 0.0

@@ -3,8 +3,9 @@
     python -m tests.chaos.run --seconds 180 --seed 7
 
 Prints the verdict and its figures; on a finding it keeps the history and the nodes' logs, says where, and exits with 1.
-As root the nodes are in network namespaces of their own, so that links can be cut, and two of them are on small file
-systems, so that disks can be full; otherwise there are signals alone, and the verdict says so.
+As root the nodes are in network namespaces of their own, so that links can be cut and members added, and some of them
+are on file systems of their own, so that disks can be full and can hang. Otherwise they are on loopback and dial each
+other through relays (`--links relays`), which cut, slow down and break by halves; the verdict says what was left out.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ from typing import Any
 from benchmarks.report import preamble, publish
 from tests.chaos import checker
 from tests.chaos.clients import Load
-from tests.chaos.disk import SmallDisk
+from tests.chaos.disk import HangingDisk, SmallDisk, private_mounts
 from tests.chaos.history import Recorder
+from tests.chaos.members import Changes
 from tests.chaos.nemesis import Nemesis
-from tests.chaos.network import Impossible, Network, NetworkedCluster
+from tests.chaos.network import Impossible, Links, Network, NetworkedCluster, Relays
 from tests.chaos.prober import Prober, broken_claims
 from tests.chaos.report import Report, gaps, returns_s
 from tests.cluster import Cluster, wait_until
+from tests.relays import RelayedCluster
 
 RECOVERY_DEADLINE_S = 30.0
 PAGE = """# A run of faults
@@ -64,7 +67,8 @@ class Options:
     pause_s: float = 0.02
     ballast_bytes_per_s: float = 4_000_000.0  # the log is compacted every 15 s or so
     pace: float = 1.0
-    links: bool = True
+    nodes: int = 3
+    links: str = "namespaces"  # or "relays", or "none"
     disks: bool = True
     consistency: str = "linearizable"
     faults: tuple[str, ...] = ()
@@ -74,18 +78,15 @@ def run(options: Options) -> Report:
     """One run, from nothing to the verdict; whatever happens, no process, namespace or mount is left behind."""
     with ExitStack() as stack:
         report = Report(options.seed, "")
-        network = _network(options, stack, report)
-        names = ("n1", "n2", "n3")
-        disks = _disks(options, stack, report, names[:2])  # the third keeps the speed of a real disk
-        if network is not None:
-            cluster: Cluster = NetworkedCluster(options.folder, network=network)
-        else:
-            cluster = Cluster(options.folder, env={"KVNODE_CLUSTER_SECRET": SECRET})
-        for name, disk in disks.items():
+        names = [f"n{number}" for number in range(1, options.nodes + 1)]
+        cluster, links, changes = _cluster(options, names, stack, report)
+        full, hanging = _disks(options, names, stack, report)
+        for name, disk in (full | hanging).items():
             cluster.nodes[name].data_dir = disk.folder / "data"
-        report.where = "three nodes" + (", each in a network namespace of its own" if network else " on loopback")
-        stack.enter_context(cluster).start()
-        nemesis = Nemesis(cluster, options.seed, network, disks, options.pace, options.faults)
+        stack.enter_context(cluster).start(30.0)
+        for disk in hanging.values():
+            stack.callback(disk.thaw)  # before the processes are killed: in the kernel no signal reaches them
+        nemesis = Nemesis(cluster, options.seed, links, full, hanging, changes, options.pace, options.faults)
         asyncio.run(_drive(options, cluster, nemesis, report))
         for name in cluster.nodes:
             report.snapshots["written"] += cluster.log(name).count(" Snapshot at index ")
@@ -94,29 +95,49 @@ def run(options: Options) -> Report:
     return report
 
 
-def _network(options: Options, stack: ExitStack, report: Report) -> Network | None:
-    if not options.links:
-        report.notes.append("no link was cut: --no-links")
-        return None
-    try:
-        return stack.enter_context(Network(("n1", "n2", "n3")))
-    except Impossible as why:
-        report.notes.append(f"no link was cut, signals alone: {why}")
-        return None
+def _cluster(
+    options: Options, names: list[str], stack: ExitStack, report: Report
+) -> tuple[Cluster, Links | None, Changes | None]:
+    """The cluster, not started yet, and what can be done to its links and its members."""
+    size, where = len(names), f"{len(names)} nodes on loopback"
+    if options.links == "namespaces":
+        spare = f"n{size + 1}"
+        try:
+            network = stack.enter_context(Network([*names, spare]))
+        except Impossible as why:
+            report.notes.append(f"links were relays, and members stayed: {why}")
+        else:
+            report.where = f"{size} nodes, each in a network namespace of its own"
+            cluster = NetworkedCluster(options.folder, size, network=network)
+            return cluster, network, Changes(cluster, spare)
+    if options.links == "none":
+        report.where = where
+        report.notes.append("no link was cut, and members stayed: --links none")
+        return Cluster(options.folder, size, env={"KVNODE_CLUSTER_SECRET": SECRET}), None, None
+    report.where = f"{where}, with relays between them"
+    relayed = RelayedCluster(options.folder, size, env={"KVNODE_CLUSTER_SECRET": SECRET})
+    return relayed, Relays(relayed), None
 
 
-def _disks(options: Options, stack: ExitStack, report: Report, names: tuple[str, ...]) -> dict[str, SmallDisk]:
-    disks: dict[str, SmallDisk] = {}
+def _disks(
+    options: Options, names: list[str], stack: ExitStack, report: Report
+) -> tuple[dict[str, SmallDisk], dict[str, HangingDisk]]:
+    """Two disks that can be full, and for less than half of the nodes one that can hang."""
+    full: dict[str, SmallDisk] = {}
+    hanging: dict[str, HangingDisk] = {}
     if not options.disks:
-        report.notes.append("no disk was full: --no-disks")
-        return disks
+        report.notes.append("no disk was full, and none hung: --no-disks")
+        return full, hanging
     try:
-        for name in names:
-            disks[name] = SmallDisk(options.folder / f"disk-{name}")
-            stack.callback(disks[name].close)
+        for name in names[:2]:
+            full[name] = SmallDisk(options.folder / f"disk-{name}")
+            stack.callback(full[name].close)
+        for name in names[2 : 2 + len(names) // 2]:
+            hanging[name] = HangingDisk(options.folder / f"disk-{name}")
+            stack.callback(hanging[name].close)
     except OSError as why:
-        report.notes.append(f"no disk was full: {why}")
-    return disks
+        report.notes.append(f"not every disk could be full or hang: {why}")
+    return full, hanging
 
 
 # --- the run ------------------------------------------------------------------------------------------------------
@@ -219,8 +240,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--keys", type=int, default=5, help="keys that are fought over at a time (default 5)")
     parser.add_argument("--pace", type=float, default=1.0, help="stretches every pause and every fault")
     parser.add_argument("--faults", type=lambda text: tuple(text.split(",")), default=(), help="kinds, with commas")
-    parser.add_argument("--no-links", dest="links", action="store_false", help="cut no links: loopback, signals alone")
-    parser.add_argument("--no-disks", dest="disks", action="store_false", help="no full disks")
+    parser.add_argument("--nodes", type=int, default=3, choices=(3, 5, 7))
+    parser.add_argument("--links", default="namespaces", choices=("namespaces", "relays", "none"))
+    parser.add_argument("--no-disks", dest="disks", action="store_false", help="no disks that are full or hang")
     parser.add_argument(
         "--consistency", default="linearizable", choices=("linearizable", "stale"), help="stale: see it find something"
     )
@@ -229,6 +251,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = vars(parser.parse_args(arguments))
     keep, page = given.pop("keep"), given.pop("page")
     load_before = os.getloadavg()[0]
+    private_mounts()
     folder = Path(tempfile.mkdtemp(prefix="kvnode-chaos-"))
     # A SIGTERM unwinds as Ctrl-C does: nothing may be left behind.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))

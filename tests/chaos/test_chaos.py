@@ -14,7 +14,7 @@ from tests.chaos.run import Options, run
 @pytest.mark.timeout(150)
 def test_nothing_is_lost_under_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seed = int(os.environ.get("KVNODE_CHAOS_SEED", "3"))
-    report = run(Options(tmp_path, seed, seconds=35.0, pace=0.5))
+    report = run(Options(tmp_path, seed, seconds=25.0, pace=0.5))
     with capsys.disabled():
         print(f"\n{report}")  # shown when all is well, too: what could not be broken here is part of the verdict
     assert not report.findings, f"seed {seed}, everything is kept in {tmp_path}\n{report}"
