@@ -34,6 +34,7 @@ from kvnode.http import (
     backup,
     batch,
     console,
+    gateway,
     kv,
     leases,
     listing,
@@ -56,6 +57,8 @@ from kvnode.http.connection import IDLE_S, Connection
 from kvnode.http.connection_limits import ConnectionLimits
 from kvnode.http.credentials import Credentials, check_still_admitted
 from kvnode.http.door import METHOD_CHARS_MAX, READING, Door, is_probe
+from kvnode.http.gateway.errors import failure as gateway_failure
+from kvnode.http.gateway.errors import is_gateway
 from kvnode.http.group import Group
 from kvnode.http.paths import split_target
 from kvnode.http.probes import LeaderProbe
@@ -164,8 +167,9 @@ def create_server(
             door,
         ),
     )
-    # The page's files are no part of the API that is described.
-    table = RouteTable(*tables, console.routes(), openapi.routes(tables, STATUS_OF, version))
+    # Neither the page's files nor etcd's API are part of the one that is described.
+    others = console.routes(), gateway.routes(group, budgets, credentials)
+    table = RouteTable(*tables, *others, openapi.routes(tables, STATUS_OF, version))
     app = App(group, table, Stamp(group, node_id), meters, log_requests, door, spans, door.client, budgets=budgets)
     return Server(app, meters, connections, proxies)
 
@@ -271,6 +275,8 @@ class App:
         if not isinstance(error, KvnodeError) or error.code not in STATUS_OF:
             # A KvnodeError without a status is for the operator, not for clients: it names files and addresses.
             error = _unexpected(method, error)
+        if is_gateway(split_target(request.raw_path)[0]):
+            return gateway_failure(request, error)
         answer = failure(error, writing=method in WRITING)
         if answer.status == 503 and timeout.TIMEOUT in request.headers:
             answer.headers += timeout.HONOURED

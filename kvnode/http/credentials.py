@@ -129,10 +129,14 @@ class Credentials:
         return None if admission is None or admission.session is not None else admission.token
 
     def _bearer(self, header: str) -> Admission | None:
-        scheme, _, credential = header.partition(" ")
-        if scheme.lower() != "bearer":
+        """A token behind its scheme, or bare, as etcd's clients send it."""
+        scheme, space, credential = header.partition(" ")
+        if space and scheme.lower() != "bearer":
             return None
-        credential = credential.strip()
+        return self.by_secret(credential.strip() if space else header)
+
+    def by_secret(self, credential: str) -> Admission | None:
+        """What whoever has this token is let in with."""
         first = self.first
         if first is not None and compare_digest(_digest(credential), first.digest):
             return Admission(self, first, None)

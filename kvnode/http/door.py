@@ -37,9 +37,21 @@ SESSION_PATH: Final = "/admin/api/v1/session"
 RESTORE_PATH: Final = "/admin/api/v1/restore"
 KEYS_PATH: Final = "/v1/kv/"
 ACCESS_PATH: Final = "/admin/api/v1/access"
+AUTHENTICATE: Final = "/v3/auth/authenticate"  # where etcd's clients show a token first
 # The page that one signs in on, and what tells it whether to ask for a token.
-OPEN_TO_ALL: Final = PUBLIC | {ACCESS_PATH}
-PROBES: Final = frozenset(("/admin/healthz", "/admin/healthz/leader", "/healthz", "/livez", "/readyz"))
+OPEN_TO_ALL: Final = PUBLIC | {ACCESS_PATH, AUTHENTICATE}
+# The last two are etcd's: its clients ask for them before they have a token.
+PROBES: Final = frozenset(
+    ("/admin/healthz", "/admin/healthz/leader", "/healthz", "/livez", "/readyz", "/health", "/version")
+)
+# What reads of etcd's calls, all of which are POSTs.
+READING_CALLS: Final = frozenset(
+    f"/v3/{call}"
+    for call in (
+        *("kv/range", "watch", "lease/timetolive", "lease/leases", "kv/lease/timetolive", "kv/lease/leases"),
+        *("cluster/member/list", "maintenance/status"),
+    )
+)
 READING: Final = frozenset(("GET", "HEAD"))
 WITHOUT_EFFECT: Final = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))  # RFC 9110, 9.2.1; no handler takes the last two
 # What reads, and is not for those who may only read: a backup holds everything at once, tokens concern administrators.
@@ -68,6 +80,8 @@ def may_read_only(method: str, path: str) -> bool:
     """What a token with the role read_only may: read, and begin and end a session that may read."""
     if method in READING:
         return not path.startswith(FULL_ONLY)
+    if method == "POST" and path in READING_CALLS:
+        return True
     return path == SESSION_PATH and method in OWN_SESSION
 
 
@@ -91,8 +105,9 @@ class Door:
 
     def admit(self, request: web.BaseRequest, method: str, path: str) -> None:
         """Raises Unauthorized, Forbidden, UnsupportedMediaType or TooManyRequests."""
-        # Nearly all paths begin so: they are told apart from probes without a call.
-        if not path.startswith("/v1/") and is_probe(path):  # whatever its Host: balancers send none, or their own
+        # Nearly all paths begin so: they are told apart from probes without a call. Balancers send probes with no Host,
+        # or with one of their own.
+        if not path.startswith(("/v1/", "/v3/")) and is_probe(path):
             cast(Connection, request.protocol).credential = None
             return
         if self._rates is not None:

@@ -72,7 +72,9 @@ def document(tables: Iterable[Mapping[str, Methods]], status_of: Mapping[str, in
             "A query parameter that is not described here is 400, but for probes, which ignore it. "
             "A node that asks for no token takes writes from no page of another origin, and on loopback it takes "
             "loopback names in Host alone: 403. "
-            "An X-Request-Id is taken over into the answer and the logs.",
+            "An X-Request-Id is taken over into the answer and the logs. "
+            "What is under /v3, /version and /health are etcd's JSON gateway: its clients know it, and etcd describes "
+            "it.",
         },
         "paths": paths,
         # Nothing, a token or a session: a node that was started without --token-file lets everybody in.
