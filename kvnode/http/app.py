@@ -60,6 +60,7 @@ from kvnode.http.door import METHOD_CHARS_MAX, READING, Door, is_probe
 from kvnode.http.gateway.errors import failure as gateway_failure
 from kvnode.http.gateway.errors import is_gateway
 from kvnode.http.group import Group
+from kvnode.http.heads import Heads
 from kvnode.http.paths import split_target
 from kvnode.http.probes import LeaderProbe
 from kvnode.http.route import Methods, RouteTable
@@ -220,7 +221,7 @@ class Stamp:
 class App:
     """Finds the handler, runs it, and answers whatever happens."""
 
-    __slots__ = ("_client", "_codes", "_door", "_group", "_spans", "_stamp", "_table", "_traces", "budgets")
+    __slots__ = ("_client", "_codes", "_door", "_group", "_spans", "_stamp", "_table", "budgets", "heads", "traces")
 
     def __init__(
         self,
@@ -238,17 +239,24 @@ class App:
         self.budgets = budgets
         self._door = door  # None: everybody may do everything, as often as they like
         self._spans, self._client = spans, client
-        self._traces = log_requests or spans is not None
+        self.heads = Heads()
+        self.traces = log_requests or spans is not None  # every request is named in the logs
         self._codes = meters.codes
         self._group = group
         self._table = table
         self._stamp = stamp
 
-    def begin(self, request: web.BaseRequest) -> Answer | Awaitable[Answer]:
-        """The answer, or what it waits for; never raises. Whoever awaits it asks `failed` for what that raises."""
+    def begin(
+        self, request: web.BaseRequest, path: str = "", query: str = "", admitted: bool = False
+    ) -> Answer | Awaitable[Answer]:
+        """The answer, or what it waits for; never raises. Whoever awaits it asks `failed` for what that raises.
+
+        `path` and `query` where they are known already, and whether the door was asked about such a request before.
+        """
         try:
-            path, query = split_target(request.raw_path)
-            if self._door is not None:
+            if not path:
+                path, query = split_target(request.raw_path)
+            if self._door is not None and not admitted:
                 self._door.admit(request, request.method, path)
             endpoint, rest = self._table.find(request.method, path)
             if query and endpoint.checks:
@@ -318,7 +326,7 @@ class App:
 
     def follows(self, request: web.BaseRequest) -> bool:
         """Whether the request is named in the logs."""
-        return self._traces or REQUEST_ID in request.headers
+        return self.traces or REQUEST_ID in request.headers
 
     async def handle(self, request: web.BaseRequest) -> Answer:
         traced = Traced(request, self._spans) if self.follows(request) else None

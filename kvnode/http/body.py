@@ -11,6 +11,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from kvnode.deadline import remaining_s
 from kvnode.errors import BadRequest, TooLarge, UnsupportedMediaType
 from kvnode.http.credentials import check_still_admitted
+from kvnode.http.request import KnownRequest
 
 if TYPE_CHECKING:
     from kvnode.http.connection import Connection
@@ -26,6 +27,11 @@ def connection_of(request: web.BaseRequest) -> Connection:
 
 def whole_body(request: web.BaseRequest, bytes_max: int) -> bytes | None:
     """The body where all of it is there, which is nearly always; None where it is still to come. Raises as below."""
+    if type(request) is KnownRequest:  # heads with a Content-Encoding are not kept
+        body = request.body
+        if len(body) > bytes_max:
+            raise _too_large(bytes_max)
+        return body
     _check_encoding(request)
     content = request.content
     if not content.is_eof():
@@ -69,7 +75,7 @@ class BodyStream:
         _check_encoding(request)
         self._request = request
         self._connection = connection_of(request)
-        self._rest = b""
+        self._rest = request.body if type(request) is KnownRequest else b""
         self._at = 0  # so much of that is taken already
         self._taken = 0
         self._takes = 0

@@ -23,8 +23,9 @@ from kvnode.http.answer import WRITE_DEADLINE_S, Answer
 from kvnode.http.arrivals import Arrivals, head_size
 from kvnode.http.budget import AT_ONCE_BYTES, SMALL_BYTES, UNCOUNTED_BYTES, Budgets, Hold
 from kvnode.http.credentials import Admission
+from kvnode.http.heads import END, METHODS, REQUEST_LINE, Head, Heads
 from kvnode.http.later import Later
-from kvnode.http.request import Request
+from kvnode.http.request import KnownRequest, Request
 
 # For the head of a connection's first request, and of any other from the first piece that came alone: silence, or one
 # byte a minute, would hold a place for ever.
@@ -36,6 +37,7 @@ TLS_COPIES: Final = 2  # at least: what was encrypted already is kept apart from
 # Between two requests: what nginx gives its clients. Balancers keep idle connections to servers for less (nginx 60 s,
 # HAProxy as long as its client stays), so that a request seldom meets a connection that is just closing.
 IDLE_S: Final = 75.0
+UNKNOWN_MAX: Final = 16  # a client whose head is new each time (it says the time, say) is not learned any more
 
 
 class Listener(Protocol):
@@ -63,7 +65,12 @@ class App(Protocol):
 
     budgets: Budgets
 
-    def begin(self, request: web.BaseRequest) -> Answer | Awaitable[Answer]: ...
+    heads: Heads
+    traces: bool
+
+    def begin(
+        self, request: web.BaseRequest, path: str = "", query: str = "", admitted: bool = False
+    ) -> Answer | Awaitable[Answer]: ...
     def failed(self, request: web.BaseRequest, error: Exception) -> Answer: ...
     async def awaited(self, request: web.BaseRequest, outcome: Awaitable[Answer]) -> Answer: ...
     def held(self, method: str, answer: Answer) -> Answer: ...
@@ -78,14 +85,17 @@ class Connection(Arrivals):
     __slots__ = (
         "_app",
         "_asleep",
+        "_between",
         "_came_at",
         "_late",
         "_limits",
         "_named",
         "_parting",
         "_pending",
+        "_unknown",
         "_unread",
         "_welcome",
+        "admitted",
         "believed",
         "credential",
         "host",
@@ -96,6 +106,8 @@ class Connection(Arrivals):
         super().__init__(server, app.budgets, **settings)
         self._app = app
         self._welcome = True
+        self._between = True  # the parser has all of a request, and nothing of the next one
+        self._unknown = 0  # requests in a row whose head was not known
         self._asleep: asyncio.Future[None] | None = None  # aiohttp's waiter, while a request is answered without it
         self._pending: tuple[Request, Any] | None = None
         self._late: asyncio.TimerHandle | None = None
@@ -106,6 +118,7 @@ class Connection(Arrivals):
         self._named = ""
         self._parting = False
         self.believed: bool | None = None  # whether it is a balancer's that may say who its client is (door.Door)
+        self.admitted: Head | None = None  # what anybody may come in with, whatever is asked for (door.Door)
         self.credential: tuple[str | None, Admission] | None = None  # of the last request (credentials.Credentials)
         self.host: str | None = "\n"  # the last that passed (door.Door), None without one; at first what none can say
 
@@ -203,6 +216,9 @@ class Connection(Arrivals):
     # --- the short way ---------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
+        if self._between and self._is_known(data):
+            return
+        self._between = False
         if len(data) > AT_ONCE_BYTES and not self.budgets.reads.now():
             self._put_off(data)
             return
@@ -227,9 +243,38 @@ class Connection(Arrivals):
         large = len(data) + self._head_bytes > UNCOUNTED_BYTES
         if self._late is not None:
             self._in_time()
-        if (large and self._has_large_head()) or not self._at_once(waiter):
+        if (large and self._has_large_head()) or not self._at_once(waiter, data):
             waiter.set_result(None)
             self._count(len(data), len(self._messages))
+
+    def _is_known(self, data: bytes) -> bool:
+        """Answers, or begins to, where `data` is one whole request with a head that is known."""
+        waiter, app = self._waiter, self._app
+        if waiter is None or waiter.done() or self._close or self._force_close or app.traces or not self._welcome:
+            return False
+        line = REQUEST_LINE.match(data)
+        if line is None:
+            return False
+        begin = line.end()
+        end = data.find(END, begin) + 4
+        head = app.heads.find(data[begin:end])
+        if head is None or len(data) - end != head.body_bytes:
+            return False
+        if self._late is not None:
+            self._in_time()
+        self._request_count += 1
+        self._unknown = 0
+        self._asleep, self._waiter = waiter, None
+        self._request_in_progress = True
+        method, raw_path, raw_query = line.groups()
+        path = target = raw_path.decode()
+        query = ""
+        if raw_query is not None:
+            query = raw_query.decode()
+            target = f"{path}?{query}"
+        request = KnownRequest(head, METHODS[method], target, data[end:], self)
+        self._proceed(request, app.begin(request, path, query, head is self.admitted))
+        return True
 
     def _has_large_head(self) -> bool:
         """Whether the first that waits is of a size that has to be counted while it is being answered."""
@@ -241,7 +286,7 @@ class Connection(Arrivals):
             self._late = None
             self._head_bytes = 0
 
-    def _at_once(self, waiter: asyncio.Future[None]) -> bool:
+    def _at_once(self, waiter: asyncio.Future[None], data: bytes) -> bool:
         """Answers the one request that waits, or begins to. False: it is for aiohttp's task."""
         message, payload = self._messages[0]
         if len(self._messages) > 1 or self._upgraded or not payload.is_eof() or isinstance(message, _ErrInfo):
@@ -252,6 +297,9 @@ class Connection(Arrivals):
         self._messages.popleft()
         assert self._parser is not None
         self._parser.message_consumed()
+        if self._unknown < UNKNOWN_MAX:
+            self._unknown += 1
+            self._between = self._app.heads.are_of(data, message, payload.total_bytes)
         self._asleep, self._waiter = waiter, None
         self._request_in_progress = True
         self._proceed(request, self._app.begin(request))

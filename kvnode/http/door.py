@@ -23,13 +23,14 @@ from time import monotonic
 from typing import Final, cast
 
 from aiohttp import hdrs, web
-from multidict import istr
 
 from kvnode.config import values
 from kvnode.errors import Forbidden, TooManyRequests, Unauthorized, UnsupportedMediaType
 from kvnode.http.connection import Connection
 from kvnode.http.console import PUBLIC
 from kvnode.http.credentials import Admission, Credentials
+from kvnode.http.heads import SEC_FETCH_SITE
+from kvnode.http.request import KnownRequest
 from kvnode.logs.rate_limited import LINES, printable
 from kvnode.net.proxies import Proxies
 
@@ -58,7 +59,6 @@ WITHOUT_EFFECT: Final = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))  # RFC 91
 FULL_ONLY: Final = ("/admin/api/v1/backup", "/admin/api/v1/tokens")
 # Whoever has a token may begin a session that may do as much, and end it.
 OWN_SESSION: Final = frozenset(("POST", "DELETE"))
-SEC_FETCH_SITE: Final = istr("Sec-Fetch-Site")
 OWN_SITE: Final = frozenset(("same-origin", "none"))  # none: the user typed the address, or used a bookmark
 CLIENTS_MAX: Final = 65_536  # whose rate is kept; the one that was seen first is forgotten first
 BURST_S: Final = 2.0  # a client that was quiet may send so many seconds' worth at once
@@ -124,6 +124,9 @@ class Door:
                 headers = request.headers
                 if hdrs.ORIGIN in headers or SEC_FETCH_SITE in headers:
                     self._check_origin(request, method, path)
+            if type(request) is KnownRequest and self._rates is None and not request.head.of_page:
+                # Nothing but the head was asked about, and the same one comes again and again.
+                cast(Connection, request.protocol).admitted = request.head
             return
         admission = self._credentials.admission(request)
         if admission is None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from aiohttp import StreamReader, web
+from aiohttp import HttpVersion11, StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage, StreamWriter
+from aiohttp.streams import EMPTY_PAYLOAD
+
+from kvnode.http.heads import Head
 
 
 class Request(web.BaseRequest):
@@ -21,12 +24,13 @@ class Request(web.BaseRequest):
     in a dict from then on.
     """
 
-    __slots__ = ("content", "headers", "keep_alive", "method", "raw_path", "version")
+    __slots__ = ("body", "content", "headers", "keep_alive", "method", "raw_path", "version")
 
     def __init__(self, message: RawRequestMessage, payload: StreamReader, protocol: web.RequestHandler) -> None:
         self._message = message
         self._payload = payload
         self._protocol = protocol
+        self.body = b""  # all of it, where its head was known (`KnownRequest`)
         self.content = payload
         self.headers = self._headers = message.headers
         self.keep_alive = not message.should_close
@@ -40,3 +44,35 @@ class Request(web.BaseRequest):
     @property
     def writer(self) -> AbstractStreamWriter:
         return StreamWriter(self._protocol, asyncio.get_running_loop())
+
+
+class KnownRequest(Request):
+    """A request whose head was known (`heads.py`), with its body as it came. `content` is at its end."""
+
+    __slots__ = ("head",)
+
+    def __init__(self, head: Head, method: str, target: str, body: bytes, protocol: web.RequestHandler) -> None:
+        self.head = head
+        self._protocol = protocol
+        self.body = body
+        self.content = EMPTY_PAYLOAD
+        self.headers = head.headers
+        self.keep_alive = True
+        self.method = method
+        self.raw_path = target
+        self.version = HttpVersion11
+        self._cache = {}
+
+    @property
+    def body_exists(self) -> bool:
+        return bool(self.body)
+
+    # What `BaseRequest` reads from.
+    _message = property(lambda self: self.head.message)
+    _payload = property(lambda self: self.content)
+    _read_bytes = property(lambda self: self.body)
+    _headers = property(lambda self: self.headers)
+    _method = property(lambda self: self.method)
+    _version = property(lambda self: self.version)
+    _transport_peername = property(lambda self: self._protocol.peername)
+    _transport_sslcontext = property(lambda self: self._protocol.ssl_context)

@@ -71,13 +71,20 @@ async def test_whole_cut_and_pipelined_requests_get_the_same_answers() -> None:
 async def test_most_requests_take_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which is what makes them cheap: nobody would notice if none did."""
     at_once = []
-    short_way = Connection._at_once
+    short_way, known = Connection._at_once, Connection._is_known
 
-    def counted(self: Connection, waiter: asyncio.Future[None]) -> bool:
-        at_once.append(short_way(self, waiter))
+    def counted(self: Connection, waiter: asyncio.Future[None], data: bytes) -> bool:
+        at_once.append(short_way(self, waiter, data))
         return at_once[-1]
 
+    def counted_known(self: Connection, data: bytes) -> bool:
+        if known(self, data):
+            at_once.append(True)
+            return True
+        return False
+
     monkeypatch.setattr(Connection, "_at_once", counted)
+    monkeypatch.setattr(Connection, "_is_known", counted_known)
     async with serve(SingleGroup()) as node, node.connect() as wire:
         for _ in range(10):
             assert (await wire.ask("PUT", "/v1/kv/a", body=b"v")).status == 200
