@@ -24,7 +24,8 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.config.values": set(),
     "kvnode.config": {"kvnode", "kvnode.config.values", "kvnode.errors", "kvnode.net", "kvnode.state"},
     # Counting is part of many rooms; making a page of it is one of its own.
-    "kvnode.metrics.meters": set(),
+    "kvnode.metrics.recent": set(),
+    "kvnode.metrics.meters": {"kvnode.metrics.recent"},
     "kvnode.metrics": {"kvnode.configuration", "kvnode.metrics.meters", "kvnode.node.status"},
     # Who watches what: fed by node/, read by http/, and as free of clocks and sockets as the state.
     "kvnode.watch": {"kvnode.errors", "kvnode.state"},
@@ -60,6 +61,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.logs",
         "kvnode.metrics",
         "kvnode.metrics.meters",
+        "kvnode.metrics.recent",
         "kvnode.net",
         "kvnode.node.pace",
         "kvnode.node.status",

@@ -14,6 +14,7 @@ from kvnode.http.group import Group
 from kvnode.http.route import Methods
 from kvnode.http.txn import KEY_FIELDS, PUT_FIELDS, single, written_fields
 from kvnode.http.writing import idempotency_key, not_written
+from kvnode.metrics.recent import Traffic
 from kvnode.state.commands import Delete, Put
 from kvnode.state.results import Deleted, Result, Written
 
@@ -23,10 +24,13 @@ BODY_BYTES_MAX: Final = 8 * 1_048_576  # parsing it holds the event loop for som
 _BODY: Final = frozenset(("operations",))
 
 
-def routes(group: Group) -> dict[str, Methods]:
+def routes(group: Group, traffic: Traffic | None = None) -> dict[str, Methods]:
+    traffic = Traffic() if traffic is None else traffic
+
     async def batch(request: web.BaseRequest, rest: str, query: str) -> Answer:
         idempotency = idempotency_key(request)
         keys, commands = _commands(await read_object(request, BODY_BYTES_MAX, _BODY), idempotency)
+        traffic.wrote_each(keys)
         results = await group.propose_each(commands)
         return json_answer(200, {"results": [_outcome(*pair) for pair in zip(keys, results, strict=True)]})
 

@@ -23,6 +23,7 @@ from kvnode.http.past import asked_revision, item_at
 from kvnode.http.paths import Query, decode_key
 from kvnode.http.route import Endpoint, Methods
 from kvnode.http.writing import idempotency_key, not_written
+from kvnode.metrics.recent import Traffic
 from kvnode.state.commands import Delete, Put, encode_put
 from kvnode.state.items import Item, unpacked
 from kvnode.state.limits import CONTENT_TYPE_BYTES_MAX, VALUE_BYTES_MAX
@@ -31,8 +32,8 @@ from kvnode.state.results import Deleted, Result, Written
 BINARY: Final = "application/octet-stream"
 
 
-def routes(group: Group, budgets: Budgets) -> dict[str, Methods]:
-    keys = Keys(group, budgets.turns)
+def routes(group: Group, budgets: Budgets, traffic: Traffic | None = None) -> dict[str, Methods]:
+    keys = Keys(group, budgets.turns, Traffic() if traffic is None else traffic)
     get = Endpoint(keys.get, "consistency", "revision")
     return {
         "/v1/kv/{key}": {"GET": get, "HEAD": get, "PUT": Endpoint(keys.put, "lease", "ttl"), "DELETE": keys.delete},
@@ -42,14 +43,18 @@ def routes(group: Group, budgets: Budgets) -> dict[str, Methods]:
 class Keys:
     """The handlers. Each bounds what it was sent before it asks the group for anything."""
 
-    __slots__ = ("_group", "_turns")
+    __slots__ = ("_group", "_traffic", "_turns")
 
-    def __init__(self, group: Group, turns: Turns) -> None:
+    def __init__(self, group: Group, turns: Turns, traffic: Traffic) -> None:
         self._group = group
+        self._traffic = traffic
         self._turns = turns
 
     def put(self, request: web.BaseRequest, rest: str, query: str) -> Awaitable[Answer]:
         key = decode_key(rest)
+        self._traffic.left -= 1  # here and below without a call: it is one for each of many requests
+        if self._traffic.left <= 0:
+            self._traffic.wrote(key)
         lease, ttl_s = leasing(Query(query)) if query else (0, 0)
         idempotency = idempotency_key(request)
         expect = write_expectation(request, may_create=True)
@@ -67,12 +72,18 @@ class Keys:
 
     def delete(self, request: web.BaseRequest, rest: str, query: str) -> Awaitable[Answer]:
         key = decode_key(rest)
+        self._traffic.left -= 1
+        if self._traffic.left <= 0:
+            self._traffic.wrote(key)
         idempotency = idempotency_key(request)
         expect = write_expectation(request, may_create=False)
         return Later(self._group.propose(Delete(key, expect, idempotency).encode()), _deleted)
 
     def get(self, request: web.BaseRequest, rest: str, query: str) -> Answer | Awaitable[Answer]:
         key = decode_key(rest)
+        self._traffic.left -= 1
+        if self._traffic.left <= 0:
+            self._traffic.read(key)
         if query == "consistency=stale":  # which waits for nothing
             return self._found(request, key, stale(self._group))
         if query:

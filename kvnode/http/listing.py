@@ -17,6 +17,7 @@ from kvnode.http.leases import remaining_s
 from kvnode.http.paths import Query
 from kvnode.http.route import Endpoint, Methods
 from kvnode.http.writing import idempotency_key, not_written
+from kvnode.metrics.recent import Traffic
 from kvnode.state.commands import DeletePrefix
 from kvnode.state.items import (
     MARKS,
@@ -34,21 +35,24 @@ PAGE_KEYS_DEFAULT: Final = 100
 # would be more than a gigabyte of answer.
 PAGE_BYTES: Final = 2 * 1_048_576 + 65_536
 REVISION_DIGITS_MAX: Final = 19  # of 2^63
-ITEM_BYTES: Final = 160  # what one takes in a page at most, beside its key, its value and its content type
+ITEM_BYTES: Final = 176  # what one takes in a page at most, beside its key, its value and its content type
 
 
-def routes(group: Group, budgets: Budgets) -> dict[str, Methods]:
-    listing = Listing(group, budgets)
-    some = Endpoint(listing.list, "prefix", "start", "end", "limit", "cursor", "keys_only", "count", "consistency")
+def routes(group: Group, budgets: Budgets, traffic: Traffic | None = None) -> dict[str, Methods]:
+    listing = Listing(group, budgets, Traffic() if traffic is None else traffic)
+    some = Endpoint(
+        listing.list, "prefix", "start", "end", "limit", "cursor", "keys_only", "sizes", "count", "consistency"
+    )
     return {"/v1/kv": {"GET": some, "HEAD": some, "DELETE": Endpoint(listing.delete, "prefix")}}
 
 
 class Listing:
     """The handlers."""
 
-    __slots__ = ("_budgets", "_group")
+    __slots__ = ("_budgets", "_group", "_traffic")
 
-    def __init__(self, group: Group, budgets: Budgets) -> None:
+    def __init__(self, group: Group, budgets: Budgets, traffic: Traffic) -> None:
+        self._traffic = traffic
         self._group = group
         self._budgets = budgets
 
@@ -61,13 +65,16 @@ class Listing:
         counted = parameters.get("count", "false")
         if counted != "only":
             counted = "true" if parameters.flag("count") else "false"
-        keys_only = parameters.flag("keys_only")
+        keys_only, sizes = parameters.flag("keys_only"), parameters.flag("sizes")
+        self._traffic.left -= 1
+        if self._traffic.left <= 0:
+            self._traffic.read(parameters.get("prefix", ""))
         headers = await consistency(self._group, parameters)
         await self._budgets.turns.take()
         # Without a cursor a watch begins behind this page. A stale page may be older than the one before it.
         behind_this = self._group.store.revision + 1
         watch_from = behind_this if watched_from is None else min(watched_from, behind_this)
-        return self._page(first, start, end, limit, counted, keys_only, headers, watch_from)
+        return self._page(first, start, end, limit, counted, keys_only, sizes, headers, watch_from)
 
     def _page(
         self,
@@ -77,6 +84,7 @@ class Listing:
         limit: int,
         counted: str,
         keys_only: bool,
+        sizes: bool,
         headers: bytes,
         watch_from: int,
     ) -> Answer:
@@ -105,7 +113,7 @@ class Listing:
         hold = self._budgets.answers.hold(size + size // 3 + ITEM_BYTES * len(items))
         pieces = [b'{"items":[']
         for _, name, packed in items:
-            pieces += self._item(name, packed, keys_only)
+            pieces += self._item(name, packed, keys_only, sizes)
         if items:
             pieces[-1] = pieces[-1][:-1]  # no comma after the last
         cursor = f'"cursor":"{_cursor(last, watch_from)}",' if more else ""
@@ -114,10 +122,12 @@ class Listing:
         pieces.append(f'],{cursor}{count}"revision":{revision}{watch}}}\n'.encode())
         return Answer(200, JSON_TYPE + headers, b"".join(pieces)).holding(hold)
 
-    def _item(self, name: str, packed: bytes, keys_only: bool) -> Iterable[bytes]:
+    def _item(self, name: str, packed: bytes, keys_only: bool, sizes: bool) -> Iterable[bytes]:
         """One item as JSON, a comma behind it. Nothing is copied of its value but what is base64 of it."""
         create_revision, mod_revision, version, _ = MARKS.unpack_from(packed)
         marks = f'"create_revision":{create_revision},"mod_revision":{mod_revision},"version":{version}'
+        if sizes:
+            marks += f',"size":{value_bytes(packed)}'
         lease = lease_of(packed)
         if lease:
             marks += f',"lease":{lease},"ttl":{remaining_s(self._group, lease)}'

@@ -23,6 +23,7 @@ from kvnode.http.document import checked_object, content_type_in, key_in, leasin
 from kvnode.http.group import Group
 from kvnode.http.route import Methods
 from kvnode.http.writing import idempotency_key, not_written, reads_too_large
+from kvnode.metrics.recent import Traffic
 from kvnode.state.commands import DELETE, DELETE_PREFIX, PUT
 from kvnode.state.items import content_of
 from kvnode.state.limits import OPERATIONS_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_READ_BYTES_MAX
@@ -63,7 +64,9 @@ KEY_FIELDS: Final = frozenset(("key",))
 _PREFIX: Final = frozenset(("prefix",))
 
 
-def routes(group: Group, budgets: Budgets) -> dict[str, Methods]:
+def routes(group: Group, budgets: Budgets, traffic: Traffic | None = None) -> dict[str, Methods]:
+    traffic = Traffic() if traffic is None else traffic
+
     async def txn(request: web.BaseRequest, rest: str, query: str) -> Answer:
         key = idempotency_key(request)
         transaction = _transaction(await read_object(request, BODY_BYTES_MAX, _BODY), key)
@@ -83,6 +86,7 @@ def routes(group: Group, budgets: Budgets) -> dict[str, Methods]:
         if type(result) is not TxnResult:
             raise not_written(result)
         ran = branches[0] if result.succeeded else branches[1]
+        traffic.wrote_each(operation[1] for operation in ran if operation[0] != GET)
         if hold is None:
             return _concluded(ran, result)
         await budgets.turns.take(done=True)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from kvnode.metrics.recent import Figures, Traffic
+
 # From a fast disk's sync to far beyond an election: the same bounds for all, so that they can be laid over each other.
 SECONDS: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 5.0)
 COMMANDS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048)
@@ -63,7 +65,16 @@ class RaftMeters:
 class HttpMeters:
     """Of one node's HTTP server, since the process began."""
 
-    __slots__ = ("codes", "connections", "connections_closed", "loop_lag_s", "probe_s", "probes")
+    __slots__ = (
+        "codes",
+        "connections",
+        "connections_closed",
+        "figures",
+        "loop_lag_s",
+        "probe_s",
+        "probes",
+        "traffic",
+    )
 
     def __init__(self) -> None:
         self.codes = [0] * 600  # answers, by status
@@ -72,6 +83,8 @@ class HttpMeters:
         self.loop_lag_s = Histogram(SECONDS)
         self.connections = 0  # of clients, at this moment
         self.connections_closed: Counter[str] = Counter()  # by the limits of connections, by reason
+        self.traffic = Traffic()  # of the last hour
+        self.figures = Figures(SECONDS)  # of the last quarter of an hour
 
 
 @dataclass(frozen=True, slots=True)

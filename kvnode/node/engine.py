@@ -126,7 +126,7 @@ class Engine:
         )
         self.proposals = Proposals(instance, store.apply, self.clock)
         self.writes = Writes(self.replica, self.proposals, self.storage, self.network, lambda: self.leader_id)
-        self._succession = LeadershipLog(self.replica, self.proposals.meters)
+        self.leadership_log = LeadershipLog(self.replica, self.proposals.meters, self.clock)
         self._feature_level = FeatureLevel(EngineLeader(self), store, self.network, roster)
         self._news = CommitNotices(self.replica, self.writes, self._guarded)
         self.questions = Questions(self.network, lambda: self.leader_id, self.clock)
@@ -322,7 +322,7 @@ class Engine:
         self.reads.failed(read_round)
 
     def role_changed(self, role: Role) -> None:
-        self._succession.role_changed(role)
+        self.leadership_log.role_changed(role)
         self.writes.role_changed()
         self._leader_unsure()
 
@@ -413,7 +413,7 @@ class Engine:
 
     def _leader_unsure(self) -> None:
         """Who leads may have changed: whoever waits for the old one looks again."""
-        self._succession.look()
+        self.leadership_log.look()
         self.reads.leader_unsure()
         self.questions.leader_changed()
         self.writes.leader_unsure()

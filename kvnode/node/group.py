@@ -142,6 +142,7 @@ class RaftGroup:
             )
             engine.on[messages.REQUESTS] = forwarded_requests
             self._reports.start(engine)
+            self.own_reports["timeline"] = lambda since_ms: {"changes": list(engine.leadership_log.changes)}
             self._transfer = Transfer(engine)
             self._reconfiguration = Reconfiguration(engine, self._transfer)
             self._drains = Drains(

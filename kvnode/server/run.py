@@ -23,6 +23,7 @@ from kvnode.config.layers import Config
 from kvnode.config.security import is_public, refuse_public
 from kvnode.http.checks import is_ready
 from kvnode.http.looplag import watch_loop_lag
+from kvnode.http.recent import record
 from kvnode.http.release import check_release
 from kvnode.logs import writer
 from kvnode.metrics.meters import HttpMeters
@@ -81,7 +82,10 @@ async def serve(config: Config, hung_up: Sequence[int] = ()) -> int:
         await http.open()
         certificates = [each for each in (http.certificate, settings.certificate) if each is not None]
         signals.on_hangup(partial(_read_again, certificates, http))
-        lag = asyncio.create_task(watch_loop_lag(meters.loop_lag_s))
+        watching = [
+            asyncio.create_task(watch_loop_lag(meters.loop_lag_s)),
+            asyncio.create_task(record(group, meters)),
+        ]
         try:
             if await _start(group, signals):
                 _announce(config, len(group.members()))
@@ -90,7 +94,8 @@ async def serve(config: Config, hung_up: Sequence[int] = ()) -> int:
                 if signals.count:
                     await _drain(group, http, signals)
         finally:
-            lag.cancel()
+            for each in watching:
+                each.cancel()
             group.begin_drain()
             await http.finish()
             await group.stop()  # which answers what is still waiting for it

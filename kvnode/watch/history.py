@@ -103,6 +103,17 @@ class History:
                         return change
         return None
 
+    def of(self, key: str, count: int) -> list[Change]:
+        """The key's last changes, newest first, at most `count`. Looks through all that is held at worst."""
+        found: list[Change] = []
+        for _, _, changes in reversed(self._segments):
+            for change in reversed(changes):
+                if change[1] == key:
+                    found.append(change)
+                    if len(found) == count:
+                        return found
+        return found
+
     def next(self, key: str, revision: int) -> Change | None:
         """The key's first change after that revision."""
         first = bisect_left(self._segments, revision + 1, key=_newest)

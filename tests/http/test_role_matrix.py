@@ -51,6 +51,7 @@ RULES: dict[str, dict[str, str]] = {
     **dict.fromkeys(PUBLIC, ANYONE),
     "/admin/api/v1/access": ANYONE,
     "/admin/api/v1/nodes": READS,
+    **{f"/admin/api/v1/{each}": READS for each in ("timeline", "figures", "heat", "history")},
     "/admin/api/v1/cluster": READS,
     "/admin/api/v1/leader/transfer": {"POST": "full"},
     "/admin/api/v1/drain": {"POST": "full", "DELETE": "full"},

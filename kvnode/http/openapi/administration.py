@@ -42,6 +42,33 @@ ADMINISTRATION: Final[dict[str, Operation]] = {
         json("Nodes", "All members."),
         ("internal",),
     ),
+    "GET /admin/api/v1/timeline": Operation(
+        "timeline",
+        "Changes of leadership, oldest first, as far as the nodes remember: each the last 128 since it began.",
+        json("Timeline", "What has happened."),
+        ("internal",),
+    ),
+    "GET /admin/api/v1/figures": Operation(
+        "figures",
+        "Rates and times of each node over the last 15 minutes, a sample for each 5 seconds.",
+        json("Figures", "Every node that answers."),
+        ("bad_request", "internal"),
+        ("since_ms",),
+    ),
+    "GET /admin/api/v1/heat": Operation(
+        "heat",
+        "Requests by the beginning of their keys over the last hour, minute by minute, on all nodes together: sampled, "
+        "the 16 busiest.",
+        json("Heat", "What the sender's token may see of it."),
+        ("internal",),
+    ),
+    "GET /admin/api/v1/history": Operation(
+        "key_history",
+        "What happened to a key, newest first, as far back as the node that answers remembers.",
+        json("History", "Its last changes.", "Kvnode-Applied-Lag"),
+        READ,
+        ("key_of_history", "limit_of_history", "consistency"),
+    ),
     "POST /admin/api/v1/leader/transfer": Operation(
         "transfer_leadership",
         "Hands the leadership to a member, or to the fittest one.",

@@ -44,7 +44,7 @@ DATA: Final[dict[str, Operation]] = {
         "A range of keys in byte order, in pages.",
         json("Page", "A page.", "Kvnode-Revision", "Kvnode-Applied-Lag"),
         READ,
-        ("prefix", "start", "end", "limit", "cursor", "keys_only", "count", "consistency"),
+        ("prefix", "start", "end", "limit", "cursor", "keys_only", "sizes", "count", "consistency"),
     ),
     "DELETE /v1/kv": Operation(
         "delete_prefix",

@@ -67,6 +67,10 @@ PARAMETERS: Final[dict[str, Schema]] = {
     },
     "cursor": _query("cursor", text(), "From the page before: this one goes on behind it."),
     "lease_cursor": _query("cursor", whole(1, LEASE_ID_MAX), "From the page before: this one goes on behind it."),
+    "sizes": _query("sizes", _FLAG, "Adds the bytes of each value, also where the values are left out."),
+    "since_ms": _query("since_ms", whole(0, 10**15 - 1), "Only samples after this time, in milliseconds since 1970."),
+    "key_of_history": {**_query("key", text(minLength=1, maxLength=KEY_BYTES_MAX), "The key."), "required": True},
+    "limit_of_history": _query("limit", whole(1, 100), "Changes at most; 20 without it."),
     "keys_only": _query("keys_only", _FLAG, "Leaves the values out."),
     "count": _query(
         "count",

@@ -82,7 +82,8 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "DeletedOne": closed({"deleted": {"const": 1}, "revision": _REVISION}),
     "Deleted": closed({**_DELETED, "revision": whole()}),
     "Item": closed(
-        {"key": _KEY, **_REVISIONS}, {"value": _BASE64, "content_type": _TYPE, "lease": _LEASE, "ttl": whole()}
+        {"key": _KEY, **_REVISIONS},
+        {"value": _BASE64, "content_type": _TYPE, "lease": _LEASE, "ttl": whole(), "size": whole()},
     ),
     "Page": {
         "anyOf": [
@@ -251,6 +252,81 @@ SCHEMAS: Final[dict[str, Schema]] = {
                     }
                 )
             ),
+        }
+    ),
+    "Timeline": closed(
+        {
+            "changes": several(
+                closed(
+                    {
+                        "at_ms": whole(about="Milliseconds since 1970."),
+                        "term": whole(),
+                        "leader_id": nullable(text("null: the one before stopped leading, and no other led yet.")),
+                        "previous_id": nullable(_NODE),
+                        "reason": text(),
+                        "leaderless_s": nullable({"type": "number", "description": "For how long no node led."}),
+                    }
+                )
+            ),
+            "unanswered": several(_NODE),
+        }
+    ),
+    "Figures": closed(
+        {
+            "step_s": {"type": "number"},
+            "span_s": {"type": "number"},
+            "now_ms": whole(),
+            "nodes": several(
+                closed(
+                    {
+                        "node": _NODE,
+                        "samples": several(
+                            closed(
+                                {
+                                    "at_ms": whole(),
+                                    "writes_per_s": {"type": "number"},
+                                    "reads_per_s": {"type": "number"},
+                                    **{
+                                        f"{what}_p{part}_ms": nullable({"type": "number"})
+                                        for what in ("write", "fsync")
+                                        for part in (50, 99)
+                                    },
+                                }
+                            )
+                        ),
+                    }
+                )
+            ),
+            "unanswered": several(_NODE),
+        }
+    ),
+    "Heat": closed(
+        {
+            "minutes": whole(),
+            "last_minute_ms": whole(about="When the last column begins."),
+            "rows": several(
+                closed({"prefix": text(), "reads": several(whole(), 60, 60), "writes": several(whole(), 60, 60)})
+            ),
+            "unanswered": several(_NODE),
+        }
+    ),
+    "History": closed(
+        {
+            "key": text(),
+            "changes": several(
+                closed(
+                    {"event": {"enum": ["put", "delete", "expire"]}, "revision": whole()},
+                    {
+                        "create_revision": whole(),
+                        "version": whole(1),
+                        "content_type": text(),
+                        "size": whole(),
+                        "value": text("The first 2,048 bytes, in base64."),
+                    },
+                )
+            ),
+            "oldest_revision": whole(about="What happened before is not remembered here."),
+            "revision": whole(),
         }
     ),
     "Transfer": closed({}, {"to": nullable(_NODE)}),
