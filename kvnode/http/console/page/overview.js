@@ -3,8 +3,10 @@
 import { get, heard, Refused, Silent } from "./api.js";
 import { setAttribute, setText, h } from "./dom.js";
 import { goingOn } from "./failover.js";
+import { keysSection } from "./keys.js";
 import { membersSection } from "./members.js";
 import { signOut } from "./signin.js";
+import { valueSection } from "./value.js";
 
 const EVERY_MS = 700; // a change is on the page within two seconds: this, and what the nodes are given to answer
 const ANSWER_MS = 2_500;
@@ -22,7 +24,9 @@ export function startConsole(access, begin) {
   const out = h("button", { type: "button", class: "ghost", onclick: () => signOut(() => end()) }, "Sign out");
   const who = h("span", { class: "quiet who" }, access.name ? `${access.name} · ${access.role.replace("_", " ")}` : "");
   const members = membersSection(may, refresh);
-  const sections = [members];
+  const value = valueSection(may);
+  const keys = keysSection(value.open);
+  const sections = [members, keys, value];
   document.body.replaceChildren(
     h("header", { class: "top" },
       h("div", { class: "top-inner" },
