@@ -16,6 +16,7 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.errors": set(),
     "kvnode.configuration": set(),
     "kvnode.deadline": set(),
+    "kvnode.host": set(),
     # What strangers can make a node write is bounded there: every room that meets them imports it.
     "kvnode.logs": set(),
     "kvnode.net": {"kvnode.errors", "kvnode.logs"},
@@ -29,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "kvnode.metrics": {"kvnode.configuration", "kvnode.metrics.meters", "kvnode.node.status"},
     # Who watches what: fed by node/, read by http/, and as free of clocks and sockets as the state.
     "kvnode.watch": {"kvnode.errors", "kvnode.state"},
-    "kvnode.storage": {"kvnode.configuration", "kvnode.errors", "kvnode.metrics.meters", "kvnode.state"},
+    "kvnode.storage": {"kvnode.configuration", "kvnode.errors", "kvnode.host", "kvnode.metrics.meters", "kvnode.state"},
     "kvnode.raft.messages": set(),
     "kvnode.raft": {"kvnode.configuration", "kvnode.errors", "kvnode.raft.messages", "kvnode.storage"},
     "kvnode.peers": {"kvnode.errors", "kvnode.logs", "kvnode.net", "kvnode.raft.messages", "kvnode.state"},
@@ -39,6 +40,7 @@ ARROWS: dict[str, set[str]] = {
         "kvnode.configuration",
         "kvnode.deadline",
         "kvnode.errors",
+        "kvnode.host",
         "kvnode.logs",
         "kvnode.metrics.meters",
         "kvnode.net",

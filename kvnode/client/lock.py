@@ -15,7 +15,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final, Self, cast
 
@@ -55,13 +55,22 @@ class Lock:
     than 5 may lose the lock to one. `value`: what `locks/NAME` holds meanwhile, by default the host and process.
     """
 
-    def __init__(self, client: Client, name: str, *, ttl_s: int = TTL_S, value: bytes | None = None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        name: str,
+        *,
+        ttl_s: int = TTL_S,
+        value: bytes | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
         self.name = text("The name of a lock", name)
         self.key = PREFIX + name
         self.ttl_s = whole("ttl_s", ttl_s)
         self.token = 0
         self.lost = asyncio.Event()
         self._client = client
+        self._now = clock or (lambda: _now())
         self._value = f"{socket.gethostname()}:{os.getpid()}".encode() if value is None else bytes(octets(value))
         self._lease: int | None = None
         self._renewed_at = 0.0  # when the last renewal that was answered left: the lease began no earlier
@@ -79,11 +88,11 @@ class Lock:
         """For how long nobody else can hold the lock, whatever happens; 0 once it is known to be lost."""
         if self._lease is None or self._gone_for_sure:
             return 0.0
-        return self._renewed_at + self.ttl_s - _now()
+        return self._renewed_at + self.ttl_s - self._now()
 
     @property
     def _trusted_s(self) -> float:
-        return self._renewed_at + TRUSTED * self.ttl_s - _now()
+        return self._renewed_at + TRUSTED * self.ttl_s - self._now()
 
     async def acquire(self, wait_s: float | None = None) -> bool:
         """Waits for the lock, `wait_s` at most (None: for as long as it takes, 0: one try); whether it is held now.
@@ -94,12 +103,12 @@ class Lock:
         """
         if self._lease is not None:
             raise errors.Conflict(f"The lock {self.name} is held by this very object.")
-        deadline = None if wait_s is None else _now() + seconds("wait_s", wait_s, may_be_zero=True)
+        deadline = None if wait_s is None else self._now() + seconds("wait_s", wait_s, may_be_zero=True)
         while (revision := await self._try(deadline)) is not None:
-            if deadline is not None and _now() >= deadline:
+            if deadline is not None and self._now() >= deadline:
                 return False
             try:
-                async with asyncio.timeout(None if deadline is None else deadline - _now()):
+                async with asyncio.timeout(None if deadline is None else deadline - self._now()):
                     await self._gone(revision)
             except TimeoutError:
                 return False
@@ -177,8 +186,9 @@ class Lock:
         while True:
             if deadline is not None:
                 # The first try is a whole one however short the wait, within reason; later ones have what is left.
-                timeout_s = min(self._client.timeout_s, max(deadline - _now(), FIRST_TRY_S if doubt is None else 0.0))
-            began = _now()
+                least_s = FIRST_TRY_S if doubt is None else 0.0
+                timeout_s = min(self._client.timeout_s, max(deadline - self._now(), least_s))
+            began = self._now()
             try:
                 txn = await self._client.txn(
                     [when(self.key, exists=False)],
@@ -190,7 +200,7 @@ class Lock:
             except (errors.Unavailable, errors.OutcomeUnknown) as e:
                 # In doubt, it may have been taken, on a lease that nobody here knows: that one ends by itself.
                 doubt = e if isinstance(e, errors.OutcomeUnknown) else doubt
-                if deadline is not None and _now() + RETRY_S >= deadline:
+                if deadline is not None and self._now() + RETRY_S >= deadline:
                     raise doubt or e from None
                 await asyncio.sleep(RETRY_S)
                 continue
@@ -202,7 +212,7 @@ class Lock:
             self.token, self._lease, self._renewed_at = done.revision, done.lease, began
             self._gone_for_sure = False
             self.lost.clear()
-            if _now() - began < self.ttl_s / BEATS or await self._confirmed():
+            if self._now() - began < self.ttl_s / BEATS or await self._confirmed():
                 self._keeping = (asyncio.create_task(self._keep()), asyncio.create_task(self._look_after()))
                 return None
             self._lease = None
@@ -210,7 +220,7 @@ class Lock:
     async def _confirmed(self) -> bool:
         """Begins the lease anew; whether there still was one, and the key is as this client put it."""
         while True:
-            began = _now()
+            began = self._now()
             try:
                 await self._client.leases.keep_alive(cast(int, self._lease), attempt_s=self.ttl_s / BEATS / 2)
                 self._renewed_at = began
@@ -249,8 +259,8 @@ class Lock:
         while True:
             try:
                 async with asyncio.timeout(self._trusted_s):
-                    await asyncio.sleep(max(RETRY_S, self._renewed_at + beat_s - _now()))
-                    began = _now()
+                    await asyncio.sleep(max(RETRY_S, self._renewed_at + beat_s - self._now()))
+                    began = self._now()
                     await self._client.leases.keep_alive(cast(int, self._lease), attempt_s=beat_s / 2)
                     self._renewed_at = began
             except (errors.Unavailable, errors.Indefinite):

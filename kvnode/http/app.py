@@ -135,6 +135,7 @@ def create_server(
     with_metrics: bool = True,
     names: Collection[str] | None = None,
     budgets: Budgets | None = None,
+    wall_clock: Callable[[], float] = time.time,
 ) -> Server:
     """The server for one node, for `loop.create_server`. To be called with the loop running.
 
@@ -175,7 +176,8 @@ def create_server(
     # Neither the page's files nor etcd's API are part of the one that is described.
     others = console.routes(), gateway.routes(group, budgets, credentials)
     table = RouteTable(*tables, *others, openapi.routes(tables, STATUS_OF, version))
-    app = App(group, table, Stamp(group, node_id), meters, log_requests, door, spans, door.client, budgets=budgets)
+    stamp = Stamp(group, node_id, wall_clock)
+    app = App(group, table, stamp, meters, log_requests, door, spans, door.client, budgets=budgets)
     return Server(app, meters, connections, proxies)
 
 
@@ -199,9 +201,10 @@ def create_probe_server(
 class Stamp:
     """The header lines of every answer: Date, and who answers under whom, as far as that is known."""
 
-    __slots__ = ("_group", "_known", "_lines", "_node")
+    __slots__ = ("_group", "_known", "_lines", "_node", "_wall_clock")
 
-    def __init__(self, group: Group, node_id: str) -> None:
+    def __init__(self, group: Group, node_id: str, wall_clock: Callable[[], float] = time.time) -> None:
+        self._wall_clock = wall_clock
         self._group = group
         self._node = b"Kvnode-Node: %b\r\n" % node_id.encode()
         self._known: tuple[str | None, int, int] | None = None
@@ -210,7 +213,7 @@ class Stamp:
     def lines(self) -> bytes:
         """Rendered again only when the second, the leader or the term changes."""
         leader_id, term = self._group.leader()
-        now_s = int(time.time())
+        now_s = int(self._wall_clock())
         known = (leader_id, term, now_s)
         if known != self._known:
             lines = f"Date: {formatdate(now_s, usegmt=True)}\r\n".encode() + self._node

@@ -11,7 +11,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Callable
 from itertools import islice
-from time import perf_counter
+from time import monotonic
 from typing import Final
 
 from kvnode.errors import Overloaded
@@ -143,9 +143,10 @@ class Hold:
 class Turns:
     """Work that holds the loop for milliseconds waits here until this turn of the loop has time for it."""
 
-    __slots__ = ("_began", "_lock", "_waiting", "refused")
+    __slots__ = ("_began", "_clock", "_lock", "_waiting", "refused")
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
         self._began: float | None = None  # when the first of this turn came
         self._lock = asyncio.Lock()
         self._waiting = 0
@@ -172,10 +173,10 @@ class Turns:
     def _spent(self) -> bool:
         """Whether such work has held this turn of the loop for TURN_S."""
         if self._began is None:
-            self._began = perf_counter()
+            self._began = self._clock()
             asyncio.get_running_loop().call_soon(self._end)
             return False
-        return perf_counter() - self._began > TURN_S
+        return self._clock() - self._began > TURN_S
 
     def _end(self) -> None:
         self._began = None
@@ -187,9 +188,10 @@ class Reads:
     Each waits once at most: its connection is not read until then. Their bytes are of the budget of bodies.
     """
 
-    __slots__ = ("_began", "_waiting", "_working")
+    __slots__ = ("_began", "_clock", "_waiting", "_working")
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
         self._began: float | None = None  # when the first of this turn came
         self._waiting: deque[Callable[[], None]] = deque()
         self._working = False
@@ -199,10 +201,10 @@ class Reads:
         if self._working:
             return True
         if self._began is None:
-            self._began = perf_counter()
+            self._began = self._clock()
             asyncio.get_running_loop().call_soon(self._turn)
             return True
-        return not self._waiting and perf_counter() - self._began < READS_TURN_S
+        return not self._waiting and self._clock() - self._began < READS_TURN_S
 
     def wait(self, read: Callable[[], None]) -> None:
         """`read` is called in the turn that has time for it. Only after `now` was False."""
@@ -213,13 +215,13 @@ class Reads:
         self._began = None
         if not self._waiting:
             return
-        self._began = began = perf_counter()
+        self._began = began = self._clock()
         asyncio.get_running_loop().call_soon(self._turn)
         self._working = True
         try:
             while self._waiting:
                 self._waiting.popleft()()
-                if perf_counter() - began >= READS_TURN_S:
+                if self._clock() - began >= READS_TURN_S:
                     break
         finally:
             self._working = False
@@ -228,7 +230,8 @@ class Reads:
 class Budgets:
     """Those of one node, for all its listeners."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self.clock = clock
         self.answers = Budget(
             ANSWER_BYTES_MAX,
             "This node's clients have not taken too many of its answers yet: send the request again in a moment.",
@@ -238,8 +241,8 @@ class Budgets:
             "Too many bytes of unfinished requests are on this node: send the request again in a moment.",
             incoming=True,
         )
-        self.turns = Turns()
-        self.reads = Reads()
+        self.turns = Turns(clock)
+        self.reads = Reads(clock)
 
     def levels(self) -> dict[str, tuple[int, int]]:
         """(bytes in use, limit) of each."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from dataclasses import replace
-from time import monotonic
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -12,7 +11,7 @@ from aiohttp import hdrs, web
 from kvnode.errors import BadRequest, KeyNotFound
 from kvnode.http.answer import JSON_TYPE, VALUE, Answer, json_string
 from kvnode.http.body import read_body, whole_body
-from kvnode.http.budget import SMALL_BYTES, Budgets, Turns
+from kvnode.http.budget import SMALL_BYTES, Budgets
 from kvnode.http.consistency import consistency, stale
 from kvnode.http.credentials import REVIEW_S, check_still_admitted
 from kvnode.http.etags import check_read, write_expectation
@@ -33,7 +32,7 @@ BINARY: Final = "application/octet-stream"
 
 
 def routes(group: Group, budgets: Budgets, traffic: Traffic | None = None) -> dict[str, Methods]:
-    keys = Keys(group, budgets.turns, Traffic() if traffic is None else traffic)
+    keys = Keys(group, budgets, Traffic() if traffic is None else traffic)
     get = Endpoint(keys.get, "consistency", "revision")
     return {
         "/v1/kv/{key}": {"GET": get, "HEAD": get, "PUT": Endpoint(keys.put, "lease", "ttl"), "DELETE": keys.delete},
@@ -43,12 +42,13 @@ def routes(group: Group, budgets: Budgets, traffic: Traffic | None = None) -> di
 class Keys:
     """The handlers. Each bounds what it was sent before it asks the group for anything."""
 
-    __slots__ = ("_group", "_traffic", "_turns")
+    __slots__ = ("_clock", "_group", "_traffic", "_turns")
 
-    def __init__(self, group: Group, turns: Turns, traffic: Traffic) -> None:
+    def __init__(self, group: Group, budgets: Budgets, traffic: Traffic) -> None:
         self._group = group
         self._traffic = traffic
-        self._turns = turns
+        self._turns = budgets.turns
+        self._clock = budgets.clock
 
     def put(self, request: web.BaseRequest, rest: str, query: str) -> Awaitable[Answer]:
         key = decode_key(rest)
@@ -88,17 +88,17 @@ class Keys:
             return self._found(request, key, stale(self._group))
         if query:
             return self._get_as_asked(request, key, Query(query))
-        began_at = monotonic()
+        began_at = self._clock()
         read_index = self._group.read_index()
         if read_index is None:
             return self._get_in_time(request, key, 0.0)
 
         def read(index: int | None) -> Answer | Awaitable[Answer]:
-            if monotonic() - began_at > REVIEW_S:
+            if self._clock() - began_at > REVIEW_S:
                 check_still_admitted(request)
             if self._group.holds(index):
                 return self._found(request, key, b"")
-            return self._get_in_time(request, key, monotonic() - began_at)
+            return self._get_in_time(request, key, self._clock() - began_at)
 
         return Later(read_index, read)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from time import monotonic
 from typing import Final
 
 import msgpack
@@ -147,7 +146,8 @@ class _Restore:
 
         `done_of`: how many of them are, once so many pieces are there.
         """
-        done, ends_at = 0, monotonic() + WINDOW_S
+        loop = asyncio.get_running_loop()
+        done, ends_at = 0, loop.time() + WINDOW_S
         while done < len(commands):
             refused: KvnodeError | None = None
             for outcome in await self._group.propose_each(commands[done:]):
@@ -160,7 +160,7 @@ class _Restore:
                 else:
                     _replaced(outcome)
             if done < len(commands):
-                if monotonic() >= ends_at or remaining_s(1.0) <= PAUSE_S:
+                if loop.time() >= ends_at or remaining_s(1.0) <= PAUSE_S:
                     raise _gave_up(refused)
                 await asyncio.sleep(PAUSE_S)
 

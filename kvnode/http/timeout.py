@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable
-from time import monotonic
 from typing import Any, Final
 
 from aiohttp import web
@@ -50,7 +49,7 @@ def begin(request: web.BaseRequest, handler: Handler, rest: str, query: str) -> 
     """What the handler gives; what it waits for ends before the sender's time does."""
     time_s = timeout_s(request)
     margin_s = min(MARGIN_S_MAX, max(MARGIN_S_MIN, time_s / 10))
-    ends_at = monotonic() + time_s - margin_s
+    ends_at = asyncio.get_running_loop().time() + time_s - margin_s
     before = deadline.set(ends_at)
     try:
         outcome = handler(request, rest, query)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -141,7 +140,7 @@ class Drains:
                 raise LastReadyNode(
                     f"No node but {self._me} would be ready: it is not drained; wait for another one, or force it."
                 )
-            await asyncio.sleep(random.uniform(*PAUSE_S))
+            await asyncio.sleep(self._engine.settings.host.draw.uniform(*PAUSE_S))
 
     async def _standings(self) -> list[str]:
         """What every other member says of itself now."""

@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
-import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -80,7 +78,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._fail, self.snapshots, self.roster = fail, snapshots, roster
         self.settings, self.store, self._watches = settings, store, watches
-        self.clock = time.monotonic
+        self.clock = settings.host.clock
         self.last_step_at = self.clock()
         self.applied_term = 0
         self.leadership: Waiters[bool] = Waiters()  # resolved whenever who leads may have changed
@@ -89,7 +87,7 @@ class Engine:
         self._step_due = self._stopped = False
         self.draining = False  # this node is to go: it leads where no other one can, and is given no leadership
         self._timer: asyncio.TimerHandle | None = None
-        instance = os.urandom(ORIGIN_BYTES)
+        instance = settings.host.token_bytes(ORIGIN_BYTES)
         me = Identity(
             node_id=settings.node_id,
             cluster_id=cluster_id,
@@ -100,9 +98,10 @@ class Engine:
             fresh=lambda: self.memory.fresh,
             refuse_fresh=self._refuse_fresh,
             peers_0_1=settings.peers_0_1,
+            token_bytes=settings.host.token_bytes,
         )
         self.memory = Promises(claimed, snapshots.disk, journal, store, roster, lambda: self.leader_id)
-        self.network = Network(me, roster, self, settings.certificate)
+        self.network = Network(me, roster, self, settings.certificate, settings.host.draw)
         self._acquaintance = KnownPeers(roster, self.network, snapshots.disk, fail)
         self.members_changed = self._acquaintance.changed
         timeout_s = settings.election_timeout_max_s
@@ -120,6 +119,7 @@ class Engine:
             election_timeout_min_s=settings.election_timeout_min_s,
             election_timeout_max_s=settings.election_timeout_max_s,
             heartbeat_s=settings.heartbeat_s,
+            draw=settings.host.draw,
             is_fit=lambda: not self.draining and self.storage.full is None and not self.storage.hangs,
             can_vote=lambda: not (self.storage.hangs or self.memory.lost),
             may_apply=self._contents.are_read,
@@ -129,7 +129,7 @@ class Engine:
         self.leadership_log = LeadershipLog(self.replica, self.proposals.meters, self.clock)
         self._feature_level = FeatureLevel(EngineLeader(self), store, self.network, roster)
         self._news = CommitNotices(self.replica, self.writes, self._guarded)
-        self.questions = Questions(self.network, lambda: self.leader_id, self.clock)
+        self.questions = Questions(self.network, lambda: self.leader_id, settings.host)
         self.answers = Answers(self.network)
         self.reads = ReadIndex(
             self.replica, self.network, self.questions, lambda: self.leader_id, self.schedule, timeout_s
@@ -140,7 +140,9 @@ class Engine:
         self.audit = DivergenceCheck(self.replica, store, self.network.send, snapshots.newest)
         self._compaction = Compaction(self.replica, snapshots, store, self.audit.history, self._work, self._kept)
         self.outstanding.watch("snapshot", JOB_S_MAX, lambda: self._compaction.under_way_since)
-        self._flusher = Flusher(journal, segments, settings.fsync, self._landed, fail, self.storage.waits)
+        self._flusher = Flusher(
+            journal, segments, settings.fsync, self._landed, fail, self.storage.waits, settings.host
+        )
         journal.on_dirty = self.schedule
         # What does not reach the guard, by kind; other rooms add theirs.
         self.on: dict[int, Callable[[str, list[Any]], None]] = {

@@ -51,7 +51,7 @@ from kvnode.raft.core import check_release
 from kvnode.state.commands import FEATURE_LEVEL
 from kvnode.state.results import Result
 from kvnode.state.store import KeyValueStore
-from kvnode.storage.disk import Directory
+from kvnode.storage.disk import Disk
 from kvnode.storage.journal import Journal
 from kvnode.storage.segments import Segments
 from kvnode.storage.snapshots import Snapshots
@@ -71,7 +71,7 @@ class RaftGroup:
     def __init__(self, settings: RaftSettings) -> None:
         self._settings = settings
         self._engine: Engine | None = None
-        self._disk: Directory | None = None
+        self._disk: Disk | None = None
         self._segments: Segments | None = None
         self._cluster_id = b""
         self.draining = False  # Read-only outside this class.
@@ -85,8 +85,8 @@ class RaftGroup:
         self.own_reports = self._reports.own  # what this node says of itself when another one asks
         self.is_ready: Callable[[RaftStatus], bool] = lambda status: status.started  # by the checks of /readyz
         self.store = KeyValueStore()
-        self.watchdog = Watchdog()
-        self.session = SessionKey(self.store, settings.session_keys, settings.secret)
+        self.watchdog = Watchdog(settings.host)
+        self.session = SessionKey(self.store, settings.session_keys, settings.secret, settings.host)
         self._loop = asyncio.get_running_loop()
         self.watches = Hub(self.store, self._loop.call_soon)
         self.fatal: asyncio.Future[Fatal] = self._loop.create_future()
@@ -99,12 +99,12 @@ class RaftGroup:
         self.watchdog.start()
         loop = self._loop
         settings = self._settings
-        self._disk = disk = Directory(settings.data_dir)
+        self._disk = disk = settings.disk(settings.data_dir)
         try:
             claimed = await claimed_by(settings, disk)
             self._cluster_id = claimed.cluster_id
             self._segments = segments = Segments(disk, self._cluster_id)
-            snapshots = Snapshots(disk, self._cluster_id, Pace().rest)
+            snapshots = Snapshots(disk, self._cluster_id, Pace(settings.host.clock, settings.host.sleep).rest)
             # In a worker: the HTTP server answers its probes while a big store is being read.
             store = await loop.run_in_executor(None, snapshots.recover)
             if store.level > FEATURE_LEVEL:

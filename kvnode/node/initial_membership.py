@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvnode.configuration import first_cluster
 from kvnode.node.settings import RaftSettings
 from kvnode.raft.membership import Roster
-from kvnode.storage.disk import Directory
+from kvnode.storage.disk import Disk
 from kvnode.storage.identity import (
     Claim,
     check_peers,
@@ -16,7 +16,7 @@ from kvnode.storage.journal import Journal
 from kvnode.storage.snapshots import Snapshot
 
 
-async def claimed_by(settings: RaftSettings, disk: Directory) -> Claim:
+async def claimed_by(settings: RaftSettings, disk: Disk) -> Claim:
     """What the directory says, written down at the first start; a node that joins is invited then."""
     invitation = None
     if settings.join is not None and not is_claimed(disk):
@@ -24,9 +24,7 @@ async def claimed_by(settings: RaftSettings, disk: Directory) -> Claim:
     return claim(disk, settings.node_id, settings.cluster_id, settings.peers, invitation)
 
 
-def roster(
-    settings: RaftSettings, disk: Directory, claimed: Claim, journal: Journal, newest: Snapshot | None
-) -> Roster:
+def roster(settings: RaftSettings, disk: Disk, claimed: Claim, journal: Journal, newest: Snapshot | None) -> Roster:
     """The log's word counts, then the snapshot's, then that of the first start, with --peers for its addresses."""
     peers = settings.peers
     first = claimed.told or first_cluster({node_id: peers.get(node_id, ("", 0)) for node_id in claimed.members})

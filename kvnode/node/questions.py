@@ -14,12 +14,12 @@ was drawn.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from kvnode.host import Host
 from kvnode.peers.network import Network
 from kvnode.raft.messages import Message
 
@@ -55,12 +55,12 @@ class _Question:
 class Questions:
     """One node's. `leader` is whom this node would turn to now. Everything happens in the loop's thread."""
 
-    def __init__(self, network: Network, leader: Callable[[], str | None], clock: Callable[[], float]) -> None:
+    def __init__(self, network: Network, leader: Callable[[], str | None], host: Host) -> None:
         self._network = network
         self._leader = leader
-        self._clock = clock
+        self._clock = host.clock
         # Not from 0: what an answering node remembers of another process must not meet these numbers.
-        self._number = int.from_bytes(os.urandom(6), "big")
+        self._number = int.from_bytes(host.token_bytes(6), "big")
         self._open: dict[int, _Question] = {}
 
     def ask(

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import threading
 import zlib
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
@@ -21,6 +19,7 @@ from typing import Final, Protocol
 import msgpack
 
 from kvnode.errors import Conflict
+from kvnode.host import Host
 from kvnode.node.engine import Engine
 from kvnode.node.lease_clock import EngineLeader
 from kvnode.state import session_keys
@@ -70,7 +69,9 @@ class SessionKey:
     `error` says why. `warning`: a sentence for the operator where the node goes on all the same.
     """
 
-    def __init__(self, store: KeyValueStore, given: tuple[bytes, ...], secret: bytes = b"") -> None:
+    def __init__(
+        self, store: KeyValueStore, given: tuple[bytes, ...], secret: bytes = b"", host: Host | None = None
+    ) -> None:
         self._store = store
         self._given = given
         self._secret = secret
@@ -78,7 +79,8 @@ class SessionKey:
         self._clock: Callable[[], float] = float
         self._disk: Disk | None = None
         self._current = False
-        self._writing = threading.Lock()
+        self._host = host or Host()
+        self._writing = self._host.lock()
         self._proposed_in: int | None = None
         self._kept: tuple[int, int, float] = (0, 0, 0.0)  # term, number of the key, since when
         self._timer: asyncio.TimerHandle | None = None
@@ -140,7 +142,7 @@ class SessionKey:
 
     def _next(self, grace_s: int) -> bytes:
         """The command after which another key signs: the configured one, whose bytes stay here, or a new one."""
-        key = self._given[0] if self._given else os.urandom(session_keys.KEY_BYTES)
+        key = self._given[0] if self._given else self._host.token_bytes(session_keys.KEY_BYTES)
         shown = b"" if self._given else key
         return _packed(
             session_keys.command(self._store.session.number, shown, session_keys.fingerprint_of(key), grace_s)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from kvnode.host import Host
 from kvnode.net.tls import MutualCertificate
+from kvnode.storage.disk import Directory, Disk
 from kvnode.storage.flusher import Fsync
 from kvnode.storage.identity import Invitation
 
@@ -23,6 +25,7 @@ class RaftSettings:
     `cluster_id` None: derived from `peers`, which all members are first started with alike.
 
     `peers_0_1`: talk to nodes of kvnode 0.1 as well, whose frames nothing protects: for a rolling upgrade from there.
+    `host`, `disk`: the machine, and how `data_dir` is opened on it. Raises StartupError.
     `session_keys`: those that this node was given, the newest first; none: the cluster makes its own.
 
     Election timeout: drawn anew from [min, max) each time. The minimum is several heartbeats, so that one
@@ -45,3 +48,5 @@ class RaftSettings:
     join: Callable[[], Awaitable[Invitation]] | None = None
     certificate: MutualCertificate | None = None
     peers_0_1: bool = False
+    host: Host = field(default_factory=Host)
+    disk: Callable[[Path], Disk] = Directory

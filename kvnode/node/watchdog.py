@@ -14,9 +14,10 @@ import asyncio
 import logging
 import sys
 import threading
-import time
 import traceback
 from typing import Final
+
+from kvnode.host import Host
 
 log = logging.getLogger("kvnode.raft")
 
@@ -31,17 +32,18 @@ _STACK_FRAMES: Final = 12
 class Watchdog:
     """`error`: one sentence, while the loop does not run or has only just begun to again."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self.error: str | None = None
-        self._beat_at = time.monotonic()
-        self._stopped = threading.Event()
+        self._beat_at = self._host.clock()
+        self._stopped = host.event()
         self._watched = threading.get_ident()
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """From the loop's own thread."""
         self._beat(asyncio.get_running_loop())
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._host.thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
         self._stopped.set()
@@ -49,15 +51,15 @@ class Watchdog:
             self._timer.cancel()
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._beat_at = time.monotonic()
+        self._beat_at = self._host.clock()
         self._timer = loop.call_later(LOOK_S, self._beat, loop)
 
     def _watch(self) -> None:
-        looked_at = time.monotonic()
+        looked_at = self._host.clock()
         from_s = looked_at  # silence counts from here on at the earliest
         well_since: float | None = None
         while not self._stopped.wait(LOOK_S):
-            now = time.monotonic()
+            now = self._host.clock()
             if now - looked_at > 4 * LOOK_S:
                 from_s = now
             looked_at = now

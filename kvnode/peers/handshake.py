@@ -110,6 +110,7 @@ class Identity:
     fresh: Callable[[], bool] = bool
     refuse_fresh: Callable[[str], None] = lambda node_id: None  # raises Refused for a node that must not be
     peers_0_1: bool = False
+    token_bytes: Callable[[int], bytes] = os.urandom
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ class Dialer:
 
     def hello(self) -> bytes:
         me = self._me
-        fields = [_VERSION, me.cluster_id, me.node_id, self._peer_id, os.urandom(NONCE_BYTES)]
+        fields = [_VERSION, me.cluster_id, me.node_id, self._peer_id, me.token_bytes(NONCE_BYTES)]
         self._said = framed(packed(fields))
         return MAGIC + self._said
 
@@ -215,7 +216,7 @@ class Acceptor:
                 )
             if self._node_id == me.node_id:
                 raise Refused(f"node {self._node_id!r} is this one: give each node its own --node-id")
-        challenge = framed(packed([True, os.urandom(NONCE_BYTES)]))
+        challenge = framed(packed([True, me.token_bytes(NONCE_BYTES)]))
         self._said = framed(body) + challenge
         self._keys = _Keys(me.secret, self._said)
         return challenge

@@ -54,8 +54,14 @@ class Network:
     """All connections of one node. `addresses` maps each peer to (host, port); `circle` says who may connect."""
 
     def __init__(
-        self, me: Identity, circle: Circle, listener: Listener, certificate: MutualCertificate | None = None
+        self,
+        me: Identity,
+        circle: Circle,
+        listener: Listener,
+        certificate: MutualCertificate | None = None,
+        draw: random.Random | None = None,
     ) -> None:
+        self._draw = draw or random.Random()
         self.certificate = certificate
         self.me = me
         self.circle = circle
@@ -218,7 +224,7 @@ class Network:
                 link.abort()
             heard_from = self._heard_from[node_id] = asyncio.Event()
             try:
-                async with asyncio.timeout(pause_s * random.uniform(0.5, 1.0)):
+                async with asyncio.timeout(pause_s * self._draw.uniform(0.5, 1.0)):
                     await heard_from.wait()  # it has just dialled us: no reason to wait longer
             except TimeoutError:
                 pause_s = min(pause_s * 2, REDIAL_S[1])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import threading
-import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final, Literal
 
 from kvnode.errors import Fatal
+from kvnode.host import Host
 from kvnode.storage.journal import Flight, Journal
 from kvnode.storage.segments import OutOfSpace, Segments
 from kvnode.storage.tail import NOTE_AT_LEAST_EVERY_S, QUIET_S
@@ -36,27 +35,30 @@ class Flusher:
         landed: Callable[[], None],
         failed: Callable[[Fatal], None],
         out_of_space: Callable[[bool], None],
+        host: Host | None = None,
     ) -> None:
+        host = host or Host()
+        self._clock = host.clock
         self._journal = journal
         self._segments = segments
         self._fsync = fsync
         self._landed = landed
         self._failed = failed
         self._out_of_space = out_of_space
-        self._giving_up = threading.Event()
+        self._giving_up = host.event()
         self._loop = asyncio.get_running_loop()
         self._waiting_for_space = False
         self._flight_began_at: float | None = None  # the flight that was handed to the thread and has not landed
         self._call_began_at: float | None = None  # what the thread asks of the disk now; it alone sets this
-        self._queue: SimpleQueue[Flight | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._queue: SimpleQueue[Flight | None] = host.queue()
+        self._thread = host.thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
 
     def kick(self) -> None:
         """Starts the next flight, if there is something to write and none is under way."""
         flight = self._journal.begin_flight()
         if flight is not None:
-            self._flight_began_at = time.monotonic()
+            self._flight_began_at = self._clock()
             self._queue.put(flight)
 
     @property
@@ -88,7 +90,7 @@ class Flusher:
         while True:
             wait_s, due = None, sync_at if sync_at is not None else note_at
             if due is not None:
-                wait_s = due - time.monotonic()
+                wait_s = due - self._clock()
                 if sync_at is None:
                     wait_s = min(wait_s, QUIET_S)
             try:
@@ -98,7 +100,7 @@ class Flusher:
             except Empty:
                 if not self._write(self._segments.note_durable if sync_at is None else self._segments.sync):
                     return
-                note_at = None if sync_at is None else note_at or time.monotonic() + NOTE_AT_LEAST_EVERY_S
+                note_at = None if sync_at is None else note_at or self._clock() + NOTE_AT_LEAST_EVERY_S
                 sync_at = None
                 continue
             if flight is None:
@@ -107,9 +109,9 @@ class Flusher:
             if not self._write(lambda flight=flight: self._take(flight)):  # type: ignore[misc]
                 return
             if self._fsync == "always":
-                note_at = note_at or time.monotonic() + NOTE_AT_LEAST_EVERY_S
+                note_at = note_at or self._clock() + NOTE_AT_LEAST_EVERY_S
             elif self._fsync == "interval":
-                sync_at = sync_at or time.monotonic() + INTERVAL_S
+                sync_at = sync_at or self._clock() + INTERVAL_S
             self._loop.call_soon_threadsafe(self._end, flight)
 
     def _finish(self) -> None:
@@ -140,7 +142,7 @@ class Flusher:
 
     def _write(self, work: Callable[[], None]) -> bool:
         """False after an error. It is never retried: what the page cache still holds is not known (fsyncgate)."""
-        self._call_began_at = time.monotonic()
+        self._call_began_at = self._clock()
         try:
             work()
         except OSError as error:
