@@ -12,11 +12,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # What `make compose-up` and `make compose-test` call; `make COMPOSE=podman-compose compose-test` works as well.
 COMPOSE ?= docker compose
-# Handed on: `make test PYTEST_ARGS='-x tests/haproxy'`, `make fuzz FUZZ_ARGS='--schedules 5000'`, `make dev DEV_ARGS='--nodes 5'`.
+# Handed on: `make test PYTEST_ARGS='-x tests/haproxy'`, `make fuzz FUZZ_ARGS='--schedules 5000' WHOLE_ARGS='--seed 7'`, `make dev DEV_ARGS='--nodes 5'`.
 PYTEST_ARGS ?=
 # A worker that simulates fills a core; one with real nodes mostly waits: two halve the time. A file stays in one worker.
 TEST_WORKERS ?= 2
 FUZZ_ARGS ?=
+WHOLE_ARGS ?=
 BENCH_ARGS ?=
 DEV_ARGS ?=
 CHAOS_ARGS ?=
@@ -88,8 +89,9 @@ format: $(STAMP) ## puts the code into the one format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-fuzz: $(STAMP) ## thousands of simulated schedules; a failure prints the seed that repeats it
+fuzz: $(STAMP) ## simulated schedules, of replicas and of whole nodes; a failure prints the seed that repeats it
 	$(BIN)/python -m tests.simulation.fuzz $(FUZZ_ARGS)
+	$(BIN)/python -m tests.virtual.fuzz $(WHOLE_ARGS)
 
 hostile-loaders: $(STAMP) ## a million crafted backups and snapshots: each is refused, or as good as any (half an hour)
 	$(BIN)/python -m tests.hostile.loaders --count 1000000 $(LOADERS_ARGS)

@@ -97,12 +97,12 @@ class MemoryDisk:
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         self._call("read", name)
-        data = self._names[name].data
+        data = self._file(name).data
         return bytes(data[offset:] if length is None else data[offset : offset + length])
 
     def size(self, name: str) -> int:
         self._call("size", name)
-        return len(self._names[name].data)
+        return len(self._file(name).data)
 
     def append(self, name: str, buffers: Sequence[bytes]) -> None:
         whole = b"".join(buffers)
@@ -177,6 +177,11 @@ class MemoryDisk:
 
     def close(self) -> None:
         pass
+
+    def _file(self, name: str) -> _File:
+        if name not in self._names:
+            raise _error(errno.ENOENT, name)
+        return self._names[name]
 
     # --- faults -------------------------------------------------------------------------------------------
 

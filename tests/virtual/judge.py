@@ -1,0 +1,293 @@
+"""What must never happen, whatever the schedule. The judge sees every node's state machine and every client at once.
+
+All changes of the store have a revision, and the first node that applies one tells when it happened. So the order of
+everything is known, and no search is needed: an operation must fit into that order at some moment between its call
+and its answer (linearizability: Herlihy and Wing, 1990; here with the order given).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from kvnode.state.changes import CHANGE_EXPIRE, CHANGE_PUT, Change
+from kvnode.state.items import unpacked
+from tests.virtual.world import World
+
+if TYPE_CHECKING:
+    from kvnode.node.group import RaftGroup
+    from tests.virtual.node import Node
+
+DRIFT = 1e-3  # more than two clocks differ by
+LEASE_TICK_S = 0.05  # a lease may seem to end this much early: times are told in whole milliseconds, and rounded
+
+
+class Violation(AssertionError):
+    """A promise was broken."""
+
+
+Outcome = Literal["open", "ok", "refused", "not_applied", "unknown"]
+
+
+@dataclass(eq=False)
+class Operation:
+    """One call as its client sees it. `refused`: by the state machine, after it had looked."""
+
+    kind: str  # put, delete, cas, txn, get, stale
+    keys: tuple[str, ...]
+    called_at: float
+    value: bytes = b""  # unlike any other that is ever written
+    expect: int | None = None  # mod_revision; 0: that there is no such key
+    outcome: Outcome = "open"
+    returned_at: float = float("inf")
+    revision: int = 0  # of a write; for a read: mod_revision, 0 where there was no such key
+    seen: bytes | None = None
+    node: str = ""
+
+
+@dataclass(eq=False)
+class Watch:
+    """What one client was told, of keys with this prefix from this revision on."""
+
+    prefix: str
+    from_revision: int
+    events: list[tuple[str, str, int, bytes]] = field(default_factory=list)
+    over: str = ""  # why it ended
+
+
+@dataclass(eq=False)
+class Holding:
+    """A lock as one holder sees it."""
+
+    name: str
+    token: int
+    called_at: float
+    acquired_at: float
+    held_until: float  # the last moment at which the holder was told that it holds it
+
+
+@dataclass(eq=False)
+class Renewal:
+    """Of the lease of a key: from `called_at` on it lasts for `ttl_s` at least."""
+
+    key: str
+    called_at: float
+    ttl_s: float
+
+
+class Judge:
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.changes: dict[int, tuple[Change, ...]] = {}
+        self.told_by: dict[int, str] = {}
+        self._revisions: list[int] = []
+        self._times: list[float] = []
+        self._terms: list[tuple[float, int]] = []  # when an entry of a term was first applied anywhere
+        self.operations: list[Operation] = []
+        self.watches: list[Watch] = []
+        self.holdings: list[Holding] = []
+        self.renewals: list[Renewal] = []
+        self.revoked: set[str] = set()
+        self.probes = 0
+        self.replaced = False  # all contents, by a restore
+
+    # --- what nodes tell -----------------------------------------------------------------------------------------
+
+    def attach(self, node: Node, group: RaftGroup) -> None:
+        """From now on every change that this node's state machine makes is known."""
+        publish, store = group.watches.publish, group.store
+
+        def told() -> None:
+            engine = group._engine
+            if engine is not None:
+                self._applied_in(engine.applied_term)
+            if store.changes:
+                self._changed(node.name, list(store.changes))
+            publish()
+
+        group.watches.publish = told  # type: ignore[method-assign]
+
+    def _applied_in(self, term: int) -> None:
+        if not self._terms or self._terms[-1][1] < term:
+            self._terms.append((self.world.now, term))
+
+    def _changed(self, node: str, changes: list[Change]) -> None:
+        by_revision: defaultdict[int, list[Change]] = defaultdict(list)
+        for change in changes:
+            by_revision[change[2]].append(change)
+        for revision, block in by_revision.items():
+            known = self.changes.get(revision)
+            if known is None:
+                self.changes[revision], self.told_by[revision] = tuple(block), node
+                if self._revisions and revision < self._revisions[-1]:
+                    continue  # a node that starts is told the past again, which a snapshot had hidden
+                self._revisions.append(revision)
+                self._times.append(self.world.now)
+            elif known != tuple(block):
+                raise Violation(
+                    f"{node} made other changes at revision {revision} than {self.told_by[revision]}: "
+                    f"{_shown(block)} and {_shown(known)}"
+                )
+
+    # --- what clients tell ---------------------------------------------------------------------------------------
+
+    def begin(self, kind: str, *keys: str, **known: Any) -> Operation:
+        operation = Operation(kind, keys, self.world.now, **known)
+        self.operations.append(operation)
+        return operation
+
+    def end(self, operation: Operation, outcome: Outcome, **known: Any) -> None:
+        operation.outcome, operation.returned_at = outcome, self.world.now
+        for name, value in known.items():
+            setattr(operation, name, value)
+        self.world.trace("answer", operation.kind, *operation.keys, outcome, operation.revision, operation.seen)
+
+    def probed(self, node: str, called_at: float, term: int) -> None:
+        """A leader probe said yes, in this term."""
+        self.probes += 1
+        later = [each for when, each in self._terms if when < called_at and each > term]
+        if later:
+            raise Violation(
+                f"the leader probe of {node} said yes in term {term} at {self.world.now:.3f}, and entries of term "
+                f"{later[-1]} had been applied before it was asked"
+            )
+
+    # --- the verdict ---------------------------------------------------------------------------------------------
+
+    def revision_at(self, when: float, inclusive: bool) -> int:
+        """The store's at that moment, as the node that was furthest had it."""
+        position = (bisect_right if inclusive else bisect_left)(self._times, when)
+        return self._revisions[position - 1] if position else 0
+
+    def check(self) -> None:
+        """Raises Violation. After everything has ended."""
+        histories = self._histories()
+        written = Counter(value for history in histories.values() for _, value in history if value is not None)
+        for operation in self.operations:
+            if operation.kind in ("get", "stale"):
+                self._check_read(operation, histories.get(operation.keys[0], []))
+            else:
+                self._check_write(operation, histories, written)
+        for watch in self.watches:
+            self._check_watch(watch)
+        self._check_leases()
+        self._check_locks()
+
+    def _histories(self) -> dict[str, list[tuple[int, bytes | None]]]:
+        """By key: (revision, value) of each change; None: it went away."""
+        histories: defaultdict[str, list[tuple[int, bytes | None]]] = defaultdict(list)
+        for revision in sorted(self.changes):
+            for kind, key, _, packed in self.changes[revision]:
+                histories[key].append((revision, unpacked(packed).value if kind == CHANGE_PUT else None))
+        return histories
+
+    def _check_read(self, read: Operation, history: list[tuple[int, bytes | None]]) -> None:
+        if read.outcome != "ok":
+            return
+        stale = read.kind == "stale"
+        first = 0 if stale else self.revision_at(read.called_at, inclusive=False)
+        last = self.revision_at(read.returned_at, inclusive=True)
+        possible: set[tuple[int, bytes | None]] = set()
+        state: tuple[int, bytes | None] = (0, None)
+        for revision, value in history:
+            if revision > last:
+                break
+            if revision > first:
+                possible.add(state)
+            state = (0 if value is None else revision, value)
+        possible.add(state)
+        if (read.revision, read.seen) not in possible:
+            raise Violation(
+                f"a {'stale' if stale else 'linearizable'} read of {read.keys[0]} on {read.node or 'any node'}, "
+                f"from {read.called_at:.3f} to {read.returned_at:.3f}, saw {(read.revision, read.seen)}; between "
+                f"revisions {first} and {last} it was {sorted(possible, key=str)}"
+            )
+
+    def _check_write(
+        self, write: Operation, histories: dict[str, list[tuple[int, bytes | None]]], written: Counter[bytes]
+    ) -> None:
+        where = f"the {write.kind} of {' and '.join(write.keys)} from {write.called_at:.3f} to {write.returned_at:.3f}"
+        if write.value:
+            count = written[write.value]
+            if count > len(write.keys):
+                raise Violation(f"{where} was applied {count // len(write.keys)} times: {write.value!r}")
+            if count not in (0, len(write.keys)):
+                raise Violation(f"{where} was applied in part: {write.value!r}")
+            if write.outcome in ("refused", "not_applied") and count:
+                raise Violation(f"{where} was refused ({write.outcome}), and was applied: {write.value!r}")
+            if write.outcome == "ok" and not count:
+                raise Violation(f"{where} was acknowledged at revision {write.revision}, and is not there")
+        if write.outcome != "ok":
+            return
+        block = self.changes.get(write.revision, ())
+        if {change[1] for change in block} & set(write.keys) != set(write.keys):
+            raise Violation(f"{where} was acknowledged at revision {write.revision}, which changed {_shown(block)}")
+        first = self.revision_at(write.called_at, inclusive=False)
+        last = self.revision_at(write.returned_at, inclusive=True)
+        if not first < write.revision <= last:
+            raise Violation(f"{where} has revision {write.revision}, and those from {first + 1} to {last} are possible")
+        if write.expect is not None:
+            before = (0, None)
+            for revision, value in histories[write.keys[0]]:
+                if revision < write.revision:
+                    before = (0 if value is None else revision, value)  # type: ignore[assignment]
+            if before[0] != write.expect:
+                raise Violation(f"{where} expected revision {write.expect} and came behind revision {before[0]}")
+
+    def _check_watch(self, watch: Watch) -> None:
+        names = {CHANGE_PUT: "put", CHANGE_EXPIRE: "expire"}
+        if not watch.events:
+            return
+        last = watch.events[-1][2]
+        expected = [
+            (names.get(kind, "delete"), key, revision, unpacked(packed).value if kind == CHANGE_PUT else b"")
+            for revision in sorted(self.changes)
+            if watch.from_revision <= revision <= last
+            for kind, key, _, packed in self.changes[revision]
+            if key.startswith(watch.prefix)
+        ]
+        if watch.events != expected[: len(watch.events)] or len(expected) - len(watch.events) > 1:
+            for position, (told, due) in enumerate(zip(watch.events, expected, strict=False)):
+                if told != due:
+                    raise Violation(f"a watch of {watch.prefix!r} was told {told} where {due} is due ({position})")
+            raise Violation(f"a watch of {watch.prefix!r} was told {len(watch.events)} of {len(expected)} changes")
+
+    def _check_leases(self) -> None:
+        by_key: defaultdict[str, list[Renewal]] = defaultdict(list)
+        for renewal in self.renewals:
+            by_key[renewal.key].append(renewal)
+        for revision, when in zip(self._revisions, self._times, strict=True):
+            for kind, key, _, _ in self.changes[revision]:
+                if kind != CHANGE_EXPIRE or key in self.revoked:
+                    continue
+                for renewal in by_key.get(key, ()):
+                    ends_at = renewal.called_at + renewal.ttl_s * (1 - DRIFT) - LEASE_TICK_S
+                    if renewal.called_at < when < ends_at:
+                        raise Violation(
+                            f"{key} expired at {when:.3f}, {ends_at - when:.3f} s before the end of the "
+                            f"{renewal.ttl_s} s that were granted at {renewal.called_at:.3f} or later"
+                        )
+
+    def _check_locks(self) -> None:
+        by_name: defaultdict[str, list[Holding]] = defaultdict(list)
+        for holding in self.holdings:
+            by_name[holding.name].append(holding)
+        for name, holdings in by_name.items():
+            holdings.sort(key=lambda each: each.acquired_at)
+            for position, one in enumerate(holdings):
+                for other in holdings[position + 1 :]:
+                    if other.token <= one.token and other.called_at > one.acquired_at:
+                        raise Violation(f"the lock {name} had token {one.token} and then {other.token}")
+                    if other.token == one.token:
+                        raise Violation(f"the lock {name} had token {one.token} twice")
+                    if other.acquired_at < one.held_until:
+                        raise Violation(
+                            f"the lock {name} was held with token {one.token} until {one.held_until:.3f} and with "
+                            f"{other.token} from {other.acquired_at:.3f}"
+                        )
+
+
+def _shown(changes: Any) -> str:
+    return str([(kind, key, revision, packed[-24:]) for kind, key, revision, packed in changes])

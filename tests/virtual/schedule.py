@@ -1,0 +1,432 @@
+"""One schedule from one seed: a cluster, its clients, and what happens to its machines meanwhile.
+
+A schedule has a *mix*: the faults that it draws from. Some faults end soon, some stay until they are mended; then a
+majority that can still talk must have a leader and answer its clients, however long it lasts. At the end everything is
+mended, and every node must be whole again, with every promise kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from kvnode import errors
+from kvnode.node.compaction import Bounds
+from tests.virtual.cluster import Cluster, simulated
+from tests.virtual.judge import Violation
+from tests.virtual.network import Link
+from tests.virtual.node import ELECTION_S, Node
+from tests.virtual.workload import Workload
+from tests.virtual.world import Stuck
+
+# Liveness. A majority that can talk has a leader within so many election timeouts (the longest: a candidate that
+# collides, a pre-vote that is refused by who still hears the old leader, a connection that has to be dialled again).
+TIMEOUTS_TO_LEADER = 10
+LEADER_S = TIMEOUTS_TO_LEADER * ELECTION_S[1]
+ANSWER_S = LEADER_S  # of one node, whose clients go on asking
+MENDED_S = 20.0  # for nodes that start, and catch up with a snapshot maybe
+FAULTS = (3, 9)
+PAUSE_S = (0.05, 2.0)
+
+
+class Dead(Violation):
+    """Something that must go on does not."""
+
+
+@dataclass
+class Outcome:
+    seed: int
+    mix: str = ""
+    finding: str | None = None
+    steps: list[str] = field(default_factory=list)
+    fingerprint: str = ""
+    seconds: float = 0.0  # virtual
+    operations: int = 0
+    answered: int = 0
+    faults: int = 0
+    logged: list[str] = field(default_factory=list)
+
+
+class Schedule:
+    def __init__(self, seed: int, cluster: Cluster, mix: str | None) -> None:
+        self.cluster, self.world, self.network = cluster, cluster.world, cluster.network
+        self.draw = random.Random(f"{seed} schedule")
+        self.mix = mix if mix is not None else self.draw.choice(list(MIXES))
+        self.faults = MIXES[self.mix]
+        self.outcome = Outcome(seed, self.mix)
+        self.workload = Workload(cluster)
+        self.joined = 0
+
+    def note(self, what: str) -> None:
+        self.outcome.steps.append(f"{self.world.now:8.3f} {what}")
+        self.world.trace("step", what)
+
+    def run(self) -> None:
+        cluster, draw = self.cluster, self.draw
+        entries = draw.choice((20, 100, 10_000))
+        cluster.log_bounds = Bounds(entries=entries, tail_entries=draw.choice((0, 5, entries // 2)))
+        cluster.start()
+        cluster.await_leader(LEADER_S)
+        self.workload.begin(draw.randint(1, 4), draw.choice((0.04, 0.1, 0.2)))
+        for _ in range(draw.randint(*FAULTS)):
+            self.world.pass_s(draw.uniform(*PAUSE_S))
+            self.outcome.faults += 1
+            getattr(self, draw.choice(self.faults))()
+            self.check_started()
+            if draw.random() < 0.15:
+                self.check_alive()
+        self.check_alive()
+        self.mend()
+        self.check_alive()
+        self.workload.finish(60.0)
+        self.check_whole()
+        cluster.judge.check()
+
+    # --- faults ---------------------------------------------------------------------------------------------------
+
+    def _node(self, choose: Callable[[Node], bool] = lambda node: True) -> Node | None:
+        """One that it may be, the leader more often than its share."""
+        possible = [node for node in self.cluster.nodes.values() if choose(node)]
+        leader = self.cluster.leader
+        if leader in possible and self.draw.random() < 0.5:
+            return leader
+        return self.draw.choice(possible) if possible else None
+
+    def _up(self) -> Node | None:
+        return self._node(lambda node: node.up)
+
+    def _others(self, node: Node) -> list[str]:
+        return [name for name in self.cluster.nodes if name != node.name]
+
+    def kill(self) -> None:
+        if (node := self._up()) is not None:
+            self.note(f"kill {node.name}")
+            node.wanted = False
+            node.kill()
+
+    def power(self) -> None:
+        if (node := self._up()) is not None:
+            self.note(f"power off {node.name}")
+            node.wanted = False
+            node.power_off()
+
+    def crash_soon(self) -> None:
+        """At some effect from now on: any call to the disk."""
+        if (node := self._up()) is not None:
+            node.device.crash_at = self.draw.randint(1, 40)
+            node.device.crashed = node.power_off if self.draw.random() < 0.5 else node.kill
+            self.note(f"{node.name} ends at call {node.device.crash_at} to its disk")
+
+    def stop(self) -> None:
+        if (node := self._up()) is not None:
+            self.note(f"stop {node.name}")
+            node.wanted = False
+            node.stop()
+
+    def start(self) -> None:
+        for node in self.cluster.nodes.values():
+            if not node.up and self.draw.random() < 0.7:
+                self.note(f"start {node.name}")
+                node.start()
+
+    def stall(self) -> None:
+        if (node := self._up()) is not None and node.process is not None:
+            seconds = self.draw.choice((0.3, 1.0, 2.5, 7.0))
+            self.note(f"stall {node.name} for {seconds} s")
+            node.process.stall(seconds)
+
+    def step_clock(self) -> None:
+        if (node := self._up()) is not None and node.process is not None:
+            seconds = self.draw.choice((-3600.0, -5.0, 5.0, 86_400.0))
+            self.note(f"the wall clock of {node.name} steps by {seconds} s")
+            node.process.wall_offset_s += seconds
+
+    def hang(self) -> None:
+        if (node := self._up()) is not None:
+            seconds = self.draw.choice((0.5, 1.5, 4.0, 1000.0))
+            self.note(f"the disk of {node.name} hangs for {seconds} s")
+            node.device.hung_until = self.world.now + seconds
+
+    def slow_disk(self) -> None:
+        if (node := self._up()) is not None:
+            node.device.slow = self.draw.choice((1.0, 10.0, 60.0))
+            self.note(f"the disk of {node.name} takes {node.device.slow} times as long")
+
+    def full(self) -> None:
+        if (node := self._up()) is not None:
+            node.device.directory.full = not node.device.directory.full
+            self.note(f"the disk of {node.name} is {'full' if node.device.directory.full else 'not full any more'}")
+
+    def unblock(self) -> None:
+        self.note("all links are open, all disks answer")
+        self.network.mend()
+        for node in self.cluster.nodes.values():
+            node.device.hung_until = 0.0
+
+    def isolate(self) -> None:
+        if (node := self._up()) is not None:
+            self.note(f"cut {node.name} off")
+            for other in self._others(node):
+                self.network.block(node.name, other)
+                self.network.block(other, node.name)
+
+    def one_way(self) -> None:
+        """What one node sends arrives nowhere, or what it is sent does not."""
+        if (node := self._up()) is not None:
+            outwards = self.draw.random() < 0.5
+            self.note(f"{node.name} is {'not heard' if outwards else 'deaf'}")
+            for other in self._others(node):
+                if self.draw.random() < 0.8:
+                    self.network.block(*((node.name, other) if outwards else (other, node.name)))
+
+    def cut(self) -> None:
+        """Between two nodes, in one direction or in both."""
+        one, other = self.draw.sample(list(self.cluster.nodes), 2)
+        both = self.draw.random() < 0.5
+        self.note(f"cut {one} {'<>' if both else '>'} {other}")
+        self.network.block(one, other)
+        if both:
+            self.network.block(other, one)
+
+    def slow_link(self) -> None:
+        one, other = self.draw.sample(list(self.cluster.nodes), 2)
+        latency_s = self.draw.choice(((0.01, 0.05), (0.05, 0.3), (0.3, 1.0), (1.0, 2.5)))
+        self.note(f"{one} > {other} takes {latency_s} s")
+        self.network.link(one, other).latency_s = latency_s
+
+    def slow_net(self) -> None:
+        """Every link has a latency of its own."""
+        self.note("links of different latency")
+        for one in self.cluster.nodes:
+            for other in self._others(self.cluster.nodes[one]):
+                low = self.draw.choice((0.0001, 0.005, 0.03, 0.08))
+                self.network.link(one, other).latency_s = (low, low * 2)
+
+    def fast_net(self) -> None:
+        self.note("links are fast again")
+        for one in self.cluster.nodes:
+            for other in self.cluster.nodes:
+                self.network.link(one, other).latency_s = Link().latency_s
+
+    def reset(self) -> None:
+        """One connection between nodes is lost, and with it what was on the way."""
+        one, other = self.draw.sample(list(self.cluster.nodes), 2)
+        for end in self.network.connections(one, other)[-1:]:
+            self.note(f"the connection {one} > {other} is reset")
+            self.network.reset(end)
+
+    def swallow(self) -> None:
+        """Something in between takes what one connection carries, acknowledges it, and breaks the connection later."""
+        one, other = self.draw.sample(list(self.cluster.nodes), 2)
+        for end in self.network.connections(one, other)[-1:]:
+            seconds = self.draw.choice((0.1, 0.4, 1.0, 3.0))
+            self.note(f"the connection {one} > {other} swallows everything for {seconds} s, and is reset")
+            end.muted = True
+            self.world.after(seconds, lambda end=end: self.network.reset(end))  # type: ignore[misc]
+
+    def half(self) -> None:
+        """One side of a connection between nodes breaks: what it sent is lost, the other side learns of it later."""
+        one, other = self.draw.sample(list(self.cluster.nodes), 2)
+        for end in self.network.connections(one, other)[-1:]:
+            self.note(f"half of the connection {one} > {other} breaks")
+            side = end if self.draw.random() < 0.5 else end.peer
+            if side is not None:
+                side.lost_soon(ConnectionResetError())
+
+    # --- what operators do -----------------------------------------------------------------------------------------
+
+    def _ask(self, work: Callable[[Any], Any]) -> None:
+        async def ask() -> None:
+            async with self.cluster.client(timeout_s=5.0) as client:
+                with suppress(errors.KvnodeError):
+                    await work(client)
+
+        self.workload.tasks.append(self.workload.process.spawn(ask()))
+
+    def transfer(self) -> None:
+        if (node := self._up()) is not None:
+            to = node.name if self.draw.random() < 0.6 else None
+            self.note(f"transfer leadership to {to or 'any'}")
+            self._ask(lambda client: client.transfer(to))
+
+    def drain(self) -> None:
+        if (node := self._up()) is not None:
+            self.note(f"drain {node.name}")
+            self._ask(lambda client: client.drain(node.name))
+
+    def undrain(self) -> None:
+        for node in self.cluster.nodes.values():
+            self._ask(lambda client, node=node: client.undrain(node.name))
+        self.note("undrain all")
+
+    # --- what must be ----------------------------------------------------------------------------------------------
+
+    def check_started(self) -> None:
+        """A disk without damage lets its node start."""
+        for node in self.cluster.nodes.values():
+            if node.refused_to_start:
+                raise Dead(f"{node.name} does not start: {node.refused_to_start}")
+
+    def _well(self) -> list[Node]:
+        return [
+            node
+            for node in self.cluster.nodes.values()
+            if node.up
+            and not node.leaving
+            and node.process is not None
+            and node.device.hung_until <= self.world.now
+            and node.device.slow < 50
+            and not node.device.directory.full
+        ]
+
+    def _majority(self) -> list[Node]:
+        """The largest set of nodes that are well and can all talk to each other, if it is a majority."""
+        well, voters = self._well(), self.cluster.voters()
+        for size in range(len(well), len(voters) // 2, -1):
+            for group in combinations(well, size):
+                links = [self.network.link(a.name, b.name) for a in group for b in group if a is not b]
+                if any(link.blocked or link.latency_s[1] > 0.2 for link in links):
+                    continue
+                if sum(node.name in voters for node in group) > len(voters) // 2:
+                    return list(group)
+        return []
+
+    def check_alive(self) -> None:
+        """While nothing changes: whoever belongs to a majority that can talk has a leader, and answers its clients."""
+        for node in self.cluster.nodes.values():
+            node.device.crash_at = None
+            if node.process is not None and node.process.stalled_until > self.world.now:
+                self.world.at(node.process.stalled_until, lambda: None)
+        stalled = max((n.process.stalled_until for n in self.cluster.nodes.values() if n.process), default=0.0)
+        if stalled > self.world.now:
+            self.world.pass_s(stalled - self.world.now)
+        group = self._majority()
+        if not group:
+            return
+        names = " ".join(node.name for node in group)
+        self.note(f"{names} must be alive")
+        try:
+            self.world.run(lambda: self.cluster.leader in group or self._agrees(group), LEADER_S)
+        except Stuck:
+            raise Dead(f"no leader among {names} within {LEADER_S:g} s, {TIMEOUTS_TO_LEADER} timeouts") from None
+        checks = [(node, self.workload.process.spawn(self._served_by(node))) for node in group]
+        try:
+            self.world.run(lambda: all(check.done() for _, check in checks), ANSWER_S)
+        except Stuck:
+            pass
+        for node, check in checks:
+            if not check.done() or check.exception() is not None:
+                why = str(check.exception()) if check.done() else "no answer"
+                leader = self.cluster.leader
+                raise Dead(
+                    f"{node.name} of {names} does not read and write within {ANSWER_S:g} s, "
+                    f"leader {leader and leader.name} ({why})"
+                )
+
+    def _agrees(self, group: list[Node]) -> bool:
+        leaders = {node.group.leader()[0] for node in group if node.group is not None}
+        return len(leaders) == 1 and None not in leaders
+
+    async def _served_by(self, node: Node) -> None:
+        """A write and a linearizable read through this node alone, tried again while they are refused."""
+        async with self.cluster.client(node.name, timeout_s=3.0) as client:
+            for _ in range(100):
+                with suppress(errors.Unavailable, errors.OutcomeUnknown):
+                    await client.put(f"alive/{node.name}", self.workload.value())
+                    await client.get(f"alive/{node.name}")
+                    return
+                await asyncio.sleep(0.1)
+        raise Dead("refused for ever")
+
+    def mend(self) -> None:
+        self.note("everything is mended")
+        self.network.mend()
+        for node in self.cluster.nodes.values():
+            node.device.hung_until, node.device.slow, node.device.crash_at = 0.0, 1.0, None
+            node.device.directory.mend()
+        self.world.pass_s(3.0)
+        for node in self.cluster.nodes.values():
+            if not node.up:
+                node.start()
+        self.undrain()
+        self.world.pass_s(1.0)
+        self.check_started()
+
+    def check_whole(self) -> None:
+        """Every node has everything, and nothing failed inside of any."""
+        nodes = [node for node in self.cluster.nodes.values() if node.up and node.group is not None]
+
+        def alike() -> bool:
+            return len({node.group.store.revision for node in nodes if node.group is not None}) == 1
+
+        try:
+            self.world.run(alike, MENDED_S)
+        except Stuck:
+            revisions = {node.name: node.group.store.revision for node in nodes if node.group is not None}
+            raise Dead(f"nodes are at different revisions {MENDED_S:g} s after the end: {revisions}") from None
+        for process in (*(node.process for node in nodes), self.workload.process):
+            if process is not None and process.failures:
+                raise Violation(f"{process.name} has not caught {process.failures[0]}")
+
+
+NETWORK = ("cut", "one_way", "isolate", "slow_link", "slow_net", "fast_net", "reset", "swallow", "half", "unblock")
+PROCESSES = ("kill", "power", "crash_soon", "stop", "start", "start", "stall", "step_clock")
+DISKS = ("hang", "slow_disk", "full", "power", "crash_soon", "start", "unblock")
+OPERATORS = ("transfer", "drain", "undrain")
+MIXES: dict[str, tuple[str, ...]] = {
+    "network": NETWORK,
+    "connections": ("reset", "swallow", "half", "slow_net", "transfer"),
+    "latency": ("slow_link", "slow_net", "one_way", "transfer", "unblock"),
+    "processes": PROCESSES,
+    "disks": DISKS,
+    "operators": (*OPERATORS, "transfer", "kill", "start", "slow_net", "stop"),
+    "everything": (*NETWORK, *PROCESSES, *DISKS, *OPERATORS),
+}
+
+
+class _Lines(logging.Handler):
+    """What nodes log, with the virtual time and the node's name."""
+
+    def __init__(self, world: Any, lines: list[str]) -> None:
+        super().__init__()
+        self._world, self._lines = world, lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        running = self._world.running
+        where = running.name if running is not None else "-"
+        self._lines.append(f"{self._world.now:8.3f} {where}: {record.levelname} {record.getMessage()}")
+        if record.exc_info:
+            self._lines.append(logging.Formatter().formatException(record.exc_info))
+
+
+def run_schedule(seed: int, mix: str | None = None, logged: bool = False, size: int | None = None) -> Outcome:
+    """What came of it. The same seed and mix give the same, to the message."""
+    size = size if size is not None else random.Random(f"{seed} size").choice((3, 3, 3, 5))
+    with simulated(seed, size) as cluster:
+        schedule = Schedule(seed, cluster, mix)
+        outcome = schedule.outcome
+        handler = _Lines(cluster.world, outcome.logged)
+        log = logging.getLogger("kvnode")
+        before, log.propagate = (log.level, log.propagate), False
+        log.setLevel(logging.INFO if logged else logging.CRITICAL)
+        log.addHandler(handler)
+        try:
+            schedule.run()
+        except (Violation, Stuck) as error:
+            outcome.finding = f"{type(error).__name__}: {error}"
+        finally:
+            log.removeHandler(handler)
+            log.setLevel(before[0])
+            log.propagate = before[1]
+        outcome.fingerprint, outcome.seconds = cluster.world.fingerprint, cluster.world.now
+        outcome.operations, outcome.answered = len(cluster.judge.operations), schedule.workload.answered
+        for node in cluster.nodes.values():
+            node.kill()
+        cluster.world.pass_s(0.01)
+        return outcome
