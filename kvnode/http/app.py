@@ -326,6 +326,10 @@ class App:
                 answer.close = True
         return answer
 
+    def client(self, request: web.BaseRequest) -> str:
+        """The address of whoever sent the request, behind the balancers that are believed."""
+        return cast(Connection, request.protocol).address if self._client is None else self._client(request)
+
     def renew_token(self, token: str) -> None:
         """`token` takes the place of the one that the node was started with."""
         assert self._door is not None

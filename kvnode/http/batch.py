@@ -15,7 +15,7 @@ from kvnode.http.route import Methods
 from kvnode.http.txn import KEY_FIELDS, PUT_FIELDS, single, written_fields
 from kvnode.http.writing import idempotency_key, not_written
 from kvnode.metrics.recent import Traffic
-from kvnode.state.commands import Delete, Put
+from kvnode.state.commands import Delete, IdempotencyKey, Put
 from kvnode.state.results import Deleted, Result, Written
 
 OPERATIONS_MAX: Final = 1_000
@@ -28,7 +28,7 @@ def routes(group: Group, traffic: Traffic | None = None) -> dict[str, Methods]:
     traffic = Traffic() if traffic is None else traffic
 
     async def batch(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        idempotency = idempotency_key(request)
+        idempotency = idempotency_key(request, group, batch=True)
         keys, commands = _commands(await read_object(request, BODY_BYTES_MAX, _BODY), idempotency)
         traffic.wrote_each(keys)
         results = await group.propose_each(commands)
@@ -37,7 +37,7 @@ def routes(group: Group, traffic: Traffic | None = None) -> dict[str, Methods]:
     return {"/v1/batch": {"POST": batch}}
 
 
-def _commands(document: dict[str, Any], idempotency: str | None) -> tuple[list[str], list[bytes]]:
+def _commands(document: dict[str, Any], idempotency: IdempotencyKey) -> tuple[list[str], list[bytes]]:
     """The keys and the encoded commands. All of it is read before any of it is proposed: a batch that is wrong
     somewhere changes nothing. And nothing else is kept of it while it waits: it would have each value three times.
     """
@@ -53,11 +53,11 @@ def _commands(document: dict[str, Any], idempotency: str | None) -> tuple[list[s
     return keys, commands
 
 
-def _command(entry: Any, number: int, idempotency: str | None) -> Put | Delete:
+def _command(entry: Any, number: int, idempotency: IdempotencyKey) -> Put | Delete:
     what = f"operations[{number}]"
     name, content = single(entry, what, ("put", "delete"))
     what = f"{what}.{name}"
-    key = None if idempotency is None else _key_of(idempotency, number)
+    key = _key_of(idempotency, number)
     if name == "delete":
         return Delete(key_in(checked_object(content, what, KEY_FIELDS), what), None, key)
     put = checked_object(content, what, PUT_FIELDS)
@@ -65,8 +65,16 @@ def _command(entry: Any, number: int, idempotency: str | None) -> Put | Delete:
     return Put(key_in(put, what), value_in(put, what), content_type_in(put, what), None, key, lease, ttl_s)
 
 
-def _key_of(idempotency: str, number: int) -> str:
+def _key_of(idempotency: IdempotencyKey, number: int) -> IdempotencyKey:
     """Each write of a batch is remembered for itself: under a key that no client would send."""
+    if idempotency is None:
+        return None
+    if isinstance(idempotency, tuple):
+        return _digest(idempotency[0], number), idempotency[1]
+    return _digest(idempotency, number)
+
+
+def _digest(idempotency: str, number: int) -> str:
     return blake2b(f"{number}/{idempotency}".encode(), digest_size=24).hexdigest()
 
 

@@ -64,10 +64,10 @@ class App(Protocol):
     """Who answers; `app.App` says how."""
 
     budgets: Budgets
-
     heads: Heads
     traces: bool
 
+    def client(self, request: web.BaseRequest) -> str: ...
     def begin(
         self, request: web.BaseRequest, path: str = "", query: str = "", admitted: bool = False
     ) -> Answer | Awaitable[Answer]: ...
@@ -128,6 +128,10 @@ class Connection(Arrivals):
         if not self._named and isinstance(self.peername, tuple):
             self._named = self.peername[0]
         return self._named
+
+    def client(self, request: web.BaseRequest) -> str:
+        """The address of whoever sent the request, behind the balancers that are believed."""
+        return self._app.client(request)
 
     def counted(self, limits: ConnectionLimits, address: str) -> Connection:
         """Before the connection is made: who counts it, and its client's address where that is known already."""

@@ -56,7 +56,7 @@ class Keys:
         if self._traffic.left <= 0:
             self._traffic.wrote(key)
         lease, ttl_s = leasing(Query(query)) if query else (0, 0)
-        idempotency = idempotency_key(request)
+        idempotency = idempotency_key(request, self._group)
         expect = write_expectation(request, may_create=True)
         content_type = _content_type(request)
         value = whole_body(request, VALUE_BYTES_MAX)
@@ -75,7 +75,7 @@ class Keys:
         self._traffic.left -= 1
         if self._traffic.left <= 0:
             self._traffic.wrote(key)
-        idempotency = idempotency_key(request)
+        idempotency = idempotency_key(request, self._group)
         expect = write_expectation(request, may_create=False)
         return Later(self._group.propose(Delete(key, expect, idempotency).encode()), _deleted)
 

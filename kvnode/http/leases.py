@@ -46,12 +46,12 @@ class Leases:
         self._turns = turns
 
     async def grant(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
-        idempotency = idempotency_key(request)
+        idempotency = idempotency_key(request, self._group)
         document = await read_object(request, BODY_BYTES_MAX, _TTL)
         return await self._timed(Grant(ttl_in(document, "The body"), idempotency))
 
     async def keepalive(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
-        return await self._timed(Renew(_id(rest), idempotency_key(request)))
+        return await self._timed(Renew(_id(rest), idempotency_key(request, self._group)))
 
     async def _timed(self, command: Grant | Renew) -> Answer:
         """A grant or a renewal: the whole ttl is before the lease again."""
@@ -61,7 +61,7 @@ class Leases:
         return json_answer(200, {"id": result.lease, "ttl": result.ttl_s, "remaining": result.ttl_s})
 
     async def revoke(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
-        result = await self._group.propose(Revoke(_id(rest), idempotency_key(request)).encode())
+        result = await self._group.propose(Revoke(_id(rest), idempotency_key(request, self._group)).encode())
         if type(result) is not Revoked:
             raise not_written(result)
         outcome = {"id": result.lease, "ttl": result.ttl_s, "remaining": 0}

@@ -145,7 +145,7 @@ class Listing:
             raise BadRequest(f"A DELETE here takes a 'prefix' of 1 to {KEY_BYTES_MAX} bytes.")
         if hdrs.IF_MATCH in request.headers or hdrs.IF_NONE_MATCH in request.headers:
             raise BadRequest("The deletion of a prefix takes no condition; a transaction does.")
-        result = await self._group.propose(DeletePrefix(prefix, idempotency_key(request)).encode())
+        result = await self._group.propose(DeletePrefix(prefix, idempotency_key(request, self._group)).encode())
         if type(result) is not Deleted:
             raise not_written(result)
         outcome = {"deleted": result.deleted, "revision": result.revision}

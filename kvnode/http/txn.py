@@ -24,7 +24,7 @@ from kvnode.http.group import Group
 from kvnode.http.route import Methods
 from kvnode.http.writing import idempotency_key, not_written, reads_too_large
 from kvnode.metrics.recent import Traffic
-from kvnode.state.commands import DELETE, DELETE_PREFIX, PUT
+from kvnode.state.commands import DELETE, DELETE_PREFIX, PUT, IdempotencyKey
 from kvnode.state.items import content_of
 from kvnode.state.limits import OPERATIONS_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_READ_BYTES_MAX
 from kvnode.state.results import (
@@ -68,7 +68,7 @@ def routes(group: Group, budgets: Budgets, traffic: Traffic | None = None) -> di
     traffic = Traffic() if traffic is None else traffic
 
     async def txn(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        key = idempotency_key(request)
+        key = idempotency_key(request, group)
         transaction = _transaction(await read_object(request, BODY_BYTES_MAX, _BODY), key)
         command, branches = transaction.encode(), [transaction.success, transaction.failure]
         del transaction
@@ -95,7 +95,7 @@ def routes(group: Group, budgets: Budgets, traffic: Traffic | None = None) -> di
     return {"/v1/txn": {"POST": txn}}
 
 
-def _transaction(document: dict[str, Any], key: str | None) -> Txn:
+def _transaction(document: dict[str, Any], key: IdempotencyKey) -> Txn:
     compare = tuple(_compare(each, f"compare[{i}]") for i, each in enumerate(_list(document, "compare")))
     return Txn(compare, _branch(document, "success"), _branch(document, "failure"), key)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final, cast
+from zlib import crc32
 
 from aiohttp import web
 from multidict import istr
@@ -14,23 +15,41 @@ from kvnode.errors import (
     PreconditionFailed,
     TooLarge,
     TooManyLeases,
+    TooManyRequests,
 )
-from kvnode.state.limits import IDEMPOTENCY_KEY_CHARS_MAX, TRANSACTION_READ_BYTES_MAX
+from kvnode.http.credentials import admission_of
+from kvnode.http.group import Group
+from kvnode.net.proxies import client_network
+from kvnode.state.commands import IdempotencyKey
+from kvnode.state.limits import (
+    IDEMPOTENCY_KEY_CHARS_MAX,
+    REPEAT_WINDOW_S,
+    SOURCE_MAX,
+    TRANSACTION_READ_BYTES_MAX,
+)
 from kvnode.state.results import (
     IdempotencyMismatch,
     Invalid,
     LeaseMissing,
     LeasesFull,
+    OutcomesFull,
     ReadsTooLarge,
     Refused,
     Result,
 )
 
+if TYPE_CHECKING:
+    from kvnode.http.connection import Connection
+
 IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
 
 
-def idempotency_key(request: web.BaseRequest) -> str | None:
-    """The key as it was sent, quotes included where there are any; None without one."""
+def idempotency_key(request: web.BaseRequest, group: Group, batch: bool = False) -> IdempotencyKey:
+    """The key as it was sent, quotes included where there are any; None without one.
+
+    With whose write it is, once every member knows of that: the token's, or the client's address. The batches of a
+    client count apart from its other writes, so that a bulk load does not stand in the way of a lock.
+    """
     if IDEMPOTENCY_KEY not in request.headers:
         return None
     keys = request.headers.getall(IDEMPOTENCY_KEY)
@@ -39,7 +58,12 @@ def idempotency_key(request: web.BaseRequest) -> str | None:
     key = keys[0]
     if not (1 <= len(key) <= IDEMPOTENCY_KEY_CHARS_MAX and key.isascii() and key.isprintable()):
         raise BadRequest(f"An Idempotency-Key is 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII characters.")
-    return key
+    if group.store.level < 1:
+        return key
+    admission = admission_of(request)
+    connection = cast("Connection", request.protocol)
+    who = client_network(connection.client(request)) if admission is None else f"token {admission.token.id}"
+    return key, 1 + crc32((f"batch {who}" if batch else who).encode()) % SOURCE_MAX
 
 
 def not_written(result: Result) -> Exception:
@@ -59,6 +83,11 @@ def not_written(result: Result) -> Exception:
         return LeaseNotFound("The lease does not exist, or not any more.")
     if isinstance(result, LeasesFull):
         return TooManyLeases("The cluster holds as many leases as it may; let some end, or share one among keys.")
+    if isinstance(result, OutcomesFull):
+        return TooManyRequests(
+            f"This client has sent more writes with an Idempotency-Key in the last {REPEAT_WINDOW_S} s than the "
+            "cluster can remember: send the request again in a moment, under the same key."
+        )
     if isinstance(result, ReadsTooLarge):
         return reads_too_large()
     if isinstance(result, Invalid):

@@ -205,6 +205,14 @@ def _disk(levels: RaftLevels) -> Iterator[Metric]:
         ("kind",),
         {(kind,): age_s for kind, age_s in levels.outstanding_s.items()},
     )
+    yield _gauge(
+        "kvnode_idempotency_outcomes", "Outcomes of writes with an Idempotency-Key that are kept.", levels.outcomes
+    )
+    yield _gauge(
+        "kvnode_idempotency_window_used_ratio",
+        "What the outcomes that may not be forgotten yet take of their room; at 1 new keyed writes are refused.",
+        levels.outcomes_used,
+    )
     yield _gauge("kvnode_journal_entries", "Entries of the log that are kept.", levels.journal_entries)
     yield _gauge("kvnode_journal_bytes", "Bytes of the journal's files.", levels.journal_bytes)
     yield _gauge(

@@ -104,4 +104,6 @@ class RaftLevels:
     disk_total_bytes: int
     fsync_s: Histogram
     outstanding_s: dict[str, float]  # by kind: how long the oldest has been outstanding
+    outcomes: int  # of keyed writes that are remembered
+    outcomes_used: float  # what the young ones take of their window, up to 1.0
     differing: frozenset[str]  # members whose data was found to differ from the majority's

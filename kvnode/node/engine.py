@@ -29,6 +29,7 @@ from kvnode.node.promises import Promises
 from kvnode.node.proposals import Proposals
 from kvnode.node.questions import Answers, Questions
 from kvnode.node.read_index import ReadIndex
+from kvnode.node.replicated_clock import ReplicatedClock
 from kvnode.node.restore_contents import Contents
 from kvnode.node.settings import RaftSettings
 from kvnode.node.waiters import Waiters
@@ -125,7 +126,10 @@ class Engine:
             may_apply=self._contents.are_read,
         )
         self.proposals = Proposals(instance, store.apply, self.clock)
-        self.writes = Writes(self.replica, self.proposals, self.storage, self.network, lambda: self.leader_id)
+        seconds = ReplicatedClock(lambda: self.replica.term, store, self.clock)
+        self.writes = Writes(
+            self.replica, self.proposals, self.storage, self.network, lambda: self.leader_id, seconds.due
+        )
         self.leadership_log = LeadershipLog(self.replica, self.proposals.meters, self.clock)
         self._feature_level = FeatureLevel(EngineLeader(self), store, self.network, roster)
         self._news = CommitNotices(self.replica, self.writes, self._guarded)

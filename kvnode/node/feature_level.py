@@ -9,19 +9,16 @@ cluster has reached is refused from then on (etcd's cluster version is raised in
 from __future__ import annotations
 
 import logging
-from typing import Final
 
 from kvnode.errors import Fatal
 from kvnode.node.lease_clock import Leader
 from kvnode.peers.network import Network
 from kvnode.raft.membership import Roster
 from kvnode.state.commands import FEATURE_LEVEL, RaiseLevel
-from kvnode.state.entries import ORIGIN_BYTES, encode_entry, encode_group
+from kvnode.state.entries import encode_entry, encode_unawaited
 from kvnode.state.store import KeyValueStore
 
 log = logging.getLogger("kvnode.raft")
-
-_NOBODY: Final = bytes(ORIGIN_BYTES)  # no node waits for this group
 
 
 class FeatureLevel:
@@ -55,7 +52,7 @@ class FeatureLevel:
         known = min([FEATURE_LEVEL, *(self._network.level_of(node_id) for node_id in others)])
         if known > level and self._proposed != (term, known):
             self._proposed = (term, known)
-            self._leader.propose(encode_entry([encode_group(_NOBODY, 0, [RaiseLevel(known).encode()])]))
+            self._leader.propose(encode_entry([encode_unawaited(RaiseLevel(known).encode())]))
 
 
 def too_new(level: int) -> str:

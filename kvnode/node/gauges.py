@@ -23,5 +23,7 @@ def levels(engine: Engine, segments: Segments) -> RaftLevels:
         disk_total_bytes=engine.storage.total_bytes,
         fsync_s=segments.sync_s,
         outstanding_s=engine.outstanding.ages_s(),
+        outcomes=len(engine.store.outcomes),
+        outcomes_used=engine.store.outcomes.used,
         differing=engine.audit.differing,
     )

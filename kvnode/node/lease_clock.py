@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from kvnode.state.commands import Expire
-from kvnode.state.entries import ORIGIN_BYTES, encode_entry, encode_group
+from kvnode.state.entries import encode_entry, encode_unawaited
 from kvnode.state.limits import EXPIRED_MAX
 from kvnode.state.table import Table
 
@@ -33,8 +33,6 @@ TICK_S: Final = 0.1
 SLICE: Final = 2_048  # leases that are filed in one look: some milliseconds, and a million in 25 s
 AGAIN_TICKS: Final = 20  # an expiry that came to nothing is proposed again
 KEYS_AT_ONCE: Final = 4_096  # keys that leave with one entry, but for a lease that has more
-
-_NOBODY: Final = bytes(ORIGIN_BYTES)  # no node waits for these groups
 
 
 class Leader(Protocol):
@@ -186,5 +184,5 @@ class LeaseClock:
             self._propose(over)
 
     def _propose(self, over: list[tuple[int, int]]) -> None:
-        group = encode_group(_NOBODY, 0, [Expire(tuple(over), self._store.leases.generation).encode()])
+        group = encode_unawaited(Expire(tuple(over), self._store.leases.generation).encode())
         self._proposed = self._leader.propose(encode_entry([group]))

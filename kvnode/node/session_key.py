@@ -23,7 +23,7 @@ from kvnode.host import Host
 from kvnode.node.engine import Engine
 from kvnode.node.lease_clock import EngineLeader
 from kvnode.state import session_keys
-from kvnode.state.entries import ORIGIN_BYTES, encode_entry, encode_group
+from kvnode.state.entries import encode_entry, encode_unawaited
 from kvnode.state.results import KeyRotated, Result
 from kvnode.state.session_keys import SessionKeys
 from kvnode.state.store import KeyValueStore
@@ -35,7 +35,6 @@ FILE: Final = "session-key"
 LOOK_S: Final = 0.05
 MISSING: Final = "Session key not resolved yet"
 
-_NOBODY: Final = bytes(ORIGIN_BYTES)  # no node waits for these groups
 _CRC_BYTES: Final = 4
 
 
@@ -207,7 +206,7 @@ class SessionKey:
 
     def _propose(self, command: bytes) -> None:
         assert self._node is not None
-        self._node.propose(encode_entry([encode_group(_NOBODY, 0, [command])]))
+        self._node.propose(encode_entry([encode_unawaited(command)]))
 
 
 def _written(disk: Disk) -> SessionKeys:

@@ -29,7 +29,8 @@ _NOT_LEADING: Final = "This node does not lead now."
 
 
 class Writes:
-    """One node's writes, its own and those forwarded to it. `leader` tells whom this node would turn to now."""
+    """One node's writes, its own and those forwarded to it. `leader` tells whom this node would turn to now, and
+    `second_due` what the replicated clock puts in front of an entry."""
 
     def __init__(
         self,
@@ -38,7 +39,9 @@ class Writes:
         storage: DiskHealth,
         network: Network,
         leader: Callable[[], str | None],
+        second_due: Callable[[], bytes | None] = lambda: None,
     ) -> None:
+        self._second_due = second_due
         self._replica = replica
         self._proposals = proposals
         self._storage = storage
@@ -89,13 +92,14 @@ class Writes:
             return False  # what a disk that hangs would hold up may go to another leader, or fail for certain
         proposed = False
         while (proposals.waiting or self._forwarded) and self._another():
-            groups: list[bytes] = []
+            second = self._second_due()
+            groups: list[bytes] = [] if second is None else [second]
             size = 0
             foreign = bool(self._forwarded)
             if proposals.waiting:
                 groups.append(proposals.take(replica.term)[1])
-                size = len(groups[0])
-            while self._forwarded and (not groups or size + len(self._forwarded[0]) <= 2 * GROUP_BYTES):
+                size = len(groups[-1])
+            while self._forwarded and (not size or size + len(self._forwarded[0]) <= 2 * GROUP_BYTES):
                 self._forwarders.popleft()
                 group = self._forwarded.popleft()
                 groups.append(group)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgpack
 
 from kvnode.state.commands import (
+    ADVANCE_CLOCK,
     END_SESSION,
     LEVEL,
     REPLACE,
@@ -31,6 +32,7 @@ from kvnode.state.limits import (
     restored_fault,
 )
 from kvnode.state.results import (
+    ClockAdvanced,
     Invalid,
     LevelRaised,
     Replaced,
@@ -54,10 +56,16 @@ def change_beside(store: KeyValueStore, kind: int, request: list[Any]) -> Result
     if kind == REPLACE:
         return _replace(store, *request[1:])
     if kind == LEVEL:
-        store.level = max(store.level, request[1])
-        return LevelRaised(store.revision, store.level)
+        raised = LevelRaised(store.revision, max(store.level, request[1]))
+        store.outcomes.begin_time()
+        store.level = raised.level
+        return raised
     if kind >= END_SESSION and store.level < 1:
         return Invalid(store.revision, "unknown command")  # as the members say that know no such command
+    if kind == ADVANCE_CLOCK:
+        advanced = ClockAdvanced(store.revision, max(store.outcomes.clock_s, request[1]))
+        store.outcomes.advance(request[1])
+        return advanced
     if kind >= RESTORE_BEGIN:
         return _change_staging(store, kind, request[1])
     if kind == END_SESSION:

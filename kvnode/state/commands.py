@@ -20,9 +20,9 @@ from kvnode.state.limits import (
     VALUE_BYTES_MAX,
     counter_fault,
     end_session_fault,
-    idempotency_key_fault,
     lease_fault,
     level_fault,
+    repeatable_fault,
     replace_fault,
     restore_end_fault,
     restore_fault,
@@ -57,12 +57,14 @@ RESTORE_BEGIN: Final = 15  # `staged_restore.py`; this and the three below from 
 RESTORE_PIECE: Final = 16
 RESTORE_COMMIT: Final = 17
 RESTORE_ABORT: Final = 18
+ADVANCE_CLOCK: Final = 19  # `idempotency.py`; from feature level 1 on
 # Fields up to the idempotency key, which is left out where there is none: older journals have no such field, and
-# a write without a key does not carry an empty one.
+# a write without a key does not carry an empty one. From feature level 1 on that field may be a list of the key and of
+# whose write it is (`idempotency.py`).
 FIELDS: Final = {
     PUT: 5, DELETE: 3, DELETE_PREFIX: 2, TXN: 4, GRANT: 2, RENEW: 2, REVOKE: 2, EXPIRE: 2, SESSION: 5,
     TOKEN_CREATE: 2, TOKEN_REVOKE: 2, REPLACE: 2, LEVEL: 2, END_SESSION: 2,
-    RESTORE_BEGIN: 2, RESTORE_PIECE: 2, RESTORE_COMMIT: 2, RESTORE_ABORT: 2,
+    RESTORE_BEGIN: 2, RESTORE_PIECE: 2, RESTORE_COMMIT: 2, RESTORE_ABORT: 2, ADVANCE_CLOCK: 2,
 }  # fmt: skip
 PUT_FIELDS: Final = FIELDS[PUT]
 DELETE_FIELDS: Final = FIELDS[DELETE]
@@ -77,6 +79,8 @@ FREEING: Final = frozenset((DELETE, DELETE_PREFIX, REVOKE, EXPIRE, TOKEN_REVOKE,
 EXISTS: Final = -1  # the key must exist (If-Match: *)
 ABSENT: Final = 0  # the key must not exist (If-None-Match: *)
 Expect = tuple[int, ...] | None
+# The key, or the key and whose write it is as a number up to SOURCE_MAX.
+IdempotencyKey = str | tuple[str, int] | None
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
@@ -93,7 +97,7 @@ class Put:
     value: bytes
     content_type: str = ""
     expect: Expect = None
-    idempotency_key: str | None = None
+    idempotency_key: IdempotencyKey = None
     lease: int = 0
     ttl_s: int = 0
 
@@ -103,7 +107,7 @@ class Put:
 
 
 def encode_put(
-    key: str, value: bytes, content_type: str, expect: Expect, idempotency_key: str | None, lease: int, ttl_s: int
+    key: str, value: bytes, content_type: str, expect: Expect, idempotency_key: IdempotencyKey, lease: int, ttl_s: int
 ) -> bytes:
     """`Put(…).encode()` in a fifth of the time: making a frozen record is most of that."""
     if lease or ttl_s:
@@ -119,7 +123,7 @@ class Delete:
 
     key: str
     expect: Expect = None
-    idempotency_key: str | None = None
+    idempotency_key: IdempotencyKey = None
 
     def encode(self) -> bytes:
         return _with_key((DELETE, self.key, self.expect), self.idempotency_key)
@@ -130,7 +134,7 @@ class DeletePrefix:
     """Remove all keys that start with `prefix` (1 to 1,024 bytes), in one revision."""
 
     prefix: str
-    idempotency_key: str | None = None
+    idempotency_key: IdempotencyKey = None
 
     def encode(self) -> bytes:
         return _with_key((DELETE_PREFIX, self.prefix), self.idempotency_key)
@@ -141,7 +145,7 @@ class Grant:
     """A new lease of `ttl_s` seconds, 1 to TTL_S_MAX."""
 
     ttl_s: int
-    idempotency_key: str | None = None
+    idempotency_key: IdempotencyKey = None
 
     def encode(self) -> bytes:
         return _with_key((GRANT, self.ttl_s), self.idempotency_key)
@@ -157,7 +161,7 @@ class Renew:
     """
 
     lease: int
-    idempotency_key: str | None = None
+    idempotency_key: IdempotencyKey = None
 
     def encode(self) -> bytes:
         return _with_key((RENEW, self.lease), self.idempotency_key)
@@ -168,7 +172,7 @@ class Revoke:
     """The lease ends, and its keys with it, in one revision."""
 
     lease: int
-    idempotency_key: str | None = None
+    idempotency_key: IdempotencyKey = None
 
     def encode(self) -> bytes:
         return _with_key((REVOKE, self.lease), self.idempotency_key)
@@ -311,7 +315,17 @@ class AbortRestore:
         return bytes(_pack((RESTORE_ABORT, (self.id, 0, 0))))
 
 
-def _with_key(fields: tuple[int | str | Expect, ...], idempotency_key: str | None) -> bytes:
+@dataclass(frozen=True, slots=True)
+class AdvanceClock:
+    """The replicated clock shows this second now, unless it shows a later one."""
+
+    clock_s: int
+
+    def encode(self) -> bytes:
+        return bytes(_pack((ADVANCE_CLOCK, self.clock_s)))
+
+
+def _with_key(fields: tuple[int | str | Expect, ...], idempotency_key: IdempotencyKey) -> bytes:
     return bytes(_pack(fields if idempotency_key is None else (*fields, idempotency_key)))
 
 
@@ -356,8 +370,8 @@ def command_fault(command: Any) -> str | None:
     if expect is not None and (type(expect) is not list or not all(map(_is_expected, expect))):
         return "an expectation is a list of revisions"
     if extra and kind >= TOKEN_CREATE:
-        return "a command on tokens, sessions, all contents or the feature level takes no idempotency key"
-    if extra and (fault := idempotency_key_fault(extra[0])) is not None:
+        return "a command on tokens, sessions, all contents, the clock or the feature level takes no idempotency key"
+    if extra and (fault := repeatable_fault(extra[0])) is not None:
         return fault
     if kind <= DELETE:
         return text_fault("key", command[1], 1, KEY_BYTES_MAX)
@@ -399,6 +413,8 @@ def _argument_fault(kind: int, argument: Any) -> str | None:
         return restore_piece_fault(argument)
     if kind in (RESTORE_COMMIT, RESTORE_ABORT):
         return restore_end_fault(argument)
+    if kind == ADVANCE_CLOCK:
+        return counter_fault("clock", argument, 1)
     return replace_fault(argument) if kind == REPLACE else None
 
 

@@ -40,6 +40,11 @@ def encode_group(origin: bytes, sequence: int, commands: Sequence[bytes]) -> byt
     return b"".join((b"\x93", _pack(origin), _pack(sequence), _array_header(len(commands)), *commands))
 
 
+def encode_unawaited(command: bytes) -> bytes:
+    """A group of one encoded command that no node waits for: the leader's own."""
+    return encode_group(bytes(ORIGIN_BYTES), 0, [command])
+
+
 def encode_entry(groups: Sequence[bytes]) -> bytes:
     """Joins encoded groups into the payload of one Raft entry."""
     return b"".join((_array_header(len(groups)), *groups))

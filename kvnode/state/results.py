@@ -130,6 +130,13 @@ class LeasesFull:
 
 
 @dataclass(frozen=True, slots=True)
+class OutcomesFull:
+    """There is no room for another outcome beside the young ones; nothing was changed. Not kept, as above."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReadsTooLarge:
     """The transaction would read more bytes than one may; nothing was changed. Not kept, as above."""
 
@@ -174,6 +181,14 @@ class LevelRaised:
 
 
 @dataclass(frozen=True, slots=True)
+class ClockAdvanced:
+    """The second that the replicated clock shows now; the revision stays, since no key has changed."""
+
+    revision: int
+    clock_s: int
+
+
+@dataclass(frozen=True, slots=True)
 class Replaced:
     """All contents gave way to those of a backup."""
 
@@ -199,7 +214,7 @@ class RestoreMissing:
 Result = (
     Written | Deleted | Refused | Invalid | IdempotencyMismatch | TxnResult | Granted | Revoked | LeaseMissing
     | LeasesFull | ReadsTooLarge | TokenChanged | TokenMissing | TokensFull | KeyRotated | Replaced | LevelRaised
-    | SessionEnded | Staged | RestoreMissing
+    | SessionEnded | Staged | RestoreMissing | OutcomesFull | ClockAdvanced
 )  # fmt: skip
 
 # The results that a retry can be given again (`idempotency.py`), by their number in a snapshot.

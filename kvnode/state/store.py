@@ -35,6 +35,7 @@ from kvnode.state.commands import (
     FIELDS,
     PUT,
     PUT_FIELDS,
+    RENEW,
     TXN,
     command_fault,
     expectation_holds,
@@ -62,6 +63,7 @@ from kvnode.state.results import (
     Invalid,
     LeaseMissing,
     LeasesFull,
+    OutcomesFull,
     ReadsTooLarge,
     Refused,
     Result,
@@ -91,13 +93,13 @@ class KeyValueStore:
         "_before",
         "_items",
         "_keys",
-        "_outcomes",
         "changes",
         "ended_sessions",
         "failures",
         "former",
         "leases",
         "level",
+        "outcomes",
         "replacement",
         "revision",
         "session",
@@ -113,7 +115,7 @@ class KeyValueStore:
         self.replacement: tuple[bytes, KeyValueStore | str] | None = None
         self.former: KeyValueStore | None = None  # what such a REPLACE took the place of, for whoever releases it
         self._before: dict[str, bytes | None] = {}  # keys that the command has changed so far, as they were
-        self._outcomes = Outcomes()
+        self.outcomes = Outcomes()
         self.leases = Leases()  # for reading, elsewhere
         self.session = NONE  # for reading, elsewhere
         self.tokens = Tokens()  # likewise
@@ -166,6 +168,7 @@ class KeyValueStore:
         """A number that nodes with the same state agree about: revision, keys, leases and what is beside them."""
         leases = (self.leases.last_id << 16) + (len(self.leases) << 40) + (self.leases.generation << 8)
         beside = (len(self.tokens) << 52) + (len(self.ended_sessions) << 56) + (self.level << 60)
+        beside += self.outcomes.clock_s << 24
         if self.staging is not None:
             beside += ((self.staging.pieces + 1) << 36) + len(self.staging.items)
         return (self.revision << 32) + len(self._items) + leases + beside
@@ -175,7 +178,7 @@ class KeyValueStore:
         return StoreView(
             self.revision,
             self._items.view(),
-            self._outcomes.view(),
+            self.outcomes.view(),
             self.leases.view(),
             self.tokens.view(),
             self.session,
@@ -226,7 +229,13 @@ class KeyValueStore:
         if len(command) == fields:
             return self._carry_out(command)
         idempotency_key, request = command[fields], command[:fields] + command[fields + 1 :]
-        return self._carry_out(request) if idempotency_key is None else self._carry_out_once(request, idempotency_key)
+        if idempotency_key is None:
+            return self._carry_out(request)
+        if type(idempotency_key) is str:
+            return self._carry_out_once(request, idempotency_key, 0)
+        if self.level < 1:
+            return Invalid(self.revision, "unknown command")  # as the members say that know no such field
+        return self._carry_out_once(request, *idempotency_key)
 
     def _settle(self) -> None:
         """The command is carried out: nothing of it is taken back any more."""
@@ -256,14 +265,19 @@ class KeyValueStore:
             self.changes.pop()
         self._settle()
 
-    def _carry_out_once(self, request: list[Any], idempotency_key: str) -> Result:
+    def _carry_out_once(self, request: list[Any], idempotency_key: str, source: int) -> Result:
         """The first outcome under the key, however often the request comes (`idempotency.py`)."""
         mark = fingerprint(request)
-        first = self._outcomes.get(idempotency_key)
+        first = self.outcomes.get(idempotency_key)
         if first is None:
+            room = self.outcomes.has_room(source)
+            if not room and request[0] != RENEW:  # to renew a lease once more does what the first renewal did
+                return OutcomesFull(self.revision)
+            if request[0] == PUT:  # which notes nothing where its outcome is not kept
+                self._before[request[1]] = self._items.get(request[1])
             result = self._carry_out(request)
-            if type(result) not in (LeasesFull, ReadsTooLarge, Invalid):
-                self._outcomes.remember(idempotency_key, Outcome(mark, result))
+            if room and type(result) not in (LeasesFull, ReadsTooLarge, Invalid):
+                self.outcomes.remember(idempotency_key, Outcome(mark, result), source)
             return result
         if first.fingerprint != mark or not answers(request, first.result):
             return IdempotencyMismatch(self.revision)
@@ -417,7 +431,7 @@ class KeyValueStore:
                 attached.append((item.lease, key))
         self._items = table
         self._keys = SortedList(keys if len(keys) == len(table) else in_order(table))
-        self._outcomes = Outcomes() if outcomes is None else outcomes
+        self.outcomes = Outcomes() if outcomes is None else outcomes
         self.leases = Leases() if leases is None else leases
         self.leases.reattach(attached)
         self.tokens = Tokens() if tokens is None else tokens

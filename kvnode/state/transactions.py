@@ -27,6 +27,7 @@ from kvnode.state.commands import (
     RENEW,
     REVOKE,
     TXN,
+    IdempotencyKey,
 )
 from kvnode.state.items import MARKS, value_bytes, value_slice
 from kvnode.state.leases import Leases
@@ -98,7 +99,7 @@ class Txn:
     compare: tuple[Compare, ...]
     success: tuple[Operation, ...]
     failure: tuple[Operation, ...]
-    idempotency_key: str | None = None
+    idempotency_key: IdempotencyKey = None
 
     def encode(self) -> bytes:
         fields = (TXN, self.compare, self.success, self.failure)

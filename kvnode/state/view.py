@@ -48,7 +48,15 @@ SNAPSHOT_FORMAT_WITHOUT_OUTCOMES: Final = 1  # still read
 _ITEM_BYTES: Final = 48
 
 
-_SMALL: Final = {"tokens", "session", "level", "ended_sessions", "generation", "staged"}  # names in the header's map
+_SMALL: Final = {
+    "tokens",
+    "session",
+    "level",
+    "ended_sessions",
+    "generation",
+    "staged",
+    "times",
+}  # names in the header's map
 
 
 class StoreView(NamedTuple):
@@ -92,6 +100,8 @@ class StoreView(NamedTuple):
             small["ended_sessions"] = self.ended_sessions
         if leases.generation:  # from feature level 1 on
             small["generation"] = leases.generation
+        if any(outcomes.times):  # from feature level 1 on
+            small["times"] = outcomes.times
         if self.staged is not None:
             small["staged"] = self.staged.packed
         if small:
@@ -179,14 +189,14 @@ def read_contents(chunks: Iterable[bytes]) -> Contents:
     """The inverse of `StoreView.chunks`, in any thread. ValueError says what is wrong, also while items are read."""
     source = map(unpack_chunk, chunks)
     revision, item_count, outcome_count, lease_count, last_lease_id, small = read_header(next(source, []))
-    outcomes = Outcomes.load(source, outcome_count)
+    level = small.get("level", 0)
+    if "level" in small and (fault := level_fault(level)) is not None:
+        raise ValueError(f"the snapshot breaks a limit: {fault}")
+    outcomes = Outcomes.load(source, outcome_count, level >= 1, small.get("times", ()))
     leases = Leases()
     leases.load(source, lease_count, last_lease_id)
     tokens = Tokens.load(small.get("tokens", []))
     session = read_session_keys(small["session"]) if "session" in small else NONE
-    level = small.get("level", 0)
-    if "level" in small and (fault := level_fault(level)) is not None:
-        raise ValueError(f"the snapshot breaks a limit: {fault}")
     generation = small.get("generation", 0)
     if "generation" in small and (fault := generation_fault(generation, revision)) is not None:
         raise ValueError(f"the snapshot breaks a limit: {fault}")

@@ -18,12 +18,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
-from kvnode.state.idempotency import Outcomes
+from kvnode.state.idempotency import Outcomes, Times
 from kvnode.state.items import go_on
 from kvnode.state.limits import (
     CHUNK_BYTES_MAX,
     LEASES_MAX,
-    OUTCOMES_MAX,
+    OUTCOMES_YOUNG_MAX,
     restored_fault,
 )
 from kvnode.state.session_keys import NONE
@@ -67,9 +67,9 @@ def pieces(view: StoreView, cluster_id: str, rest: Callable[[], None] = go_on) -
     name = cluster_id.encode()
     # A backup is no place for a key; a cluster made of one has its own, which makes an end of all sessions. It also
     # finds its own feature level, as its members may know less than those of this one, or more.
-    # Its leases are of no generation: where it is restored they get that of the restore.
-    leases = view.leases._replace(generation=0)
-    view = view._replace(session=NONE, level=0, ended_sessions=(), leases=leases, staged=None)
+    # Its leases are of no generation: where it is restored they get that of the restore. Outcomes have no times.
+    leases, outcomes = view.leases._replace(generation=0), view.outcomes._replace(times=Times(), plain=True)
+    view = view._replace(session=NONE, level=0, ended_sessions=(), leases=leases, outcomes=outcomes, staged=None)
     head = _HEAD.pack(_MAGIC, _VERSION, view.revision, len(view.items), len(name)) + name
     buffers, waiting = [head, _CRC.pack(zlib.crc32(head))], 0
     crcs = count = 0
@@ -189,8 +189,8 @@ def _checked_header(head: Head, chunk: bytes) -> Header:
         raise Damaged("its head does not fit what it holds")
     if (fault := restored_fault(header.revision, header.last_lease_id)) is not None:
         raise Damaged(fault)
-    if header.outcome_count > OUTCOMES_MAX or header.lease_count > LEASES_MAX:
-        raise Damaged(f"a backup holds {OUTCOMES_MAX} outcomes and {LEASES_MAX} leases at most")
+    if header.outcome_count > OUTCOMES_YOUNG_MAX or header.lease_count > LEASES_MAX:
+        raise Damaged(f"a backup holds {OUTCOMES_YOUNG_MAX} outcomes and {LEASES_MAX} leases at most")
     if not header.small.keys() <= {"tokens"}:
         raise Damaged("it holds a session key, ended sessions, a generation or a feature level, which no backup does")
     return header

@@ -53,8 +53,8 @@ def salvage(chunks: Iterable[bytes]) -> tuple[KeyValueStore, Salvaged]:
     staged = len(header) == 7 and type(header[6]) is dict and "staged" in header[6]
     if staged and all(type(count) is int and count >= 0 for count in counts):
         elements = elements[: sum(counts)]  # a restore that had not come to its end
-    # An outcome has two fields, a lease four, an item six or seven.
-    outcomes = [each for each in elements if _fields(each) == 2]
+    # An outcome has two fields or three, a lease four, an item six or seven.
+    outcomes = [each for each in elements if _fields(each) in (2, 3)]
     leases = sorted((each for each in elements if _fields(each) == 4 and type(each[0]) is int), key=lambda one: one[0])
     items = [each for each in elements if _fields(each) in (6, 7)]
     done.left_out += len(elements) - len(outcomes) - len(leases) - len(items)

@@ -62,7 +62,7 @@ CRAFTED: dict[str, list[Any]] = {
     "an outcome of another form": [[10, 0, 1, 0, 0], [["key", b"f" * 16 + b"\x93\x01\xcc\x01\x01"]]],
     "an outcome under no key": [[10, 0, 1, 0, 0], [["", b"f" * 16 + msgpack.packb([1, 1, 1])]]],
     "an outcome under a long key": [[10, 0, 1, 0, 0], [["k" * 65, b"f" * 16 + msgpack.packb([1, 1, 1])]]],
-    "more outcomes than there may be": [[10, 0, 131_073, 0, 0]],
+    "more outcomes than there may be": [[10, 0, 262_145, 0, 0]],
     "more leases than there may be": [[10, 0, 0, 1_048_577, 1_048_577]],
     "a role that there is not": [[10, 1, 0, 0, 0, {"tokens": [["id", "name", "root", b"d" * 32, 1]]}], [ITEM]],
     "a token's time over its bound": [[10, 1, 0, 0, 0, {"tokens": [["id", "n", "full", b"d" * 32, 2**62]]}], [ITEM]],

@@ -27,6 +27,7 @@ import msgpack
 
 from kvnode.state.admin_commands import packed_contents
 from kvnode.state.commands import (
+    ADVANCE_CLOCK,
     DELETE,
     DELETE_PREFIX,
     END_SESSION,
@@ -97,6 +98,12 @@ def commands() -> list[list[Any]]:
         [TOKEN_REVOKE, "token-1"],
         [LEVEL, 1],
         [END_SESSION, ["token-0", b"t" * SESSION_ID_BYTES, 2_000_000_000]],
+        [ADVANCE_CLOCK, 6],
+        [PUT, "a", b"4", "", None, ["key-9", 7]],
+        [PUT, "a", b"5", "", None, ["key-10", 65_535]],
+        [ADVANCE_CLOCK, 7],
+        [RENEW, 1, ["key-11", 0]],
+        [ADVANCE_CLOCK, 28],
         [REVOKE, 4],
         [EXPIRE, [[lease, 0] for lease in SMALL], None, 3],
         [EXPIRE, [[lease, 0] for lease in SMALL]],
@@ -164,6 +171,9 @@ def sound() -> list[KeyValueStore]:
     full.apply([LEVEL, 1])
     for number in range(4):
         full.apply([END_SESSION, [f"token-{number % 2}", bytes([number]) * SESSION_ID_BYTES, 2_000_000_000 - number]])
+    full.apply([PUT, "a", b"3", "", None, ["key-9", 7]])
+    full.apply([ADVANCE_CLOCK, 5])
+    full.apply([PUT, "a", b"3", "", None, ["key-12", 7]])
     assert full.ended_sessions.view()
     plain = KeyValueStore()
     for key in ("a", "b", "p/1"):
@@ -213,7 +223,9 @@ def mutated(rng: random.Random, parts: Parts) -> None:
     if place == 4 and len(parts.header) == 7 and isinstance(parts.header[6], dict):
         target = parts.header[6]
         if rng.random() < 0.1:
-            target[rng.choice(("level", "session", "tokens", "later", b"level", "ended_sessions"))] = hostile(rng, 1)
+            target[rng.choice(("level", "session", "tokens", "later", b"level", "ended_sessions", "times"))] = hostile(
+                rng, 1
+            )
             return
     while True:  # a place in the tree, deeper three times out of four
         keys = list(target) if isinstance(target, dict) else list(range(len(target)))
@@ -260,7 +272,7 @@ class Fuzz:
         parts = Parts(rng.choice(self.stores))
         way = rng.choice(("backup", "snapshot", "replace"))
         if way != "snapshot" and len(parts.header) == 7 and rng.random() < 0.9:
-            for name in ("session", "ended_sessions", "level"):  # which no backup holds
+            for name in ("session", "ended_sessions", "level", "times"):  # which no backup holds
                 parts.header[6].pop(name, None)
         for _ in range(rng.choice((0, 1, 1, 1, 1, 2, 3))):
             mutated(rng, parts)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.http.serving import Reply, Served
+from kvnode.state import idempotency
+from kvnode.state.commands import LEVEL
+from kvnode.state.limits import OUTCOME_LARGEST_BYTES
+from tests.http.serving import Reply, Served, serve
+from tests.http.single import SingleGroup
 
 VARYING = {"date"}
 
@@ -92,3 +96,52 @@ async def test_two_keys_on_one_request_are_refused(node: Served) -> None:
         wire.send(b"DELETE /v1/kv/a HTTP/1.1\r\nHost: x\r\nIdempotency-Key: a\r\nIdempotency-Key: b\r\n\r\n")
         assert (await wire.reply()).status == 400
     assert node.group.proposals == 0
+
+
+async def test_a_client_that_fills_the_window_is_refused_for_certain_and_nobody_else_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(idempotency, "OUTCOMES_YOUNG_BYTES_MAX", 256 * 40 + OUTCOME_LARGEST_BYTES)
+    group = SingleGroup()
+    async with serve(group, token="secret") as node:
+        group.store.apply([LEVEL, 1])
+        tokens = []
+        for name in ("one", "two"):
+            made = await node.ask(
+                "POST",
+                "/admin/api/v1/tokens",
+                {"Authorization": "Bearer secret", "Content-Type": "application/json"},
+                b'{"name": "%b", "role": "full"}' % name.encode(),
+            )
+            tokens.append({"Authorization": f"Bearer {made.json['token']}"})
+        one, two = tokens
+        first = await node.ask("PUT", "/v1/kv/a", {**two, "Idempotency-Key": "mine"}, b"1")
+        async with node.connect() as wire:
+            replies = [
+                await wire.ask("PUT", "/v1/kv/k", {**one, "Idempotency-Key": f"key-{number}"}, b"")
+                for number in range(50)
+            ]
+        taken = [reply for reply in replies if reply.status == 200]
+        refused = replies[len(taken)]
+        assert 25 <= len(taken) <= 32, "three quarters of 40"
+        assert (refused.status, refused.json["error"], refused.json["outcome"]) == (
+            429, "too_many_requests", "not_applied",
+        )  # fmt: skip
+        assert refused.headers["retry-after"] == "1"
+        assert "same key" in refused.json["message"]
+        assert group.store.revision == 1 + len(taken)
+        again = await node.ask("PUT", "/v1/kv/k", {**one, "Idempotency-Key": "key-0"}, b"")
+        assert told(again) == told(replies[0]), "a repetition is answered"
+        assert (await node.ask("PUT", "/v1/kv/k", one, b"")).status == 200, "without a key there is nothing to keep"
+        batch = await node.ask(
+            "POST",
+            "/v1/batch",
+            {**one, "Idempotency-Key": "bulk", "Content-Type": "application/json"},
+            b'{"operations": [%b]}' % b", ".join([b'{"delete": {"key": "k"}}'] * 20),
+        )
+        outcomes = [result.get("error") for result in batch.json["results"]]
+        assert outcomes[0] is None, "batches count apart from the client's other writes"
+        assert outcomes[-1] == "too_many_requests"
+        # Another token, from the same address.
+        assert told(await node.ask("PUT", "/v1/kv/a", {**two, "Idempotency-Key": "mine"}, b"1")) == told(first)
+        assert (await node.ask("PUT", "/v1/kv/b", {**two, "Idempotency-Key": "new"}, b"1")).status == 200

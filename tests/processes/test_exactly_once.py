@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import json
 import os
 import threading
+import time
 from collections.abc import Mapping
 
 from kvnode.client import Client
+from kvnode.state.limits import OUTCOMES_MAX, REPEAT_WINDOW_S
 from tests.cluster import Answer, Cluster, wait_until
 
 Told = tuple[int, str | None, str | None, bytes]
@@ -130,6 +133,45 @@ def test_writes_that_lost_their_answer_in_a_crash_are_settled_by_sending_them_ag
     assert set(lost) & set(versions), "no write that lost its answer was settled"
     for key in {*lost} & {*versions}:
         assert cluster.request(survivor, "GET", f"/v1/kv/{key}").headers["ETag"] == told(put(survivor, key))[1]
+
+
+def test_a_flood_of_keyed_writes_pushes_no_outcome_out_that_a_client_may_still_ask_for(cluster: Cluster) -> None:
+    """More keyed writes than the cluster keeps in the long run, as fast as it takes them, and then the repetition."""
+    leader, follower = cluster.leader(), cluster.followers()[0]
+    wait_until(lambda: "feature level 1" in cluster.log(follower), 10.0, "the feature level")
+    bodies = json.dumps({"operations": [{"delete": {"key": f"b/{number}"}} for number in range(1_000)]}).encode()
+    began = time.monotonic()
+    first = write(cluster, leader, "retry-me", b"1")
+    batches = iter(range(OUTCOMES_MAX // 1_000 + 5))
+    refused: list[str] = []
+
+    def flood(via: str) -> None:
+        connection = http.client.HTTPConnection(*cluster.nodes[via].http, timeout=30.0)
+        for batch in batches:
+            headers = {"Content-Type": "application/json", "Idempotency-Key": f"bulk-{batch}"}
+            connection.request("POST", "/v1/batch", bodies, headers)
+            response = connection.getresponse()
+            results = json.loads(response.read())["results"]
+            assert response.status == 200
+            refused.extend(each["error"] for each in results if each["error"] != "key_not_found")
+        connection.close()
+
+    threads = [threading.Thread(target=flood, args=(via,)) for via in (leader, leader, follower)]
+    for thread in threads:
+        thread.start()
+    # On a machine with more to do not all of them come in this time: what is known has to be known all the same.
+    while any(map(threading.Thread.is_alive, threads)) and time.monotonic() - began < REPEAT_WINDOW_S - 2:
+        assert write(cluster, follower, "retry-me", b"1") == first
+        threads[0].join(0.5)
+    if time.monotonic() - began < REPEAT_WINDOW_S - 2:
+        assert {name: write(cluster, name, "retry-me", b"1") for name in cluster.nodes} == dict.fromkeys(
+            cluster.nodes, first
+        )
+    for _ in batches:  # no more of them
+        pass
+    for thread in threads:
+        thread.join(60.0)
+    assert set(refused) <= {"too_many_requests"}
 
 
 async def test_the_client_settles_what_a_killed_leader_left_open(cluster: Cluster) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from kvnode.state.admin_commands import packed_contents
 from kvnode.state.commands import (
+    ADVANCE_CLOCK,
     DELETE,
     DELETE_PREFIX,
     END_SESSION,
@@ -212,6 +213,7 @@ def test_apply_answers_every_command_of_hostile_values(kind: Any) -> None:
         TOKEN_CREATE: [TOKEN_CREATE, TOKEN],
         TOKEN_REVOKE: [TOKEN_REVOKE, "token-1"],
         END_SESSION: [END_SESSION, ["token-0", b"s" * SESSION_ID_BYTES, 2_000_000_000]],
+        ADVANCE_CLOCK: [ADVANCE_CLOCK, 6],
         RESTORE_BEGIN: [RESTORE_BEGIN, [b"other" + bytes(11), 9, 1, 1, 1]],
         RESTORE_PIECE: [RESTORE_PIECE, [RESTORE_ID, 2, RESTORED_CHUNK]],
         RESTORE_COMMIT: [RESTORE_COMMIT, [RESTORE_ID, 2, 0]],
@@ -297,13 +299,15 @@ EACH_KIND: list[list[Any]] = [
     [RESTORE_PIECE, [RESTORE_ID, 2, RESTORED_CHUNK]],
     [RESTORE_ABORT, [RESTORE_ID, 0, 0]],
     [LEVEL, 2],
+    [PUT, "b", b"9", "", None, ["once", 7]],
+    [ADVANCE_CLOCK, 5],
     [SESSION, 2, b"k", b"f", 0],
     [REPLACE, packed_contents(list(loaders.sound()[3].view().chunks()))],
 ]  # fmt: skip
 
 
 # Only plain containers change in these, one after the other, with what was made before: there is nothing to raise.
-STORING = {"added", "forget", "_append", "replace", "_take_back", "_settle", "take_back"}
+STORING = {"added", "forget", "_append", "advance", "replace", "_take_back", "_settle", "take_back"}
 
 
 @contextmanager

@@ -143,7 +143,7 @@ def test_what_a_running_cluster_does_not_take_over_is_not_sent_to_its_nodes() ->
     assert contents.apply(msgpack.unpackb(command)) == Replaced(revision + 1, len(store))
     assert list(contents.walk("", None)) == list(store.walk("", None))
     assert contents.leases.ids(0, 9) == store.leases.ids(0, 9)
-    store._outcomes = Outcomes()
+    store.outcomes = Outcomes()
     assert len(command) == len(_command(b"".join(backup.pieces(store.view(), "c1")))[0])
 
 
