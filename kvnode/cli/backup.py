@@ -14,7 +14,8 @@ import click
 
 from kvnode import errors
 from kvnode.cli.access import access
-from kvnode.cli.calls import finish, output_option, print_json, url_option, urls_in
+from kvnode.cli.calls import fail, finish, output_option, print_json, url_option, urls_in
+from kvnode.cli.command import Command
 from kvnode.cli.output_file import writing
 from kvnode.storage import backup as files
 
@@ -25,7 +26,7 @@ PATH: Final = "/admin/api/v1/backup"
 SHOW_S: Final = 0.5
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path))
 @click.option("--stale", is_flag=True, help="What the node holds, also where the cluster has no leader.")
 @output_option
@@ -50,11 +51,9 @@ def backup(file: Path, stale: bool, output: str, url: str) -> None:
                 target.file.flush()
                 head = files.check(target.part)
     except files.Damaged as damage:
-        print(f"kvnode: What arrived is no whole backup ({damage}): try again, or another node.", file=sys.stderr)
-        raise SystemExit(1) from None
+        fail(f"What arrived is no whole backup ({damage}): try again, or another node.")
     except OSError as e:
-        print(f"kvnode: {file} cannot be written ({e.strerror}): choose another place.", file=sys.stderr)
-        raise SystemExit(1) from None
+        fail(f"{file} cannot be written ({e.strerror}): choose another place.")
     told = sys.stderr if target.is_stdout else sys.stdout
     if output == "json":
         print_json({"file": str(file), "bytes": received, **head._asdict()}, told)

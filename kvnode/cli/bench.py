@@ -14,7 +14,8 @@ import click
 import uvloop
 
 from kvnode.cli.access import access
-from kvnode.cli.calls import Finite, finish, output_option, print_json, url_option, urls_in
+from kvnode.cli.calls import Finite, complain, finish, output_option, print_json, url_option, urls_in
+from kvnode.cli.command import Command
 from kvnode.cli.keys import shown
 from kvnode.config.values import Malformed, duration
 from kvnode.tools.bench import bounds
@@ -40,7 +41,7 @@ def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> f
         raise click.BadParameter(str(problem)) from None
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Command, context_settings={"show_default": True})
 @click.argument("name", metavar="[put|get|mixed|probe|batch]", type=click.Choice(WORKLOADS), default="put")
 @click.option("-c", "--clients", metavar="N", type=click.IntRange(1, bounds.CLIENTS_MAX), default=64, help="At once.")
 @click.option("--duration", "duration_s", metavar="TIME", callback=_duration, help="Such as 30s or 2m.  [default: 10s]")
@@ -210,12 +211,11 @@ def _print(report: Report) -> None:
 
 def _remark(report: Report) -> None:
     if report.left is not None:
-        print(f"kvnode: {report.left}", file=sys.stderr)
+        complain(report.left)
     if report.busy_share > BUSY_SHARE:
-        print(
-            f"kvnode: The load generator used {report.busy_share:.0%} of a processor, so the cluster may do more: "
-            "run several at once, best on other machines.",
-            file=sys.stderr,
+        complain(
+            f"The load generator used {report.busy_share:.0%} of a processor, so the cluster may do more: run several "
+            "at once, best on other machines."
         )
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, TypeVar
 
 import click
 
@@ -27,6 +27,8 @@ OUTCOME_UNKNOWN: Final = 6
 _EXIT_CODES: Final = (
     (errors.OutcomeUnknown, OUTCOME_UNKNOWN),
     (errors.KeyNotFound, 3),
+    (errors.LeaseNotFound, 3),
+    (errors.TokenNotFound, 3),
     (errors.PreconditionFailed, 4),
     (errors.Unavailable, 5),
     (errors.BadRequest, 2),
@@ -65,9 +67,14 @@ output_option = click.option(
 )
 
 
+profile_option = click.option(
+    "--profile", metavar="NAME", expose_value=False, help="Take url, token-file, cacert and timeout from there."
+)
+
+
 def url_option(command: F) -> F:
     """Adds the options that say where the cluster is and who asks."""
-    return where_option(access_options(command))
+    return where_option(access_options(profile_option(command)))
 
 
 def connected(command: F) -> F:
@@ -99,8 +106,25 @@ def finish(work: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.Abst
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             return runner.run(work)
     except errors.KvnodeError as e:
-        print(f"kvnode: {e.message}{_advice(e)}", file=sys.stderr)
-        raise SystemExit(exit_code(e)) from None
+        more: dict[str, Any] = {"outcome": e.outcome} if isinstance(e, errors.Definite | errors.Indefinite) else {}
+        if isinstance(e, errors.PreconditionFailed):
+            more["current_revision"] = e.current_revision
+        fail(e.message + _advice(e), exit_code(e), e.code, **more)
+
+
+def fail(message: str, exit_code: int = 1, code: str = "error", **more: Any) -> NoReturn:
+    """Ends the command with one sentence on stderr; with -o json, one object with `code` as its "error"."""
+    ctx = click.get_current_context(silent=True)
+    if ctx is not None and ctx.params.get("output") == "json":
+        print_json({"error": code, "message": message, "exit_code": exit_code, **more}, sys.stderr)
+    else:
+        complain(message)
+    raise SystemExit(exit_code) from None
+
+
+def complain(message: str) -> None:
+    """Says something besides the result."""
+    print(f"kvnode: {message}", file=sys.stderr)
 
 
 def _advice(e: errors.KvnodeError) -> str:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from kvnode.cli.calls import call, connected, output_option, print_json
+from kvnode import errors
+from kvnode.cli.calls import call, connected, fail, output_option, print_json
+from kvnode.cli.command import Command
 
 if TYPE_CHECKING:
     from kvnode.client import Client
@@ -18,7 +20,7 @@ HEALTH_S: Final = 1.5  # a probe answers within its own deadline, 500 ms, or the
 COLUMNS: Final = ("node", "role", "term", "applied", "lag", "reachable", "http", "raft", "health")
 
 
-@click.command()
+@click.command(cls=Command)
 @output_option
 @connected
 def status(output: str, url: str, timeout_s: float) -> None:
@@ -34,8 +36,7 @@ def status(output: str, url: str, timeout_s: float) -> None:
         rows = [_row(group, member) for group in body["groups"] for member in group["members"]]
         _print_rows(rows, f"as {body['node_id']} sees it, at feature level {body['groups'][0].get('feature_level', 0)}")
     if not all(group["leader_id"] for group in body["groups"]):
-        print("kvnode: No leader is known at present.", file=sys.stderr)
-        raise SystemExit(5)
+        fail("No leader is known at present.", 5, errors.NoLeader.code)
 
 
 async def _examined(client: Client) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def _print_rows(rows: list[tuple[str, ...]], caption: str) -> None:
     Console().print(table)
 
 
-@click.command()
+@click.command(cls=Command)
 @output_option
 @connected
 def leader(output: str, url: str, timeout_s: float) -> None:
@@ -106,8 +107,7 @@ def leader(output: str, url: str, timeout_s: float) -> None:
     body = call(url, timeout_s, lambda c: c.cluster())
     group = body["groups"][0]
     if not group["leader_id"]:
-        print("kvnode: No leader is known at present; try again in a moment.", file=sys.stderr)
-        raise SystemExit(5)
+        fail("No leader is known at present; try again in a moment.", 5, errors.NoLeader.code)
     http = next((member["http"] for member in group["members"] if member["id"] == group["leader_id"]), None)
     if output == "json":
         print_json({"leader_id": group["leader_id"], "http": http, "term": group["term"]})
@@ -115,7 +115,7 @@ def leader(output: str, url: str, timeout_s: float) -> None:
         print(f"{group['leader_id']}\t{http or '-'}")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("node", required=False)
 @output_option
 @connected
@@ -128,7 +128,7 @@ def transfer(node: str | None, output: str, url: str, timeout_s: float) -> None:
         print(f"{leader_id} leads in term {term}" if sys.stdout.isatty() else leader_id)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("node", required=False)
 @click.option("--undo", is_flag=True, help="The node takes new work again.")
 @click.option("--force", is_flag=True, help="Although no other node is ready.")
@@ -153,5 +153,4 @@ def drain(node: str | None, undo: bool, force: bool, output: str, url: str, time
         state = "is draining" if body["draining"] else "is not draining"
         print(f"{body['node']} {state}; {body['leader_id'] or 'nobody'} leads")
     if body["draining"] and body["leads"]:
-        print(f"kvnode: {body['node']} drains and still leads: {body['message']}", file=sys.stderr)
-        raise SystemExit(1)
+        fail(f"{body['node']} drains and still leads: {body['message']}")

@@ -18,6 +18,7 @@ from typing import Final
 import click
 
 from kvnode.cli import balancer
+from kvnode.cli.command import Command
 from kvnode.cli.processes import LOOK_S, Child, Say, how_it_ended, printer, stop_all
 from kvnode.errors import StartupError
 
@@ -52,7 +53,7 @@ class Plan:
             yield self.statistics_port, "HAProxy's statistics", "--lb-port"
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--nodes", type=click.Choice(["1", "3", "5", "7"]), default="3", show_default=True, help="How many.")
 @click.option("--data-dir", metavar="DIR", default="./kvnode-data/dev", show_default=True, help="Every node's data.")
 @click.option("--http-port", type=click.IntRange(1, 65_535), default=8001, show_default=True, help="The first node's.")

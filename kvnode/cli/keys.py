@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from kvnode.cli.calls import call, connected, output_option, print_json
+from kvnode import errors
+from kvnode.cli.calls import call, connected, fail, output_option, print_json
+from kvnode.cli.command import Command
 
 if TYPE_CHECKING:
     from kvnode.client import Client, Item, Listed
+    from kvnode.client.client import Consistency
 
 VALUE_BYTES_MAX: Final = 1_048_576
 SHOWN_VALUE_CHARS: Final = 60
@@ -24,7 +27,7 @@ idempotency_key_option = click.option(
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("key")
 @click.argument("value", required=False)
 @click.option("--if-match", metavar="REVISION", type=click.IntRange(1), help="Only while this is its mod_revision.")
@@ -88,28 +91,40 @@ def _read_stdin() -> bytes:
     return sys.stdin.buffer.read(VALUE_BYTES_MAX + 1)
 
 
-@click.command()
+prefix_option = click.option("--prefix", "is_prefix", is_flag=True, help="Every key that begins with KEY.")
+
+
+@click.command(cls=Command)
 @click.argument("key")
+@prefix_option
 @click.option("--stale", is_flag=True, help="From the node's own memory, at once; it may be behind.")
 @click.option(
     "--revision", metavar="REVISION", type=click.IntRange(1), help="As it was then, as far back as a node remembers."
 )
 @output_option
 @connected
-def get(key: str, stale: bool, revision: int | None, output: str, url: str, timeout_s: float) -> None:
-    """Print the value of KEY, byte for byte; exit code 3 if it does not exist."""
-    item = call(url, timeout_s, lambda c: c.get(key, "stale" if stale else "linearizable", revision=revision))
+def get(key: str, is_prefix: bool, stale: bool, revision: int | None, output: str, url: str, timeout_s: float) -> None:
+    """Print the value of KEY, byte for byte; exit code 3 if it does not exist.
+
+    With --prefix, what 'kvnode list --values KEY' prints.
+    """
+    if is_prefix:
+        if revision is not None:
+            raise click.UsageError("--revision is for one key: a listing at an older revision is not kept")
+        _print_listing(key, None, True, stale, output, url, timeout_s)
+        return
+    consistency: Consistency = "stale" if stale else "linearizable"
+    if output == "json" and revision is None and key:
+        # One key of a listing tells all of it; the answer to a get has no room for it in its headers.
+        page = call(url, timeout_s, lambda c: c.list(start=key, end=f"{key}\0", limit=1, consistency=consistency))
+        if not page.items:
+            fail(f"There is no key {shown(key)!r}.", 3, errors.KeyNotFound.code)
+        print_json(_as_json(page.items[0]) | {"revision": page.revision})
+        return
+    item = call(url, timeout_s, lambda c: c.get(key, consistency, revision=revision))
     if output == "json":
-        print_json(
-            {
-                "key": key,
-                "value": b64encode(item.value).decode(),
-                "content_type": item.content_type,
-                "mod_revision": item.mod_revision,
-                "revision": item.revision,
-            }
-            | leasing(item)
-        )
+        document = {"key": key, "value": b64encode(item.value).decode(), "content_type": item.content_type}
+        print_json(document | {"mod_revision": item.mod_revision, "revision": item.revision} | leasing(item))
         return
     sys.stdout.buffer.write(item.value)
     if sys.stdout.isatty() and not item.value.endswith(b"\n"):
@@ -117,16 +132,32 @@ def get(key: str, stale: bool, revision: int | None, output: str, url: str, time
     sys.stdout.buffer.flush()
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("key")
+@prefix_option
 @click.option("--if-match", metavar="REVISION", type=click.IntRange(1), help="Only while this is its mod_revision.")
 @idempotency_key_option
 @output_option
 @connected
 def delete(
-    key: str, if_match: int | None, idempotency_key: str | None, output: str, url: str, timeout_s: float
+    key: str,
+    is_prefix: bool,
+    if_match: int | None,
+    idempotency_key: str | None,
+    output: str,
+    url: str,
+    timeout_s: float,
 ) -> None:
-    """Remove KEY; exit code 3 if it does not exist."""
+    """Remove KEY; exit code 3 if it does not exist.
+
+    With --prefix, every key that begins with KEY, in one step: prints how many there were, which may be 0.
+    """
+    if is_prefix:
+        if if_match is not None:
+            raise click.UsageError("--if-match is for one key")
+        done = call(url, timeout_s, lambda c: c.delete_prefix(key, idempotency_key=idempotency_key))
+        print_json({"deleted": done}) if output == "json" else print(done)
+        return
     revision = call(url, timeout_s, lambda c: c.delete(key, if_match=if_match, idempotency_key=idempotency_key))
     if output == "json":
         print_json({"deleted": 1, "revision": revision})
@@ -134,21 +165,37 @@ def delete(
         print(f"deleted, revision {revision}" if sys.stdout.isatty() else "1")
 
 
-@click.command("list")
+@click.command("list", cls=Command)
 @click.argument("prefix", default="")
 @click.option("--limit", metavar="N", type=click.IntRange(1), help="At most so many keys [default: all].")
+@click.option("--values", "with_values", is_flag=True, help="To a pipe: each key, a tab, and its value.")
 @click.option("--stale", is_flag=True, help="From the node's own memory, at once; it may be behind.")
 @output_option
 @connected
-def list_keys(prefix: str, limit: int | None, stale: bool, output: str, url: str, timeout_s: float) -> None:
-    """List keys, or those that begin with PREFIX, in byte order: one a line to a pipe, a table on a terminal."""
+def list_keys(
+    prefix: str, limit: int | None, with_values: bool, stale: bool, output: str, url: str, timeout_s: float
+) -> None:
+    """List keys, or those that begin with PREFIX, in byte order: one a line to a pipe, a table on a terminal.
+
+    --values: in a value, and in a key before it, a backslash, a tab, a line's end and what is no printable UTF-8 are
+    written as in a shell's $'…': \\\\, \\t, \\n, \\x00. For the bytes themselves: -o json, or 'kvnode get'.
+    """
+    _print_listing(prefix, limit, with_values, stale, output, url, timeout_s)
+
+
+def _print_listing(
+    prefix: str, limit: int | None, with_values: bool, stale: bool, output: str, url: str, timeout_s: float
+) -> None:
     table_wanted = output == "text" and sys.stdout.isatty()
-    keys_only = output == "text" and not table_wanted
+    keys_only = output == "text" and not table_wanted and not with_values
     items = call(url, timeout_s, lambda c: _every_page(c, prefix, limit, keys_only, stale))
     if output == "json":
         print_json([_as_json(item) for item in items])
     elif table_wanted:
         _print_table(items)
+    elif with_values:
+        for item in items:
+            print(f"{escaped(item.key.encode())}\t{escaped(item.value)}")
     else:
         for item in items:
             sys.stdout.buffer.write(item.key.encode() + b"\n")
@@ -174,6 +221,7 @@ def _as_json(item: Listed) -> dict[str, Any]:
     return {
         "key": item.key,
         "value": b64encode(item.value).decode(),
+        "content_type": item.content_type,
         "create_revision": item.create_revision,
         "mod_revision": item.mod_revision,
         "version": item.version,
@@ -216,3 +264,16 @@ def preview(value: bytes) -> str:
 def shown(text: str) -> str:
     """Without control characters: a stored escape sequence must not reach the terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+_ESCAPES: Final = {"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"}
+
+
+def escaped(data: bytes) -> str:
+    """On one line, and back again without a doubt: printable UTF-8 as it is, all else by its bytes."""
+    text = data.decode("utf-8", "surrogateescape")
+    return "".join(_ESCAPES.get(c) or (c if c.isprintable() else _as_bytes(c)) for c in text)
+
+
+def _as_bytes(c: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in c.encode("utf-8", "surrogateescape"))

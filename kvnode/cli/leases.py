@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvnode.cli.calls import call, connected, output_option, print_json
+from kvnode.cli.command import Group
 
 if TYPE_CHECKING:
     from kvnode.client import Client, Lease
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 id_argument = click.argument("lease_id", metavar="ID", type=click.IntRange(1))
 
 
-@click.group()
+@click.group(cls=Group)
 def lease() -> None:
     """Grant, renew, revoke, show or list leases: a time to live that keys share (put --lease ID)."""
 

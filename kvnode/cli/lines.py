@@ -22,7 +22,10 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final
 import click
 
 from kvnode import errors
-from kvnode.cli.calls import call, connected
+from kvnode.cli import dumps
+from kvnode.cli.calls import call, complain, connected, exit_code, fail
+from kvnode.cli.command import Command
+from kvnode.cli.dumps import Dump
 from kvnode.cli.keys import shown
 from kvnode.cli.output_file import writing
 
@@ -37,7 +40,7 @@ _PLACE: Final = re.compile(r"operations\[([0-9]+)\]\.(\w+):? ")
 FIELDS: Final = frozenset(("key", "value", "text", "content_type", "ttl"))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path), default="-")
 @click.option("--prefix", default="", help="Only keys that begin with it.")
 @connected
@@ -68,8 +71,7 @@ def export(file: Path, prefix: str, url: str, timeout_s: float) -> None:
     except OSError as e:
         if e.errno == errno.EPIPE:
             raise  # whoever read along has enough
-        print(f"kvnode: The file cannot be written: {e.strerror}.", file=sys.stderr)
-        raise SystemExit(1) from None
+        fail(f"The file cannot be written: {e.strerror}.")
     print(f"{_keys(done)} exported", file=sys.stderr)
 
 
@@ -79,27 +81,36 @@ REFUSED_S: Final = 60.0
 REFUSED_PAUSE_S: Final = 0.5
 
 
-@click.command("import")
+@click.command("import", cls=Command)
 @click.argument("file", type=click.File("rb"), default="-")
+@click.option(
+    "--from", "kind", type=click.Choice(["kvnode", "etcd", "consul"]), default="kvnode", help="Who wrote the file."
+)
 @connected
-def import_lines(file: BinaryIO, url: str, timeout_s: float) -> None:
+def import_lines(file: BinaryIO, kind: str, url: str, timeout_s: float) -> None:
     """Set the keys in FILE, or on stdin, which has one JSON object a line as 'kvnode export' writes them.
+
+    \b
+    --from etcd      what  etcdctl get "" --prefix -w json  writes
+    --from consul    what  consul kv export  writes
 
     In batches of up to 1,000, four at a time; --timeout is for each of them. The first line that cannot be set ends
     it: of the lines around it any may be set by then. It may be repeated from the beginning.
     """
+    dump = None if kind == "kvnode" else _dump(kind, file)
+    place = "Line" if dump is None else "Key number"
 
     async def read(client: Client) -> int:
         done = 0
         writing: dict[asyncio.Task[None], frozenset[str]] = {}
         with _progress("importing", _size(file)) as step:
             try:
-                for batch, size in _batches(file):
+                for batch, size in _batches(file) if dump is None else _batches_of(dump):
                     keys = frozenset(str(operation["put"]["key"]) for _, operation in batch)
                     # The last line of a key counts: a batch waits for those that set one of its keys, and for a place.
                     while len(writing) == BATCHES_AT_ONCE or not all(map(keys.isdisjoint, writing.values())):
                         await _one_of(writing)
-                    writing[asyncio.create_task(_write(client, batch, step, size))] = keys
+                    writing[asyncio.create_task(_write(client, batch, place, step, size))] = keys
                     done += len(batch)
                 while writing:
                     await _one_of(writing)
@@ -110,6 +121,15 @@ def import_lines(file: BinaryIO, url: str, timeout_s: float) -> None:
 
     done = call(url, timeout_s, read)
     print(f"{_keys(done)} imported", file=sys.stderr)
+    for what, count in dump.left_out.items() if dump else ():
+        complain(f"{_keys(count)} had {what} there, and without it here.")
+
+
+def _dump(kind: str, file: BinaryIO) -> Dump:
+    try:
+        return dumps.read(kind, file)
+    except errors.BadRequest as e:
+        fail(e.message, exit_code(e), e.code)
 
 
 Batch = list[tuple[int, dict[str, Any]]]
@@ -126,7 +146,7 @@ async def _one_of(writing: dict[asyncio.Task[None], frozenset[str]]) -> None:
             raise failure
 
 
-async def _write(client: Client, batch: Batch, step: Callable[[int], None], size: int) -> None:
+async def _write(client: Client, batch: Batch, place: str, step: Callable[[int], None], size: int) -> None:
     """Under an idempotency key that the client adds: what is in doubt is sent again, and never written twice."""
     clock = asyncio.get_running_loop().time
     deadline = clock() + REFUSED_S
@@ -136,14 +156,14 @@ async def _write(client: Client, batch: Batch, step: Callable[[int], None], size
         except errors.KvnodeError as e:
             # A batch of which one is wrong is refused as a whole, by the place of that one.
             if match := _PLACE.match(e.message):
-                e.message = f"Line {batch[int(match[1])][0]}: {match[2]} {e.message[match.end() :]}"
+                e.message = f"{place} {batch[int(match[1])][0]}: {match[2]} {e.message[match.end() :]}"
             raise
         refused: Batch = []
         for (number, operation), result in zip(batch, results, strict=True):
             if isinstance(result, errors.TooManyRequests) and clock() < deadline:
                 refused.append((number, operation))
             elif isinstance(result, errors.KvnodeError):
-                result.message = f"Line {number}, the key {shown(operation['put']['key'])}: {result.message}"
+                result.message = f"{place} {number}, the key {shown(operation['put']['key'])}: {result.message}"
                 raise result
         if len(refused) < len(batch):
             deadline = clock() + REFUSED_S
@@ -167,6 +187,21 @@ def _batches(file: IO[bytes]) -> Iterator[tuple[Batch, int]]:
             batch.append((number, {"put": _entry(line, number)}))
     if batch:
         yield batch, size
+
+
+def _batches_of(dump: Dump) -> Iterator[tuple[Batch, int]]:
+    """The same for a dump, which was read as a whole by then: the size of each batch counts for nothing."""
+    batch: Batch = []
+    size = 0
+    for number, operation in dump.puts:
+        length = len(operation["put"]["value"]) + len(operation["put"]["key"])
+        if batch and (len(batch) == BATCH_KEYS or size + length > BATCH_BYTES):
+            yield batch, 0
+            batch, size = [], 0
+        batch.append((number, operation))
+        size += length
+    if batch:
+        yield batch, 0
 
 
 def _entry(line: bytes, number: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from kvnode.cli.calls import Finite, call, connected, output_option
+from kvnode.cli.command import Command
 from kvnode.cli.job import REST_S, Job
 from kvnode.cli.keys import shown
 
@@ -29,7 +30,7 @@ PASSED_ON: Final = (
 )  # fmt: skip
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--ttl",
     "ttl_s",

@@ -9,9 +9,10 @@ from urllib.parse import quote
 import click
 
 from kvnode.cli.calls import call, connected, output_option, print_json
+from kvnode.cli.command import Group
 
 
-@click.group()
+@click.group(cls=Group)
 def member() -> None:
     """List, add, promote, replace or remove members of the cluster."""
 

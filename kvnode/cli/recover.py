@@ -8,11 +8,12 @@ from pathlib import Path
 
 import click
 
-from kvnode.cli.calls import output_option, print_json
+from kvnode.cli.calls import fail, output_option, print_json
+from kvnode.cli.command import Command
 from kvnode.errors import StartupError
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data-dir", required=True, metavar="DIR", help="The directory of a node that is stopped.")
 @click.option("--force-new-cluster", is_flag=True, help="Yes: the majority of the old cluster is lost for good.")
 @click.option("--skip-entry", type=click.IntRange(2), metavar="INDEX",
@@ -41,11 +42,9 @@ def recover(data_dir: str, force_new_cluster: bool, skip_entry: int | None, outp
     try:
         done = recover_directory(Path(data_dir), skip_entry)
     except StartupError as e:
-        print(f"kvnode: {e.message}", file=sys.stderr)
-        raise SystemExit(1) from None
+        fail(e.message)
     except OSError as e:
-        print(f"kvnode: {data_dir} could not be recovered ({e.strerror}); it is as it was.", file=sys.stderr)
-        raise SystemExit(1) from None
+        fail(f"{data_dir} could not be recovered ({e.strerror}); it is as it was.")
     if output == "json":
         print_json({**asdict(done), "cluster_id": done.cluster_id.hex(), "kept": str(done.kept)})
         return

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from kvnode.cli.calls import call, connected, output_option, print_json
+from kvnode.cli.calls import call, connected, fail, output_option, print_json
+from kvnode.cli.command import Command
 from kvnode.config import values
 from kvnode.errors import StartupError
 from kvnode.storage import backup
@@ -15,7 +16,7 @@ from kvnode.storage.restore import LEAP, LEAP_MAX
 from kvnode.storage.restore import restore as restore_directory
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Offline: made by this.")
 @click.option("--yes", is_flag=True, help="Do not ask before the keys of a running cluster are replaced.")
@@ -54,15 +55,15 @@ def restore(
         revision = head.revision + revision_leap
         cluster_id = restore_directory(data_dir, node_id, address, url, store, revision_leap)
     except backup.Damaged as damage:
-        print(f"kvnode: {file} is no whole backup ({damage}): nothing was written; use another one.", file=sys.stderr)
-        raise SystemExit(1) from None
+        fail(f"{file} is no whole backup ({damage}): nothing was written; use another one.")
     except StartupError as e:
-        print(f"kvnode: {e.message}", file=sys.stderr)
-        raise SystemExit(1) from None
+        fail(e.message)
     except OSError as e:
         where = e.filename or data_dir
-        print(f"kvnode: {where} cannot be read or written ({e.strerror}); nothing was restored.", file=sys.stderr)
-        raise SystemExit(2 if isinstance(e, FileNotFoundError) and not file.exists() else 1) from None
+        fail(
+            f"{where} cannot be read or written ({e.strerror}); nothing was restored.",
+            2 if isinstance(e, FileNotFoundError) and not file.exists() else 1,
+        )
     if output == "json":
         print_json({"node_id": node_id, "cluster_id": cluster_id.hex(), "revision": revision, "items": head.items})
         return
@@ -76,11 +77,9 @@ def _into_running(file: Path, yes: bool, output: str, url: str, timeout_s: float
     try:
         head, data = backup.load(file)[0], file.read_bytes()
     except backup.Damaged as damage:
-        print(f"kvnode: {file} is no whole backup ({damage}): nothing was restored; use another one.", file=sys.stderr)
-        raise SystemExit(1) from None
+        fail(f"{file} is no whole backup ({damage}): nothing was restored; use another one.")
     except OSError as e:
-        print(f"kvnode: {file} cannot be read ({e.strerror}); nothing was restored.", file=sys.stderr)
-        raise SystemExit(2) from None
+        fail(f"{file} cannot be read ({e.strerror}); nothing was restored.", 2)
     if not yes and sys.stdin.isatty():
         question = f"Replace all keys of the cluster at {url} by the {head.items} of revision {head.revision}?"
         click.confirm(question, abort=True)

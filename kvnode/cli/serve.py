@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from kvnode.cli import hung_up
+from kvnode.cli.command import Command
 from kvnode.config import layers
 from kvnode.config.options import OPTIONS
 from kvnode.errors import StartupError
@@ -57,4 +58,4 @@ def _run(**given: Any) -> int:
     return run.run(settings, hung_up)
 
 
-serve = click.Command("serve", params=serve_parameters(), callback=_run, help=_run.__doc__)
+serve = Command("serve", params=serve_parameters(), callback=_run, help=_run.__doc__)

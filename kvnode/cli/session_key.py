@@ -7,11 +7,12 @@ from typing import Any, Final
 import click
 
 from kvnode.cli.calls import call, connected, output_option, print_json
+from kvnode.cli.command import Group
 
 GRACE_S_MAX: Final = 31 * 86_400
 
 
-@click.group("session-key")
+@click.group("session-key", cls=Group)
 def session_key() -> None:
     """Show or rotate the key that signs admin sessions."""
 

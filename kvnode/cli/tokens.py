@@ -9,11 +9,12 @@ from urllib.parse import quote
 
 import click
 
-from kvnode.cli.calls import call, connected, output_option, print_json
+from kvnode.cli.calls import call, complain, connected, output_option, print_json
+from kvnode.cli.command import Group
 from kvnode.cli.keys import shown
 
 
-@click.group()
+@click.group(cls=Group)
 def token() -> None:
     """Create, list or revoke access tokens; takes one with the role full."""
 
@@ -31,7 +32,7 @@ def create(name: str, role: str, output: str, url: str, timeout_s: float) -> Non
         return
     print(made["token"])
     if "warning" in made:
-        print(f"kvnode: {made['warning']}", file=sys.stderr)
+        complain(made["warning"])
     if sys.stdout.isatty():
         print(f"Its id is {made['id']}; 'kvnode token revoke {made['id']}' ends it.", file=sys.stderr)
 

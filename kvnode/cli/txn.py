@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import click
 
 from kvnode.cli.calls import call, connected, output_option, print_json
+from kvnode.cli.command import Command
 from kvnode.cli.keys import idempotency_key_option, preview, shown
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ FAILURE_RAN: Final = 4
 BYTES_MAX: Final = 4 * 1_048_576
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=click.File("rb"), default="-")
 @idempotency_key_option
 @output_option

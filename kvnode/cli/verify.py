@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 import click
 
-from kvnode.cli.calls import output_option, print_json
+from kvnode.cli.calls import fail, output_option, print_json
+from kvnode.cli.command import Command
 from kvnode.errors import StartupError
 from kvnode.storage import backup
 from kvnode.storage.verify import (
@@ -26,7 +26,7 @@ _POISONED: Final = (
 )
 
 
-@click.command("verify")
+@click.command("verify", cls=Command)
 @click.argument("file", required=False)
 @click.option("--data-dir", metavar="DIR", help="The directory that a node's --data-dir names.")
 @output_option
@@ -57,8 +57,7 @@ def _verify_backup(path: Path, output: str) -> None:
         raise SystemExit(1) from None
     except OSError as e:
         hint = "; a node's directory goes behind --data-dir" if isinstance(e, IsADirectoryError) else ""
-        print(f"kvnode: {path} cannot be read ({e.strerror}){hint}.", file=sys.stderr)
-        raise SystemExit(2 if isinstance(e, FileNotFoundError) else 1) from None
+        fail(f"{path} cannot be read ({e.strerror}){hint}.", 2 if isinstance(e, FileNotFoundError) else 1)
     if output == "json":
         print_json({"verdict": "whole", "damage": [], **head._asdict(), "leases": len(store.leases)})
         return
@@ -71,11 +70,9 @@ def _verify_directory(data_dir: str, output: str) -> None:
     try:
         report = verify(Path(data_dir))
     except StartupError as e:
-        print(f"kvnode: {e.message}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(e, NotADataDirectory) else 1) from None
+        fail(e.message, 2 if isinstance(e, NotADataDirectory) else 1)
     except OSError as e:
-        print(f"kvnode: {data_dir} cannot be read ({e.strerror}): run this as the user of the node.", file=sys.stderr)
-        raise SystemExit(1) from None
+        fail(f"{data_dir} cannot be read ({e.strerror}): run this as the user of the node.")
     if output == "json":
         print_json({"verdict": _verdict(report), **asdict(report)})
     else:

@@ -19,7 +19,7 @@ _BY_CODE: Final = {
         errors.NoLeader, errors.NotLeader, errors.Unverified, errors.Overloaded, errors.ShuttingDown,
         errors.Starting, errors.DiskFull, errors.KeyNotFound, errors.LeaseNotFound, errors.TooManyLeases,
         errors.IdempotencyKeyReused, errors.Conflict, errors.LastReadyNode, errors.Compacted,
-        errors.OutcomeUnknown,
+        errors.OutcomeUnknown, errors.TokenNotFound, errors.TooManyTokens, errors.TooManyRequests,
     )
 }  # fmt: skip
 

@@ -145,19 +145,26 @@ async def test_get_writes_the_value_and_nothing_else_to_a_pipe() -> None:
     headers = {"ETag": '"4"', "Kvnode-Revision": "9", "Content-Type": "image/png"}
     async with scripted(always(Reply(200, b"\x00\xffno newline", headers))) as server:
         plain = await run_kvnode("get", "k", "--stale", "--url", server.url)
-        as_json = await run_kvnode("get", "k", "-o", "json", "--url", server.url)
     assert plain.out == b"\x00\xffno newline"
-    assert [asked.raw_path for asked in server.asked] == [
-        "/v1/kv/k?consistency=stale",
-        "/v1/kv/k?consistency=linearizable",
-    ]
-    assert json.loads(as_json.out) == {
+    assert [asked.raw_path for asked in server.asked] == ["/v1/kv/k?consistency=stale"]
+
+
+async def test_get_as_json_asks_for_all_that_a_node_knows_of_the_key() -> None:
+    item = {
         "key": "k",
-        "value": "AP9ubyBuZXdsaW5l",
+        "value": "AP8=",
         "content_type": "image/png",
+        "create_revision": 2,
         "mod_revision": 4,
-        "revision": 9,
+        "version": 3,
     }
+    page = json.dumps({"items": [item], "revision": 9, "watch_from": 10}).encode()
+    async with scripted(always(Reply(200, page))) as server:
+        done = await run_kvnode("get", "k", "-o", "json", "--url", server.url)
+    assert [asked.raw_path for asked in server.asked] == [
+        "/v1/kv?prefix=&limit=1&consistency=linearizable&start=k&end=k%00"
+    ]
+    assert json.loads(done.out) == item | {"revision": 9}
 
 
 async def test_list_follows_the_cursor_to_the_end() -> None:

@@ -66,7 +66,7 @@ def test_a_lease_is_granted_renewed_shown_and_revoked(url: str) -> None:
     assert 50 <= int(listed[lease][1]) <= 60
     assert run(url, "lease", "revoke", lease).out == b"1\n"
     gone = run(url, "lease", "revoke", lease)
-    assert gone.code == 1
+    assert gone.code == 3
     assert is_one_sentence(gone.err)
     assert run(url, "get", "lease/a").code == 3
 
