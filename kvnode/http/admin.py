@@ -16,6 +16,7 @@ from kvnode.http.answer import Answer, json_answer
 from kvnode.http.document import read_object
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
+from kvnode.http.rights import READ
 from kvnode.http.route import Endpoint, Methods
 from kvnode.node.status import is_leader
 
@@ -66,8 +67,9 @@ def routes(group: Group, node_id: str, version: str) -> dict[str, Methods]:
         named = _node(dict(parameters)) if "node" in parameters else _node(document)
         return json_answer(200, asdict(await group.undrain(named)))
 
+    look = Endpoint(cluster, right=READ, scoped=True)
     return {
-        "/admin/api/v1/cluster": {"GET": cluster, "HEAD": cluster},
+        "/admin/api/v1/cluster": {"GET": look, "HEAD": look},
         "/admin/api/v1/leader/transfer": {"POST": transfer},
         "/admin/api/v1/drain": {"POST": drain, "DELETE": Endpoint(undrain, "node")},
     }

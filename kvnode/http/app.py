@@ -65,6 +65,7 @@ from kvnode.http.group import Group
 from kvnode.http.heads import Heads
 from kvnode.http.paths import split_target
 from kvnode.http.probes import LeaderProbe
+from kvnode.http.rights import OutsidePrefixes
 from kvnode.http.route import Methods, RouteTable
 from kvnode.http.spans import Spans
 from kvnode.http.stream import HEARTBEAT_S
@@ -168,7 +169,7 @@ def create_server(
                 **restore.routes(group),
                 **members.routes(group),
                 **sessions.routes(group, credentials),
-                **tokens.routes(group, bool(token)),
+                **tokens.routes(group, credentials, node_id),
             },
             door,
         ),
@@ -263,9 +264,12 @@ class App:
         try:
             if not path:
                 path, query = split_target(request.raw_path)
-            if self._door is not None and not admitted:
-                self._door.admit(request, request.method, path)
-            endpoint, rest = self._table.find(request.method, path)
+            door = self._door
+            admission = None if door is None or admitted else door.admit(request, request.method, path)
+            if admission is None or door is None:
+                endpoint, rest = self._table.find(request.method, path)
+            else:
+                endpoint, rest = door.route(self._table, request, path, admission)
             if query and endpoint.checks:
                 endpoint.check(query)
             if timeout.TIMEOUT in request.headers and not is_probe(path):  # probes have a deadline of their own
@@ -290,6 +294,8 @@ class App:
         if not isinstance(error, KvnodeError) or error.code not in STATUS_OF:
             # A KvnodeError without a status is for the operator, not for clients: it names files and addresses.
             error = _unexpected(method, error)
+        elif isinstance(error, OutsidePrefixes) and self._door is not None:
+            self._door.note_outside(request)
         if is_gateway(split_target(request.raw_path)[0]):
             return gateway_failure(request, error)
         answer = failure(error, writing=method in WRITING)

@@ -14,8 +14,9 @@ from aiohttp import web
 
 from kvnode.errors import KvnodeError
 from kvnode.http.answer import Answer
+from kvnode.http.backup import PATH as BACKUP_PATH
 from kvnode.http.credentials import shown
-from kvnode.http.door import FULL_ONLY, READING, Door
+from kvnode.http.door import READING, Door
 from kvnode.http.route import Endpoint, Methods, as_endpoint
 from kvnode.logs.rate_limited import LINES, RateLimitedLog, printable
 
@@ -43,7 +44,7 @@ def audited(table: Mapping[str, Methods], door: Door) -> dict[str, Methods]:
     return {
         path: {
             method: _noting(as_endpoint(each), method, path, door)
-            if method not in READING or path == FULL_ONLY[0]
+            if method not in READING or path == BACKUP_PATH
             else each
             for method, each in methods.items()
         }
@@ -85,4 +86,4 @@ def _noting(endpoint: Endpoint, method: str, path: str, door: Door) -> Endpoint:
         log.info("%s: %s %s: %d%s.", *said, answer.status, what, extra={"fields": fields})
         return answer
 
-    return Endpoint(noting, *endpoint.parameters, checks=False)
+    return Endpoint(noting, *endpoint.parameters, right=endpoint.right, scoped=endpoint.scoped, checks=False)

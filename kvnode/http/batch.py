@@ -11,7 +11,8 @@ from kvnode.errors import BadRequest, KeyNotFound, KvnodeError
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.document import checked_object, content_type_in, key_in, leasing_in, read_object, value_in
 from kvnode.http.group import Group
-from kvnode.http.route import Methods
+from kvnode.http.rights import WRITE, Rights, rights_of
+from kvnode.http.route import Endpoint, Methods
 from kvnode.http.txn import KEY_FIELDS, PUT_FIELDS, single, written_fields
 from kvnode.http.writing import idempotency_key, not_written
 from kvnode.metrics.recent import Traffic
@@ -28,16 +29,17 @@ def routes(group: Group, traffic: Traffic | None = None) -> dict[str, Methods]:
     traffic = Traffic() if traffic is None else traffic
 
     async def batch(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        idempotency = idempotency_key(request, group, batch=True)
-        keys, commands = _commands(await read_object(request, BODY_BYTES_MAX, _BODY), idempotency)
+        idempotency, rights = idempotency_key(request, group, batch=True), rights_of(request)
+        document = await read_object(request, BODY_BYTES_MAX, _BODY)
+        keys, commands = _commands(document, idempotency, rights)
         traffic.wrote_each(keys)
         results = await group.propose_each(commands)
         return json_answer(200, {"results": [_outcome(*pair) for pair in zip(keys, results, strict=True)]})
 
-    return {"/v1/batch": {"POST": batch}}
+    return {"/v1/batch": {"POST": Endpoint(batch, right=WRITE, scoped=True)}}
 
 
-def _commands(document: dict[str, Any], idempotency: IdempotencyKey) -> tuple[list[str], list[bytes]]:
+def _commands(document: dict[str, Any], idempotency: IdempotencyKey, rights: Rights) -> tuple[list[str], list[bytes]]:
     """The keys and the encoded commands. All of it is read before any of it is proposed: a batch that is wrong
     somewhere changes nothing. And nothing else is kept of it while it waits: it would have each value three times.
     """
@@ -48,6 +50,9 @@ def _commands(document: dict[str, Any], idempotency: IdempotencyKey) -> tuple[li
     commands: list[bytes] = []
     for number, entry in enumerate(operations):
         command = _command(entry, number, idempotency)
+        rights.check_key(command.key)
+        if isinstance(command, Put):
+            rights.check_lease(command.lease)
         keys.append(command.key)
         commands.append(command.encode())
     return keys, commands

@@ -97,6 +97,7 @@ class Connection(Arrivals):
         "_welcome",
         "admitted",
         "believed",
+        "common_name",
         "credential",
         "host",
         "listener",
@@ -117,6 +118,7 @@ class Connection(Arrivals):
         self._came_at = 0.0
         self._named = ""
         self._parting = False
+        self.common_name: str | None = None  # of the client's certificate, where the node asks for one
         self.believed: bool | None = None  # whether it is a balancer's that may say who its client is (door.Door)
         self.admitted: Head | None = None  # what anybody may come in with, whatever is asked for (door.Door)
         self.credential: tuple[str | None, Admission] | None = None  # of the last request (credentials.Credentials)

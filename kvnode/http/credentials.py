@@ -1,8 +1,12 @@
-"""Who asks: bearer tokens (RFC 6750) and sessions, and whether what let a request in holds still.
+"""Who asks: bearer tokens (RFC 6750), sessions and client certificates, and whether what let a request in holds still.
 
 There is no cache that a revocation would have to reach. A token is looked up by its id in the replicated state itself,
-a session by its token, its end and the key that signed it; at each request, and again at each delivery of a stream, at
-the end of whatever made a request wait, and at least every REVIEW_S for what goes on meanwhile (`stream.Streams`).
+a session by its token, its end and the key that signed it, a certificate by the token of its name; at each request, and
+again at each delivery of a stream, at the end of whatever made a request wait, and at least every REVIEW_S for what
+goes on meanwhile (`stream.Streams`).
+
+Whether a token has expired, and whether its former secret still counts, each node judges by its own clock: the times
+are absolute, and are in the replicated state as they were set.
 """
 
 from __future__ import annotations
@@ -10,12 +14,15 @@ from __future__ import annotations
 import hashlib
 import time
 from hmac import compare_digest
+from math import inf
 from typing import TYPE_CHECKING, Final, cast
 
 from aiohttp import hdrs, web
 
 from kvnode.errors import Unauthorized
 from kvnode.http.group import Group
+from kvnode.http.rights import of_token
+from kvnode.state.limits import TOKENS_MAX
 from kvnode.state.session_keys import Session, session_of
 from kvnode.state.tokens import ANONYMOUS, FIRST, Token
 
@@ -30,42 +37,79 @@ SECURE_COOKIE: Final = "__Host-kvnode_session"
 # What was let in and goes on (streams, long polls, backups) is looked at as often. With the time that a revocation
 # takes to be applied it ends within two seconds; a look at ten thousand streams takes 3 ms.
 REVIEW_S: Final = 0.5
-ENDED: Final = "What this request was let in with has ended meanwhile: the token was revoked, or the session is over."
+# Tokens whose last use is known: over it, what is known of those that are gone is dropped.
+USES_MAX: Final = 2 * TOKENS_MAX
+ENDED: Final = (
+    "What this request was let in with has ended meanwhile: the token or the session is over, or has other rights."
+)
 
 _ANYBODY: Final = Token(ANONYMOUS, "anonymous", "full", b"", 0)
 
 
+class Use:
+    """When a token was last used on this node: seconds since 1970, 0.0 for never since it began."""
+
+    __slots__ = ("last_s",)
+
+    def __init__(self) -> None:
+        self.last_s = 0.0
+
+
 class Admission:
-    """What a request was let in with: `token`, or a `session` that has the right of that token."""
+    """What a request was let in with: `token`, by its secret, by a `session` that has its right, or by a certificate.
 
-    __slots__ = ("_credentials", "session", "token")
+    `secret` is the hash of the token's secret that it goes by, b"" for none: when another one takes its place, this
+    ends with the former secret's time.
+    """
 
-    def __init__(self, credentials: Credentials, token: Token, session: Session | None) -> None:
+    __slots__ = ("_credentials", "certified", "rights", "secret", "session", "token", "until_s", "use")
+
+    def __init__(
+        self, credentials: Credentials, token: Token, secret: bytes, session: Session | None, certified: bool = False
+    ) -> None:
         self._credentials = credentials
-        self.token = token
+        self.secret = secret
         self.session = session
+        self.certified = certified
+        self.use = credentials.use_of(token.id)
+        self.rights = of_token(token)
+        self._go_by(token)
+
+    def _go_by(self, token: Token) -> None:
+        self.token = token
+        self.until_s = ends_at_s(token, self.secret)  # by this node's clock; since 1970
 
     def holds(self) -> bool:
-        """Whether it would let a request in now. It is never true again once it was not."""
+        """Whether it would let a request in now."""
         credentials, token, session = self._credentials, self.token, self.session
         found = credentials.named(token.id)
-        if found is not token and found != token:  # a snapshot that is installed brings every token anew
-            return False
-        return session is None or credentials.goes_on(session)
+        if found is not token:  # a snapshot that is installed brings every token anew
+            if found is None or not _same_right(found, token):
+                return False
+            self._go_by(found)
+        return self.until_s > time.time() and (session is None or credentials.goes_on(session))
+
+    @property
+    def ambient(self) -> bool:
+        """Whether a browser adds by itself what it goes by, also to what a page of another origin sends."""
+        return self.certified or self.session is not None
 
     def __str__(self) -> str:
         """As the audit log names it."""
         token = f"token {self.token.id} ({self.token.name})" if self.token.id else "anonymous"
+        if self.certified:
+            token = f"the certificate of {token}"
         return token if self.session is None else f"session {shown(self.session)} of {token}"
 
 
 class Credentials:
     """`first`: the token that the node was started with, None where it asks for none."""
 
-    __slots__ = ("_group", "first")
+    __slots__ = ("_group", "_uses", "first")
 
     def __init__(self, group: Group, first: str) -> None:
         self._group = group
+        self._uses: dict[str, Use] = {}
         self.change_first(first)
 
     def change_first(self, first: str) -> None:
@@ -77,19 +121,26 @@ class Credentials:
         beside it."""
         header = request.headers.get(hdrs.AUTHORIZATION)
         connection = cast("Connection", request.protocol)
-        if header is None:
-            found = self.session(request) if hdrs.COOKIE in request.headers else None
-            connection.credential = None if found is None else (None, found)
-            return found
-        known = connection.credential
-        if known is not None and known[0] == header:
-            # Verified on this connection before; what is asked again is whether the token is still the same one.
-            token = known[1].token
-            if token is self.first or self._group.store.tokens.get(token.id) is token:
-                return known[1]
-        found = self._bearer(header)
-        connection.credential = None if found is None else (header, found)
-        return found
+        known, now_s = connection.credential, time.time()
+        if header is not None:
+            if known is not None and known[0] == header:
+                # Verified on this connection before; what is asked again is whether the token is still the same one.
+                found = known[1]
+                token = found.token
+                if (token is self.first or self._group.store.tokens.get(token.id) is token) and found.until_s > now_s:
+                    found.use.last_s = now_s
+                    return found
+            admission = self._bearer(header)
+        else:
+            admission = self.session(request) if hdrs.COOKIE in request.headers else None
+            if admission is None and connection.common_name is not None:
+                admission = self._certified(connection.common_name)
+        if admission is None or admission.until_s <= now_s:
+            connection.credential = None
+            return None
+        connection.credential = (header, admission)
+        admission.use.last_s = now_s
+        return admission
 
     def session(self, request: web.BaseRequest) -> Admission | None:
         """The session that the request's cookie stands for, as long as it goes on."""
@@ -101,9 +152,11 @@ class Credentials:
         token = self.named(session.token_id)
         if token is None or not self.goes_on(session):
             return None
-        if not compare_digest(token.generation(key, self._group.status().cluster_id), session.generation):
-            return None
-        return Admission(self, token, session)
+        for secret in (token.digest, token.former) if token.former else (token.digest,):
+            if compare_digest(token.generation(key, self._group.status().cluster_id, secret), session.generation):
+                admission = Admission(self, token, secret, session)
+                return admission if admission.until_s > time.time() else None
+        return None
 
     def named(self, token_id: str) -> Token | None:
         """The token that has this id now."""
@@ -111,6 +164,16 @@ class Credentials:
         if first is None:
             return _ANYBODY if token_id == ANONYMOUS else None
         return first if token_id == FIRST else self._group.store.tokens.get(token_id)
+
+    def use_of(self, token_id: str) -> Use:
+        """When a token was last used on this node, to be noted there."""
+        uses = self._uses
+        use = uses.get(token_id)
+        if use is None:
+            if len(uses) >= USES_MAX:
+                self._uses = uses = {each: uses[each] for each in uses if self.named(each) is not None}
+            use = uses[token_id] = Use()
+        return use
 
     def goes_on(self, session: Session) -> bool:
         """Whether a session goes on as far as it is not its token's: it was not ended, and its key still counts."""
@@ -121,12 +184,15 @@ class Credentials:
             and not self._group.store.ended_sessions.has(session)
         )
 
-    def whom(self, request: web.BaseRequest) -> Token | None:
-        """Whose session would begin with this request: the bearer's, or anybody's where no token is asked for."""
+    def whom(self, request: web.BaseRequest) -> tuple[Token | None, bytes]:
+        """Whose session would begin with this request, and the hash of the secret that it would end with: the bearer's,
+        or anybody's where no token is asked for."""
         if self.first is None:
-            return _ANYBODY
+            return _ANYBODY, b""
         admission = self.admission(request)
-        return None if admission is None or admission.session is not None else admission.token
+        if admission is None or admission.session is not None:
+            return None, b""
+        return admission.token, admission.secret or admission.token.digest
 
     def _bearer(self, header: str) -> Admission | None:
         """A token behind its scheme, or bare, as etcd's clients send it."""
@@ -139,12 +205,33 @@ class Credentials:
         """What whoever has this token is let in with."""
         first = self.first
         if first is not None and compare_digest(_digest(credential), first.digest):
-            return Admission(self, first, None)
+            return Admission(self, first, first.digest, None)
         token_id, _, secret = credential.removeprefix(PREFIX).partition("_")
         token = self._group.store.tokens.get(token_id)
-        if token is not None and compare_digest(_digest(secret), token.digest):
-            return Admission(self, token, None)
+        if token is None:
+            return None
+        digest = _digest(secret)
+        if compare_digest(digest, token.digest) or (token.former and compare_digest(digest, token.former)):
+            admission = Admission(self, token, digest, None)
+            return admission if admission.until_s > time.time() else None
         return None
+
+    def _certified(self, name: str) -> Admission | None:
+        """By a certificate with this common name. A name that two tokens have, from before level 1, is nobody's."""
+        named = [token for token in self._group.store.tokens.view() if token.name == name]
+        return Admission(self, named[0], b"", None, True) if len(named) == 1 else None
+
+
+def ends_at_s(token: Token, secret: bytes) -> float:
+    """Until when a token lets in with this secret (its hash, b"" without one): seconds since 1970."""
+    until_s = token.expires_ms / 1_000 if token.expires_ms else inf
+    if secret and secret != token.digest:
+        return min(until_s, token.former_until_ms / 1_000) if secret == token.former else 0.0
+    return until_s
+
+
+def _same_right(found: Token, token: Token) -> bool:
+    return (found.created_ms, found.role, found.prefixes) == (token.created_ms, token.role, token.prefixes)
 
 
 def admission_of(request: web.BaseRequest) -> Admission | None:

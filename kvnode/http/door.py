@@ -25,12 +25,14 @@ from typing import Final, cast
 from aiohttp import hdrs, web
 
 from kvnode.config import values
-from kvnode.errors import Forbidden, TooManyRequests, Unauthorized, UnsupportedMediaType
+from kvnode.errors import Forbidden, MethodNotAllowed, NotFound, TooManyRequests, Unauthorized, UnsupportedMediaType
 from kvnode.http.connection import Connection
 from kvnode.http.console import PUBLIC
 from kvnode.http.credentials import Admission, Credentials
 from kvnode.http.heads import SEC_FETCH_SITE
 from kvnode.http.request import KnownRequest
+from kvnode.http.rights import ROLE_NAMES, WRITE
+from kvnode.http.route import Endpoint, RouteTable
 from kvnode.logs.rate_limited import LINES, printable
 from kvnode.net.proxies import Proxies
 
@@ -45,20 +47,8 @@ OPEN_TO_ALL: Final = PUBLIC | {ACCESS_PATH, AUTHENTICATE}
 PROBES: Final = frozenset(
     ("/admin/healthz", "/admin/healthz/leader", "/healthz", "/livez", "/readyz", "/health", "/version")
 )
-# What reads of etcd's calls, all of which are POSTs.
-READING_CALLS: Final = frozenset(
-    f"/v3/{call}"
-    for call in (
-        *("kv/range", "watch", "lease/timetolive", "lease/leases", "kv/lease/timetolive", "kv/lease/leases"),
-        *("cluster/member/list", "maintenance/status"),
-    )
-)
 READING: Final = frozenset(("GET", "HEAD"))
 WITHOUT_EFFECT: Final = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))  # RFC 9110, 9.2.1; no handler takes the last two
-# What reads, and is not for those who may only read: a backup holds everything at once, tokens concern administrators.
-FULL_ONLY: Final = ("/admin/api/v1/backup", "/admin/api/v1/tokens")
-# Whoever has a token may begin a session that may do as much, and end it.
-OWN_SESSION: Final = frozenset(("POST", "DELETE"))
 OWN_SITE: Final = frozenset(("same-origin", "none"))  # none: the user typed the address, or used a bookmark
 CLIENTS_MAX: Final = 65_536  # whose rate is kept; the one that was seen first is forgotten first
 BURST_S: Final = 2.0  # a client that was quiet may send so many seconds' worth at once
@@ -74,15 +64,6 @@ log = logging.getLogger("kvnode.audit")
 def is_probe(path: str) -> bool:
     """Probes need no credentials and count towards no limit, also where there is no such check."""
     return not path.startswith("/v1/") and (path in PROBES or path.startswith(("/livez/", "/readyz/")))
-
-
-def may_read_only(method: str, path: str) -> bool:
-    """What a token with the role read_only may: read, and begin and end a session that may read."""
-    if method in READING:
-        return not path.startswith(FULL_ONLY)
-    if method == "POST" and path in READING_CALLS:
-        return True
-    return path == SESSION_PATH and method in OWN_SESSION
 
 
 class Door:
@@ -103,13 +84,13 @@ class Door:
         assert self._credentials.first is not None
         self._credentials.change_first(first)
 
-    def admit(self, request: web.BaseRequest, method: str, path: str) -> None:
-        """Raises Unauthorized, Forbidden, UnsupportedMediaType or TooManyRequests."""
+    def admit(self, request: web.BaseRequest, method: str, path: str) -> Admission | None:
+        """Who asks; None where nobody is asked for. Raises Unauthorized, Forbidden or TooManyRequests."""
         # Nearly all paths begin so: they are told apart from probes without a call. Balancers send probes with no Host,
         # or with one of their own.
         if not path.startswith(("/v1/", "/v3/")) and is_probe(path):
             cast(Connection, request.protocol).credential = None
-            return
+            return None
         if self._rates is not None:
             wait_s = self._rates.wait_s(self.client(request), monotonic())
             if wait_s > 0:
@@ -127,24 +108,57 @@ class Door:
             if type(request) is KnownRequest and self._rates is None and not request.head.of_page:
                 # Nothing but the head was asked about, and the same one comes again and again.
                 cast(Connection, request.protocol).admitted = request.head
-            return
+            return None
         admission = self._credentials.admission(request)
         if admission is None:
             if path in OPEN_TO_ALL:
-                return
+                return None
             self._note(request, method, path, "no valid token")
-            if hdrs.AUTHORIZATION in request.headers:
-                raise Unauthorized("The token is not valid, or not any more; ask an administrator for another one.")
-            raise Unauthorized("This node asks for a token; send it as 'Authorization: Bearer TOKEN'.")
-        token = admission.token
-        if token.role != "full" and not may_read_only(method, path) and path not in OPEN_TO_ALL:
-            self._note(request, method, path, f"{admission} may only read")
-            raise Forbidden(f"The token {token.id} may only read, and this takes one with the role full.")
-        if admission.session is not None and method not in WITHOUT_EFFECT:
-            self._admit_page(request, method, path)
+            raise Unauthorized(_why_not(request))
+        return admission
 
-    def _admit_page(self, request: web.BaseRequest, method: str, path: str) -> None:
-        """What writes under a cookie."""
+    def route(
+        self, table: RouteTable, request: web.BaseRequest, path: str, admission: Admission
+    ) -> tuple[Endpoint, str]:
+        """The endpoint of a request that was let in, and the raw rest of the path.
+
+        Raises what `RouteTable.find` raises, Forbidden, UnsupportedMediaType.
+        """
+        method, rights = request.method, admission.rights
+        try:
+            endpoint, rest = table.find(method, path, rights)
+        except (NotFound, MethodNotAllowed):
+            if rights.role < WRITE and method not in READING and path not in OPEN_TO_ALL:
+                raise self._forbidden(request, path, admission, WRITE) from None
+            self._check_page(request, method, path, admission)
+            raise
+        if endpoint.right > rights.role:
+            raise self._forbidden(request, path, admission, endpoint.right)
+        if rights.prefixes and not endpoint.scoped:
+            self._note(request, method, path, f"{admission} has prefixes")
+            raise Forbidden(f"The token {admission.token.id} has prefixes, and this takes one without.")
+        if admission.ambient:
+            self._check_page(request, method, path, admission)
+        return endpoint, rest
+
+    def _forbidden(self, request: web.BaseRequest, path: str, admission: Admission, right: int) -> Forbidden:
+        may = "may only read" if admission.rights.role < WRITE else "may not administer"
+        self._note(request, request.method, path, f"{admission} {may}")
+        return Forbidden(f"The token {admission.token.id} {may}, and this takes one with the role {ROLE_NAMES[right]}.")
+
+    def note_outside(self, request: web.BaseRequest) -> None:
+        """A request named a key outside of its token's prefixes."""
+        admission = None if self._credentials.first is None else self._credentials.admission(request)
+        path = request.raw_path.partition("?")[0]
+        self._note(request, request.method, path, f"{admission or 'anonymous'} has no right to a key of it")
+
+    def _check_page(self, request: web.BaseRequest, method: str, path: str, admission: Admission) -> None:
+        """What writes under a cookie, or under a certificate, which a browser shows by itself as well."""
+        if not admission.ambient or method in WITHOUT_EFFECT:
+            return
+        if admission.session is None:
+            self._check_origin(request, method, path, referer=True)
+            return
         if path == SESSION_PATH and method == "POST":
             raise Forbidden("A session does not begin another one, or it would never end; send a token.")
         self._check_origin(request, method, path, referer=True)
@@ -240,6 +254,19 @@ class Rates:
             return (1.0 - bucket[0]) / self._rate_per_s
         bucket[0] -= 1.0
         return 0.0
+
+
+def _why_not(request: web.BaseRequest) -> str:
+    """What is said to those who have shown nothing that is valid."""
+    name = cast(Connection, request.protocol).common_name
+    if hdrs.AUTHORIZATION in request.headers:
+        return "The token is not valid, or not any more; ask an administrator for another one."
+    if name is not None:
+        return (
+            f"The client certificate names {name!r}, and no token of this name is valid now: make one with 'kvnode "
+            "token create', or send a token as 'Authorization: Bearer TOKEN'."
+        )
+    return "This node asks for a token; send it as 'Authorization: Bearer TOKEN'."
 
 
 def _authority(target: str) -> str | None:

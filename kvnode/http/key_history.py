@@ -14,6 +14,7 @@ from kvnode.http.consistency import consistency
 from kvnode.http.document import whole_parameter
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
+from kvnode.http.rights import READ, rights_of
 from kvnode.http.route import Endpoint, Methods
 from kvnode.state.changes import CHANGE_PUT, KIND_NAMES, Change
 from kvnode.state.items import MARKS, content_of
@@ -33,6 +34,7 @@ def routes(group: Group, budgets: Budgets) -> dict[str, Methods]:
         key = parameters.get("key", "")
         if text_fault("key", key, 1, KEY_BYTES_MAX) is not None:
             raise BadRequest(f"The query parameter 'key' is a key of 1 to {KEY_BYTES_MAX} bytes.")
+        rights_of(request).check_key(key)
         limit = whole_parameter(parameters.get("limit", str(CHANGES_DEFAULT)), CHANGES_MAX, "query parameter 'limit'")
         headers = await consistency(group, parameters)
         await budgets.turns.take()  # it may look through all that is kept of the past
@@ -46,7 +48,7 @@ def routes(group: Group, budgets: Budgets) -> dict[str, Methods]:
         }
         return json_answer(200, document, headers)
 
-    some = Endpoint(history, "key", "limit", "consistency")
+    some = Endpoint(history, "key", "limit", "consistency", right=READ, scoped=True)
     return {PATH: {"GET": some, "HEAD": some}}
 
 

@@ -20,6 +20,7 @@ from kvnode.http.later import Later
 from kvnode.http.leases import leasing, remaining_s
 from kvnode.http.past import asked_revision, item_at
 from kvnode.http.paths import Query, decode_key
+from kvnode.http.rights import READ, WRITE, rights_of
 from kvnode.http.route import Endpoint, Methods
 from kvnode.http.writing import idempotency_key, not_written
 from kvnode.metrics.recent import Traffic
@@ -33,10 +34,10 @@ BINARY: Final = "application/octet-stream"
 
 def routes(group: Group, budgets: Budgets, traffic: Traffic | None = None) -> dict[str, Methods]:
     keys = Keys(group, budgets, Traffic() if traffic is None else traffic)
-    get = Endpoint(keys.get, "consistency", "revision")
-    return {
-        "/v1/kv/{key}": {"GET": get, "HEAD": get, "PUT": Endpoint(keys.put, "lease", "ttl"), "DELETE": keys.delete},
-    }
+    get = Endpoint(keys.get, "consistency", "revision", right=READ, scoped=True)
+    put = Endpoint(keys.put, "lease", "ttl", right=WRITE, scoped=True)
+    delete = Endpoint(keys.delete, right=WRITE, scoped=True)
+    return {"/v1/kv/{key}": {"GET": get, "HEAD": get, "PUT": put, "DELETE": delete}}
 
 
 class Keys:
@@ -52,10 +53,13 @@ class Keys:
 
     def put(self, request: web.BaseRequest, rest: str, query: str) -> Awaitable[Answer]:
         key = decode_key(rest)
+        rights = rights_of(request)
+        rights.check_key(key)
         self._traffic.left -= 1  # here and below without a call: it is one for each of many requests
         if self._traffic.left <= 0:
             self._traffic.wrote(key)
         lease, ttl_s = leasing(Query(query)) if query else (0, 0)
+        rights.check_lease(lease)
         idempotency = idempotency_key(request, self._group)
         expect = write_expectation(request, may_create=True)
         content_type = _content_type(request)
@@ -72,6 +76,7 @@ class Keys:
 
     def delete(self, request: web.BaseRequest, rest: str, query: str) -> Awaitable[Answer]:
         key = decode_key(rest)
+        rights_of(request).check_key(key)
         self._traffic.left -= 1
         if self._traffic.left <= 0:
             self._traffic.wrote(key)
@@ -81,6 +86,7 @@ class Keys:
 
     def get(self, request: web.BaseRequest, rest: str, query: str) -> Answer | Awaitable[Answer]:
         key = decode_key(rest)
+        rights_of(request).check_key(key)
         self._traffic.left -= 1
         if self._traffic.left <= 0:
             self._traffic.read(key)

@@ -13,7 +13,8 @@ from kvnode.http.consistency import consistency
 from kvnode.http.document import read_object, ttl_in, whole_parameter
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
-from kvnode.http.route import Endpoint, Methods
+from kvnode.http.rights import READ, WRITE
+from kvnode.http.route import Endpoint, Handler, Methods
 from kvnode.http.writing import idempotency_key, not_written
 from kvnode.state.commands import Grant, Renew, Revoke
 from kvnode.state.limits import LEASE_ID_MAX, TTL_S_MAX
@@ -28,11 +29,16 @@ _TTL: Final = frozenset(("ttl",))
 
 def routes(group: Group, budgets: Budgets) -> dict[str, Methods]:
     leases = Leases(group, budgets.turns)
-    some, one = Endpoint(leases.list, "cursor", "consistency"), Endpoint(leases.get, "consistency")
+    some = Endpoint(leases.list, "cursor", "consistency", right=READ)
+    one = Endpoint(leases.get, "consistency", right=READ)
+
+    def write(handler: Handler) -> Endpoint:
+        return Endpoint(handler, right=WRITE)
+
     return {
-        "/v1/leases": {"GET": some, "HEAD": some, "POST": leases.grant},
-        "/v1/leases/{id}": {"GET": one, "HEAD": one, "DELETE": leases.revoke},
-        "/v1/leases/{id}/keepalive": {"POST": leases.keepalive},
+        "/v1/leases": {"GET": some, "HEAD": some, "POST": write(leases.grant)},
+        "/v1/leases/{id}": {"GET": one, "HEAD": one, "DELETE": write(leases.revoke)},
+        "/v1/leases/{id}/keepalive": {"POST": write(leases.keepalive)},
     }
 
 

@@ -15,6 +15,7 @@ from kvnode.http.consistency import consistency
 from kvnode.http.group import Group
 from kvnode.http.leases import remaining_s
 from kvnode.http.paths import Query
+from kvnode.http.rights import READ, WRITE, rights_of
 from kvnode.http.route import Endpoint, Methods
 from kvnode.http.writing import idempotency_key, not_written
 from kvnode.metrics.recent import Traffic
@@ -40,10 +41,10 @@ ITEM_BYTES: Final = 176  # what one takes in a page at most, beside its key, its
 
 def routes(group: Group, budgets: Budgets, traffic: Traffic | None = None) -> dict[str, Methods]:
     listing = Listing(group, budgets, Traffic() if traffic is None else traffic)
-    some = Endpoint(
-        listing.list, "prefix", "start", "end", "limit", "cursor", "keys_only", "sizes", "count", "consistency"
-    )
-    return {"/v1/kv": {"GET": some, "HEAD": some, "DELETE": Endpoint(listing.delete, "prefix")}}
+    parameters = ("prefix", "start", "end", "limit", "cursor", "keys_only", "sizes", "count", "consistency")
+    some = Endpoint(listing.list, *parameters, right=READ, scoped=True)
+    delete = Endpoint(listing.delete, "prefix", right=WRITE, scoped=True)
+    return {"/v1/kv": {"GET": some, "HEAD": some, "DELETE": delete}}
 
 
 class Listing:
@@ -59,6 +60,7 @@ class Listing:
     async def list(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         parameters = Query(query)
         first, end = _bounds(parameters)
+        rights_of(request).check_range(first, end)
         behind, watched_from = _behind_cursor(parameters)
         start = max(first, behind)
         limit = _limit(parameters)
@@ -143,6 +145,7 @@ class Listing:
         prefix = parameters.get("prefix", "")
         if text_fault("prefix", prefix, 1, KEY_BYTES_MAX) is not None:
             raise BadRequest(f"A DELETE here takes a 'prefix' of 1 to {KEY_BYTES_MAX} bytes.")
+        rights_of(request).check_prefix(prefix)
         if hdrs.IF_MATCH in request.headers or hdrs.IF_NONE_MATCH in request.headers:
             raise BadRequest("The deletion of a prefix takes no condition; a transaction does.")
         result = await self._group.propose(DeletePrefix(prefix, idempotency_key(request, self._group)).encode())

@@ -14,6 +14,7 @@ from kvnode.http.answer import Answer, json_answer
 from kvnode.http.document import read_object
 from kvnode.http.group import Group
 from kvnode.http.paths import Query, decode
+from kvnode.http.rights import READ
 from kvnode.http.route import Endpoint, Methods
 from kvnode.node.status import Membership
 
@@ -46,8 +47,9 @@ def routes(group: Group) -> dict[str, Methods]:
     async def replace(request: web.BaseRequest, rest: str, query: str) -> Answer:
         return _answer(await group.replace_member(_node_id(decode(rest, "member"))))
 
+    look = Endpoint(members, right=READ, scoped=True)
     return {
-        PATH: {"GET": members, "HEAD": members, "POST": add, "DELETE": Endpoint(remove, "id", "force")},
+        PATH: {"GET": look, "HEAD": look, "POST": add, "DELETE": Endpoint(remove, "id", "force")},
         PATH + "/{member}": {"DELETE": Endpoint(remove, "force")},
         PATH + "/{member}/promote": {"POST": promote},
         PATH + "/{member}/replace": {"POST": replace},

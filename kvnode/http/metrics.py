@@ -11,7 +11,8 @@ from kvnode.http import checks
 from kvnode.http.answer import PRIVATE, Answer
 from kvnode.http.budget import Budgets
 from kvnode.http.group import Group
-from kvnode.http.route import Methods
+from kvnode.http.rights import READ
+from kvnode.http.route import Endpoint, Methods
 from kvnode.logs import writer
 from kvnode.metrics.families import Reading
 from kvnode.metrics.meters import HttpMeters
@@ -39,7 +40,8 @@ def routes(group: Group, meters: HttpMeters, budgets: Budgets, version: str) -> 
         content_type, text = rendered
         return Answer(200, b"Content-Type: %b\r\n" % content_type.encode() + PRIVATE, text)
 
-    return {"/metrics": {"GET": metrics, "HEAD": metrics}}
+    page_of = Endpoint(metrics, right=READ, scoped=True)
+    return {"/metrics": {"GET": page_of, "HEAD": page_of}}
 
 
 def read(group: Group, meters: HttpMeters, budgets: Budgets) -> Reading:

@@ -14,7 +14,8 @@ from aiohttp import web
 from kvnode.http import checks
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.group import Group
-from kvnode.http.route import Methods
+from kvnode.http.rights import READ
+from kvnode.http.route import Endpoint, Methods
 from kvnode.node.status import MemberStatus, RaftStatus, applied_lag
 
 PATH: Final = "/admin/api/v1/nodes"
@@ -38,7 +39,8 @@ def routes(group: Group, node_id: str, version: str) -> dict[str, Methods]:
         }
         return json_answer(200, document)
 
-    return {PATH: {"GET": nodes, "HEAD": nodes}}
+    look = Endpoint(nodes, right=READ, scoped=True)
+    return {PATH: {"GET": look, "HEAD": look}}
 
 
 def own_report(status: RaftStatus, version: str) -> dict[str, Any]:

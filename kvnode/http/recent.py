@@ -17,7 +17,8 @@ from kvnode.errors import BadRequest
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
-from kvnode.http.route import Endpoint, Methods
+from kvnode.http.rights import READ, rights_of
+from kvnode.http.route import Endpoint, Handler, Methods
 from kvnode.metrics.meters import HttpMeters
 from kvnode.metrics.recent import MINUTES, SPAN_S, STEP_S
 
@@ -52,21 +53,27 @@ def routes(group: Group, meters: HttpMeters) -> dict[str, Methods]:
         return json_answer(200, document)
 
     async def heat(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        rights = rights_of(request)
         reports = await group.reports("heat")
         last_minute = int(time.time() // 60)
         document = {
             "minutes": MINUTES,
             "last_minute_ms": last_minute * 60_000,
-            "rows": merged_heat(reports, last_minute, lambda prefix: True),
+            "rows": merged_heat(reports, last_minute, rights.covers),
             "unanswered": _unanswered(group, reports),
         }
         return json_answer(200, document)
 
     return {
-        TIMELINE: {"GET": timeline, "HEAD": timeline},
-        FIGURES: {"GET": Endpoint(figures, "since_ms"), "HEAD": Endpoint(figures, "since_ms")},
-        HEAT: {"GET": heat, "HEAD": heat},
+        TIMELINE: _reading(timeline),
+        FIGURES: _reading(figures, "since_ms"),
+        HEAT: _reading(heat),
     }
+
+
+def _reading(handler: Handler, *parameters: str) -> Methods:
+    endpoint = Endpoint(handler, *parameters, right=READ, scoped=True)
+    return {"GET": endpoint, "HEAD": endpoint}
 
 
 async def record(group: Group, meters: HttpMeters) -> None:

@@ -7,9 +7,10 @@ from typing import Final
 
 from aiohttp import web
 
-from kvnode.errors import BadRequest, KvnodeError, MethodNotAllowed, NotFound
+from kvnode.errors import BadRequest, Forbidden, KvnodeError, MethodNotAllowed, NotFound
 from kvnode.http.answer import Answer
 from kvnode.http.paths import decode
+from kvnode.http.rights import ADMIN, ALL, Rights
 
 # A handler gets the request, what stood for the pattern's `{name}` (raw, '' without one) and the raw query.
 # One that waits for nothing is a plain function.
@@ -17,16 +18,24 @@ Handler = Callable[[web.BaseRequest, str, str], Answer | Awaitable[Answer]]
 
 
 class Endpoint:
-    """A handler with the query parameters that it takes.
+    """A handler with the query parameters that it takes, and whom it serves.
+
+    `right`: the role that it takes (`rights.READ`, WRITE or ADMIN), where the node asks for tokens. `scoped`: whether
+    it takes tokens with prefixes, which is so where the handler asks `rights.Rights` for each key that the request
+    names, or where nothing in request and answer names keys.
 
     `checks`: whether `check` must pass before the handler runs. It is False for probes, whose callers add parameters of
     their own, and where the handler calls `check` itself.
     """
 
-    __slots__ = ("checks", "handler", "parameters")
+    __slots__ = ("checks", "handler", "parameters", "right", "scoped")
 
-    def __init__(self, handler: Handler, *parameters: str, checks: bool = True) -> None:
+    def __init__(
+        self, handler: Handler, *parameters: str, right: int = ADMIN, scoped: bool = False, checks: bool = True
+    ) -> None:
         self.handler = handler
+        self.right = right
+        self.scoped = scoped
         self.parameters: frozenset[str] = frozenset(parameters)
         self.checks = checks
 
@@ -49,14 +58,14 @@ class Endpoint:
             given.add(name)
 
 
-# A bare handler takes no query parameters: a route that names none refuses them all.
+# A bare handler takes no query parameters and an administrator's token.
 Methods = Mapping[str, Handler | Endpoint]
 
 SHOWN_CHARS_MAX: Final = 64  # of a name that a client made up; the answer repeats no more of it
 
 
 def as_endpoint(taking: Handler | Endpoint) -> Endpoint:
-    """The endpoint of a route: a bare handler takes no query parameters."""
+    """The endpoint of a route: a bare handler takes no query parameters and an administrator's token."""
     return taking if isinstance(taking, Endpoint) else Endpoint(taking)
 
 
@@ -85,8 +94,11 @@ class RouteTable:
             pattern = (path[: path.index("{")], path[path.index("}") + 1 :], self.methods[path])
             self._open.setdefault(path[: self._fixed], []).append(pattern)
 
-    def find(self, method: str, path: str) -> tuple[Endpoint, str]:
-        """The endpoint and the raw rest of the path. NotFound, or MethodNotAllowed with the truthful `Allow`."""
+    def find(self, method: str, path: str, rights: Rights = ALL) -> tuple[Endpoint, str]:
+        """The endpoint and the raw rest of the path. NotFound, or MethodNotAllowed with the truthful `Allow`.
+
+        Forbidden where there is no such method, and the path's others are not for these rights either.
+        """
         rest = ""
         methods = self._exact.get(path)
         if methods is None:
@@ -98,6 +110,8 @@ class RouteTable:
                 raise _no_such_path(path)
         endpoint = methods.get(method)
         if endpoint is None:
+            if rights.role < min(each.right for each in methods.values()):
+                raise Forbidden("This token has no right to this path.")
             allow = ", ".join(methods)
             raise MethodNotAllowed(f"This path does not take {method}; it takes {allow}.", allow)
         return endpoint, rest

@@ -20,7 +20,8 @@ from kvnode.http.credentials import Admission, Credentials, cookie_name, shown
 from kvnode.http.document import read_object
 from kvnode.http.door import SESSION_PATH as PATH
 from kvnode.http.group import Group
-from kvnode.http.route import Methods
+from kvnode.http.rights import READ
+from kvnode.http.route import Endpoint, Handler, Methods
 from kvnode.node.status import RaftStatus
 from kvnode.state.commands import EndSession
 from kvnode.state.limits import SESSION_GRACE_S_MAX, SESSION_ID_BYTES
@@ -45,14 +46,15 @@ def routes(group: Group, credentials: Credentials) -> dict[str, Methods]:
         keys = group.session.keys
         if not keys:
             raise Starting(f"{group.session.error}.")
-        token = credentials.whom(request)
+        token, secret = credentials.whom(request)
         if token is None:
             raise Forbidden("A session begins with a token; send it as 'Authorization: Bearer TOKEN'.")
         ends_at_s = int(time.time()) + SESSION_S
-        number, generation = group.session.known.number, token.generation(keys[0], group.status().cluster_id)
+        number = group.session.known.number
+        generation = token.generation(keys[0], group.status().cluster_id, secret)
         session = Session(secrets.token_bytes(SESSION_ID_BYTES), token.id, generation, number, ends_at_s)
         cookie = _cookie(request, sign(keys[0], session), SESSION_S)
-        document = _whose(Admission(credentials, token, session)) | {"ends_at": ends_at_s}
+        document = _whose(Admission(credentials, token, secret, session)) | {"ends_at": ends_at_s}
         return Noted(json_answer(200, document, cookie), f"began session {shown(session)}")
 
     def whose(request: web.BaseRequest, rest: str, query: str) -> Answer:
@@ -85,9 +87,14 @@ def routes(group: Group, credentials: Credentials) -> dict[str, Methods]:
         grace_s = await _grace_s(request)
         return json_answer(200, _shown(await group.session.rotate(group.propose, grace_s), group.status()))
 
+    def any_role(handler: Handler) -> Endpoint:
+        """For whoever has a token: what it may see, and a session of its own."""
+        return Endpoint(handler, right=READ, scoped=True)
+
+    look, look_at_key = any_role(whose), any_role(key)
     return {
-        PATH: {"GET": whose, "HEAD": whose, "POST": begin, "DELETE": end},
-        KEY_PATH: {"GET": key, "HEAD": key},
+        PATH: {"GET": look, "HEAD": look, "POST": any_role(begin), "DELETE": any_role(end)},
+        KEY_PATH: {"GET": look_at_key, "HEAD": look_at_key},
         KEY_PATH + "/rotate": {"POST": rotate},
     }
 
@@ -101,7 +108,8 @@ def _whose(admission: Admission) -> dict[str, Any]:
     token = admission.token
     if not token.id:
         return {"subject": SUBJECT}
-    return {"subject": token.name, "token": token.id, "role": token.role}
+    scope = {"prefixes": list(token.prefixes)} if token.prefixes else {}
+    return {"subject": token.name, "token": token.id, "role": token.role, **scope}
 
 
 def _shown(known: SessionKeys, status: RaftStatus) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from kvnode.http.answer import JSON_TYPE, Answer, json_string, json_text
 from kvnode.http.budget import Budgets
 from kvnode.http.document import checked_object, content_type_in, key_in, leasing_in, read_object, value_in
 from kvnode.http.group import Group
-from kvnode.http.route import Methods
+from kvnode.http.rights import WRITE, Rights, rights_of
+from kvnode.http.route import Endpoint, Methods
 from kvnode.http.writing import idempotency_key, not_written, reads_too_large
 from kvnode.metrics.recent import Traffic
 from kvnode.state.commands import DELETE, DELETE_PREFIX, PUT, IdempotencyKey
@@ -68,8 +69,9 @@ def routes(group: Group, budgets: Budgets, traffic: Traffic | None = None) -> di
     traffic = Traffic() if traffic is None else traffic
 
     async def txn(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        key = idempotency_key(request, group)
+        key, rights = idempotency_key(request, group), rights_of(request)
         transaction = _transaction(await read_object(request, BODY_BYTES_MAX, _BODY), key)
+        _check_rights(rights, transaction)
         command, branches = transaction.encode(), [transaction.success, transaction.failure]
         del transaction
         if len(command) > TRANSACTION_BYTES_MAX:
@@ -92,7 +94,24 @@ def routes(group: Group, budgets: Budgets, traffic: Traffic | None = None) -> di
         await budgets.turns.take(done=True)
         return _concluded(ran, result).holding(hold)
 
-    return {"/v1/txn": {"POST": txn}}
+    return {"/v1/txn": {"POST": Endpoint(txn, right=WRITE, scoped=True)}}
+
+
+def _check_rights(rights: Rights, transaction: Txn) -> None:
+    """For all that it names, whichever branch will run: what a comparison of another's key decides tells of that key.
+
+    Raises OutsidePrefixes.
+    """
+    if not rights.prefixes:
+        return
+    rights.check_keys(compare[0] for compare in transaction.compare)
+    for kind, key, *rest in (*transaction.success, *transaction.failure):
+        if kind == DELETE_PREFIX:
+            rights.check_prefix(key)
+        else:
+            rights.check_key(key)
+            if kind == PUT:
+                rights.check_lease(rest[2])
 
 
 def _transaction(document: dict[str, Any], key: IdempotencyKey) -> Txn:

@@ -18,6 +18,7 @@ from kvnode.http.credentials import admission_of
 from kvnode.http.events import SENTENCES, fields
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
+from kvnode.http.rights import READ, rights_of
 from kvnode.http.route import Endpoint, Methods
 from kvnode.http.stream import HEARTBEAT_S, EventStream, Streams
 from kvnode.state.changes import KIND_NAMES
@@ -32,7 +33,8 @@ LAST_EVENT_ID: Final = istr("Last-Event-ID")
 
 def routes(group: Group, budgets: Budgets, heartbeat_s: float = HEARTBEAT_S) -> dict[str, Methods]:
     watches = Watches(group, budgets, Streams(group, heartbeat_s))
-    return {"/v1/watch": {"GET": Endpoint(watches.watch, "key", "prefix", "from_revision", "wait", "consistency")}}
+    parameters = ("key", "prefix", "from_revision", "wait", "consistency")
+    return {"/v1/watch": {"GET": Endpoint(watches.watch, *parameters, right=READ, scoped=True)}}
 
 
 class Watches:
@@ -48,6 +50,11 @@ class Watches:
     async def watch(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         parameters = Query(query)
         selector = _selector(parameters)
+        rights = rights_of(request)
+        if selector.is_prefix:
+            rights.check_prefix(selector.text)
+        else:
+            rights.check_key(selector.text)
         wait_s = _wait_s(parameters)
         from_revision = await self._from_revision(request, parameters)
         if wait_s is not None:

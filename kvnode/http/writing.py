@@ -19,6 +19,7 @@ from kvnode.errors import (
 )
 from kvnode.http.credentials import admission_of
 from kvnode.http.group import Group
+from kvnode.http.rights import rights_of
 from kvnode.net.proxies import client_network
 from kvnode.state.commands import IdempotencyKey
 from kvnode.state.limits import (
@@ -45,7 +46,8 @@ IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
 
 
 def idempotency_key(request: web.BaseRequest, group: Group, batch: bool = False) -> IdempotencyKey:
-    """The key as it was sent, quotes included where there are any; None without one.
+    """The key as it was sent, quotes included where there are any, or what a token with prefixes has in its place
+    (`Rights.idempotency_key`); None without one.
 
     With whose write it is, once every member knows of that: the token's, or the client's address. The batches of a
     client count apart from its other writes, so that a bulk load does not stand in the way of a lock.
@@ -58,6 +60,7 @@ def idempotency_key(request: web.BaseRequest, group: Group, batch: bool = False)
     key = keys[0]
     if not (1 <= len(key) <= IDEMPOTENCY_KEY_CHARS_MAX and key.isascii() and key.isprintable()):
         raise BadRequest(f"An Idempotency-Key is 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII characters.")
+    key = rights_of(request).idempotency_key(key)
     if group.store.level < 1:
         return key
     admission = admission_of(request)

@@ -21,6 +21,7 @@ from kvnode.state.commands import (
     RESTORE_PIECE,
     SESSION,
     TOKEN_CREATE,
+    TOKEN_PUT,
     TOKEN_REVOKE,
 )
 from kvnode.state.leases import change_lease
@@ -66,10 +67,12 @@ def change_beside(store: KeyValueStore, kind: int, request: list[Any]) -> Result
         advanced = ClockAdvanced(store.revision, max(store.outcomes.clock_s, request[1]))
         store.outcomes.advance(request[1])
         return advanced
-    if kind >= RESTORE_BEGIN:
+    if RESTORE_BEGIN <= kind <= RESTORE_ABORT:
         return _change_staging(store, kind, request[1])
     if kind == END_SESSION:
         return store.ended_sessions.end(request[1], store.revision, store.tokens.may_name)
+    if kind == TOKEN_PUT:
+        return store.tokens.put(request[1][0], request[1][1], store.revision)
     if kind >= TOKEN_CREATE:
         changed = store.tokens.change(kind, request[1], store.revision, store.level)
         if kind == TOKEN_REVOKE:
@@ -107,6 +110,8 @@ def _replace(store: KeyValueStore, packed: bytes, leap: int = 0) -> Result:
     contents = read[1] if read is not None and ahead else read_replacement(store.load, packed)
     if isinstance(contents, str):
         return Invalid(store.revision, contents)
+    if store.level < 1 and contents.tokens.scoped:  # as the members say that cannot read such a token
+        return Invalid(store.revision, "the backup cannot be read: it holds tokens of a later version")
     replaced = _take_over(store, contents, contents.revision, leap)
     if isinstance(replaced, Invalid):
         return replaced

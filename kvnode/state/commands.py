@@ -22,6 +22,7 @@ from kvnode.state.limits import (
     end_session_fault,
     lease_fault,
     level_fault,
+    put_token_fault,
     repeatable_fault,
     replace_fault,
     restore_end_fault,
@@ -58,6 +59,7 @@ RESTORE_PIECE: Final = 16
 RESTORE_COMMIT: Final = 17
 RESTORE_ABORT: Final = 18
 ADVANCE_CLOCK: Final = 19  # `idempotency.py`; from feature level 1 on
+TOKEN_PUT: Final = 20  # `tokens.py`; from feature level 1 on
 # Fields up to the idempotency key, which is left out where there is none: older journals have no such field, and
 # a write without a key does not carry an empty one. From feature level 1 on that field may be a list of the key and of
 # whose write it is (`idempotency.py`).
@@ -65,6 +67,7 @@ FIELDS: Final = {
     PUT: 5, DELETE: 3, DELETE_PREFIX: 2, TXN: 4, GRANT: 2, RENEW: 2, REVOKE: 2, EXPIRE: 2, SESSION: 5,
     TOKEN_CREATE: 2, TOKEN_REVOKE: 2, REPLACE: 2, LEVEL: 2, END_SESSION: 2,
     RESTORE_BEGIN: 2, RESTORE_PIECE: 2, RESTORE_COMMIT: 2, RESTORE_ABORT: 2, ADVANCE_CLOCK: 2,
+    TOKEN_PUT: 2,
 }  # fmt: skip
 PUT_FIELDS: Final = FIELDS[PUT]
 DELETE_FIELDS: Final = FIELDS[DELETE]
@@ -214,7 +217,7 @@ class Replace:
 
 @dataclass(frozen=True, slots=True)
 class CreateToken:
-    """A new access token (`tokens.py`). The node that was asked draws its id and reads the clock."""
+    """A new access token as version 0.1 knows it. The node that was asked draws its id and reads the clock."""
 
     id: str
     name: str
@@ -224,6 +227,20 @@ class CreateToken:
 
     def encode(self) -> bytes:
         return bytes(_pack((TOKEN_CREATE, (self.id, self.name, self.role, self.digest, self.created_ms))))
+
+
+@dataclass(frozen=True, slots=True)
+class PutToken:
+    """A token with all its fields (`tokens.Token`), new or in the place of the one with this id.
+
+    `before` is that one's mark (`Token.mark`), b"" for a new one: where another change came first, this one is none.
+    """
+
+    before: bytes
+    fields: tuple[Any, ...]
+
+    def encode(self) -> bytes:
+        return bytes(_pack((TOKEN_PUT, (self.before, self.fields))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,6 +420,8 @@ def _argument_fault(kind: int, argument: Any) -> str | None:
         return token_fault(argument)
     if kind == TOKEN_REVOKE:
         return token_id_fault(argument)
+    if kind == TOKEN_PUT:
+        return put_token_fault(argument)
     if kind == LEVEL:
         return level_fault(argument)
     if kind == END_SESSION:

@@ -76,7 +76,14 @@ OUTCOME_BYTES_MAX: Final = IDEMPOTENCY_KEY_CHARS_MAX + OUTCOME_FINGERPRINT_BYTES
 
 # --- tokens and the session key --------------------------------------------------------------------
 
-ROLES: Final = ("read_only", "full")
+ROLES_0_1: Final = ("read_only", "full")  # the words of version 0.1 for read and admin; a token keeps the word it has
+ROLES: Final = ("read", "write", "admin", *ROLES_0_1)
+ADMIN_ROLES: Final = ("admin", "full")
+# Prefixes of one token. A team has a few, and each is looked at for each key of its requests. The bytes are what lets
+# all tokens that there may be fit a snapshot's first chunk, together with their ended sessions.
+PREFIXES_MAX: Final = 16
+PREFIXES_BYTES_MAX: Final = 480
+TOKEN_MARK_BYTES: Final = 8
 TOKENS_MAX: Final = 1_024
 TOKEN_ID_CHARS_MAX: Final = 32
 TOKEN_NAME_BYTES_MAX: Final = 64
@@ -305,16 +312,63 @@ def level_fault(level: Any) -> str | None:
     return None if fits else f"a feature level is a number from 1 to {LEVEL_MAX}"
 
 
-def token_fault(fields: Any) -> str | None:
-    """What is wrong with a token's fields (`tokens.Token`) as a list."""
+def token_fault(fields: Any, roles: tuple[str, ...] = ROLES_0_1) -> str | None:
+    """What is wrong with the five fields of a token that version 0.1 knows (`tokens.Token`) as a list."""
     if type(fields) is not list or len(fields) != 5:
         return "a token has an id, a name, a role, a hash and a time"
     token_id, name, role, digest, created_ms = fields
-    if role not in ROLES or type(digest) is not bytes or len(digest) != TOKEN_DIGEST_BYTES:
+    if role not in roles or type(digest) is not bytes or len(digest) != TOKEN_DIGEST_BYTES:
         return "a token has a role and a SHA-256"
-    if type(created_ms) is not int or not 0 <= created_ms <= COUNTER_MAX:
+    if not _is_time_ms(created_ms):
         return "a token's time is in milliseconds since 1970"
     return token_id_fault(token_id) or text_fault("token's name", name, 1, TOKEN_NAME_BYTES_MAX)
+
+
+def scoped_token_fault(fields: Any) -> str | None:
+    """What is wrong with all nine fields of a token as a list: the five, prefixes, the time at which it expires (0:
+    never), and the hash of its former secret with the time until which that counts (b"" and 0: none)."""
+    if type(fields) is not list or len(fields) != 9:
+        return "a token has nine fields"
+    role, prefixes, (expires_ms, former, former_until_ms) = fields[2], fields[5], fields[6:]
+    if (fault := token_fault(fields[:5], ROLES)) is not None:
+        return fault
+    if (fault := prefixes_fault(prefixes)) is not None:
+        return fault
+    if prefixes and role in ADMIN_ROLES:
+        return "an administrator's token has no prefixes"
+    if not _is_time_ms(expires_ms) or not _is_time_ms(former_until_ms):
+        return "a token's times are in milliseconds since 1970"
+    if type(former) is not bytes or len(former) != (TOKEN_DIGEST_BYTES if former_until_ms else 0):
+        return "a token's former secret has a SHA-256 and a time"
+    return None
+
+
+def prefixes_fault(prefixes: Any) -> str | None:
+    """What is wrong with the prefixes of a token: sorted, none of them under another one, () for all keys."""
+    if type(prefixes) is not list or len(prefixes) > PREFIXES_MAX:
+        return f"a token has up to {PREFIXES_MAX} prefixes"
+    size, before = 0, None
+    for prefix in prefixes:
+        if (fault := text_fault("prefix", prefix, 1, PREFIXES_BYTES_MAX)) is not None:
+            return fault
+        if before is not None and (prefix <= before or prefix.startswith(before)):
+            return "a token's prefixes are in order, and none is under another one"
+        size += len(prefix.encode())
+        before = prefix
+    return None if size <= PREFIXES_BYTES_MAX else f"a token's prefixes are {PREFIXES_BYTES_MAX} bytes together at most"
+
+
+def put_token_fault(argument: Any) -> str | None:
+    """What is wrong with the argument of a TOKEN_PUT: the mark of the token before (b"": there is none), the token."""
+    if type(argument) is not list or len(argument) != 2 or type(argument[0]) is not bytes:
+        return "a change of a token has the mark of the token before it, and the token"
+    if len(argument[0]) not in (0, TOKEN_MARK_BYTES):
+        return f"a token's mark is {TOKEN_MARK_BYTES} bytes"
+    return scoped_token_fault(argument[1])
+
+
+def _is_time_ms(time_ms: Any) -> bool:
+    return type(time_ms) is int and 0 <= time_ms <= COUNTER_MAX
 
 
 def token_id_fault(token_id: Any) -> str | None:

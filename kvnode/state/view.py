@@ -91,7 +91,7 @@ class StoreView(NamedTuple):
         pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
         outcomes, leases = self.outcomes, self.leases
         counts = (len(self.items), len(outcomes.order), len(leases.granted))
-        small: dict[str, Any] = {"tokens": self.tokens} if self.tokens else {}
+        small: dict[str, Any] = {"tokens": [token.packed for token in self.tokens]} if self.tokens else {}
         if self.session.number:
             small["session"] = self.session.packed
         if self.level:

@@ -25,10 +25,10 @@ from kvnode.state.limits import (
     level_fault,
     session_keys_fault,
     text_fault,
-    token_fault,
     value_fault,
 )
 from kvnode.state.store import KeyValueStore
+from kvnode.state.tokens import packed_fault
 from kvnode.state.view import SNAPSHOT_FORMAT
 
 
@@ -76,7 +76,7 @@ def salvage(chunks: Iterable[bytes]) -> tuple[KeyValueStore, Salvaged]:
 
 def _small(small: dict[Any, Any], done: Salvaged) -> Iterator[tuple[str, Any]]:
     tokens = small.get("tokens", [])
-    kept = {token[0]: token for token in tokens if token_fault(token) is None} if type(tokens) is list else {}
+    kept = {token[0]: token for token in tokens if packed_fault(token) is None} if type(tokens) is list else {}
     done.left_out += len(tokens) - len(kept) if type(tokens) is list else 1
     if kept:
         yield "tokens", list(kept.values())[:TOKENS_MAX]

@@ -18,7 +18,7 @@ from kvnode.http.openapi.schemas import SCHEMAS
 from tests.cluster import Cluster
 from tests.http.serving import Served
 
-METHODS = {"get", "head", "put", "post", "delete"}
+METHODS = {"get", "head", "put", "post", "patch", "delete"}
 # What a request costs schemathesis to make up, not what it costs a node, decides how many of them a test can have:
 # other methods are left to test_routes.py, and the 900 bodies that differ in one field to test_writes_of_many.py.
 # Draining would fail the probes for all that comes after it. A made-up Kvnode-Timeout may leave a busy node too little

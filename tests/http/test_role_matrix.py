@@ -17,6 +17,7 @@ from kvnode.state.commands import (
     END_SESSION,
     LEVEL,
     TOKEN_CREATE,
+    TOKEN_PUT,
     TOKEN_REVOKE,
 )
 from kvnode.state.session_keys import Session, session_of, sign
@@ -25,10 +26,10 @@ from tests.http.single import SingleGroup
 
 FIRST = "the-first-token-of-this-cluster"
 SESSION = "/admin/api/v1/session"
+ANYONE = {"GET": "anyone", "HEAD": "anyone"}
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", "TRACE")
 READS = {"GET": "read", "HEAD": "read"}
-ANYONE = {"GET": "anyone", "HEAD": "anyone"}
-# Who may use which route: anyone, read (read_only and full), full; begin: whoever has a token and shows no session.
+# Who may use which route: anyone, or the least role that may; begin: any role, by a token and not by a session.
 # A route that is not here fails the first test, so that somebody decides.
 RULES: dict[str, dict[str, str]] = {
     **{path: {"GET": "anyone", "HEAD": "anyone"} for path in ("/healthz", "/livez", "/livez/{check}", "/readyz")},
@@ -36,36 +37,37 @@ RULES: dict[str, dict[str, str]] = {
     "/admin/healthz/leader": {"GET": "anyone", "HEAD": "anyone"},
     **{path: {"GET": "anyone", "HEAD": "anyone"} for path in ("/health", "/version")},
     **{f"/v3/{call}": {"POST": "read"} for call in ("cluster/member/list", "maintenance/status")},
-    **{f"/v3/{call}": {"POST": "full"} for call in REFUSED},
+    **{f"/v3/{call}": {"POST": "admin"} for call in REFUSED},
     AUTHENTICATE: {"POST": "anyone"},
     "/metrics": READS,
     "/openapi.json": READS,
-    "/v1/kv": {**READS, "DELETE": "full"},
-    "/v1/kv/{key}": {**READS, "PUT": "full", "DELETE": "full"},
+    "/v1/kv": {**READS, "DELETE": "write"},
+    "/v1/kv/{key}": {**READS, "PUT": "write", "DELETE": "write"},
     "/v1/watch": {"GET": "read"},
-    "/v1/txn": {"POST": "full"},
-    "/v1/batch": {"POST": "full"},
-    "/v1/leases": {**READS, "POST": "full"},
-    "/v1/leases/{id}": {**READS, "DELETE": "full"},
-    "/v1/leases/{id}/keepalive": {"POST": "full"},
+    "/v1/txn": {"POST": "write"},
+    "/v1/batch": {"POST": "write"},
+    "/v1/leases": {**READS, "POST": "write"},
+    "/v1/leases/{id}": {**READS, "DELETE": "write"},
+    "/v1/leases/{id}/keepalive": {"POST": "write"},
     **dict.fromkeys(PUBLIC, ANYONE),
     "/admin/api/v1/access": ANYONE,
     "/admin/api/v1/nodes": READS,
     **{f"/admin/api/v1/{each}": READS for each in ("timeline", "figures", "heat", "history")},
     "/admin/api/v1/cluster": READS,
-    "/admin/api/v1/leader/transfer": {"POST": "full"},
-    "/admin/api/v1/drain": {"POST": "full", "DELETE": "full"},
-    "/admin/api/v1/backup": {"GET": "full"},
-    "/admin/api/v1/restore": {"POST": "full"},
-    "/admin/api/v1/members": {**READS, "POST": "full", "DELETE": "full"},
-    "/admin/api/v1/members/{member}": {"DELETE": "full"},
-    "/admin/api/v1/members/{member}/promote": {"POST": "full"},
-    "/admin/api/v1/members/{member}/replace": {"POST": "full"},
+    "/admin/api/v1/leader/transfer": {"POST": "admin"},
+    "/admin/api/v1/drain": {"POST": "admin", "DELETE": "admin"},
+    "/admin/api/v1/backup": {"GET": "admin"},
+    "/admin/api/v1/restore": {"POST": "admin"},
+    "/admin/api/v1/members": {**READS, "POST": "admin", "DELETE": "admin"},
+    "/admin/api/v1/members/{member}": {"DELETE": "admin"},
+    "/admin/api/v1/members/{member}/promote": {"POST": "admin"},
+    "/admin/api/v1/members/{member}/replace": {"POST": "admin"},
     SESSION: {**READS, "POST": "begin", "DELETE": "read"},
     "/admin/api/v1/session-key": READS,
-    "/admin/api/v1/session-key/rotate": {"POST": "full"},
-    "/admin/api/v1/tokens": {"GET": "full", "HEAD": "full", "POST": "full"},
-    "/admin/api/v1/tokens/{token}": {"DELETE": "full"},
+    "/admin/api/v1/session-key/rotate": {"POST": "admin"},
+    "/admin/api/v1/tokens": {"GET": "admin", "HEAD": "admin", "POST": "admin"},
+    "/admin/api/v1/tokens/{token}": {"PATCH": "admin", "DELETE": "admin"},
+    "/admin/api/v1/tokens/{token}/rotate": {"POST": "admin"},
 }
 # What a caller shows -> what that is good for; '' for nothing.
 CALLERS = {
@@ -73,12 +75,19 @@ CALLERS = {
     "a wrong token": "",
     "another scheme": "",
     "a revoked token": "",
+    "an expired token": "",
+    "a former secret": "",
+    "a secret in its time of grace": "write",
     "a read_only token": "read",
-    "a full token": "full",
-    "the first token": "full",
+    "a read token": "read",
+    "a write token": "write",
+    "an admin token": "admin",
+    "a full token": "admin",
+    "the first token": "admin",
     "a session of the read_only token": "read session",
-    "a session of the full token": "full session",
-    "a session of the first token": "full session",
+    "a session of the write token": "write session",
+    "a session of the full token": "admin session",
+    "a session of the first token": "admin session",
     "a session of the revoked token": "",
     "an ended session": "",
     "an expired session": "",
@@ -90,8 +99,10 @@ CALLERS = {
 }
 TOKENS = {"read_only": "read_only", "full": "full", "revoked": "full", "spare": "full"}
 PAGE = PUBLIC | {"/admin/api/v1/access"}
+NEW_TOKENS = ("read", "write", "admin", "expired", "former", "grace")  # which feature level 0 does not know
 WRITING = ("PUT", "POST", "DELETE", "PATCH")
-FULL_TO_READ = ("/admin/api/v1/backup", "/admin/api/v1/tokens")
+ROLES = ("read", "write", "admin")
+NAMES = {"former": "a former secret", "grace": "a secret in its time of grace"}
 WAYS = ("at once", "in two pieces", "behind another")
 CODES = {400: "bad_request", 401: "unauthorized", 403: "forbidden", 405: "method_not_allowed"}
 MESSAGES = {3: NO_USER, 7: DENIED, 16: BAD_TOKEN}
@@ -105,11 +116,13 @@ def expectation(path: str, rule: str | None, method: str, right: str) -> int:
         return 200
     if not role:
         return 401
-    if rule == "begin":
-        return 403 if right.endswith("session") else 200
+    if rule == "begin" and right.endswith("session"):
+        return 403
     if rule is None:  # no such method here: to readers a method that is unknown is none that reads
-        rule = "read" if method in READS and not path.startswith(FULL_TO_READ) else "full"
-    return 200 if rule == "read" or role == "full" else 403
+        rule = "read" if method in READS else "write"
+        others = ["read" if each == "begin" else each for each in RULES[path].values()]
+        rule = max(rule, min(others, key=ROLES.index), key=ROLES.index)
+    return 200 if rule == "begin" or ROLES.index(role) >= ROLES.index(rule) else 403
 
 
 @dataclass
@@ -127,13 +140,24 @@ async def made() -> Callers:
     for number, (name, role) in enumerate(TOKENS.items()):
         group.store.apply([TOKEN_CREATE, [f"id{number}", name, role, hashlib.sha256(name.encode()).digest(), 1]])
         bearers[f"a {name} token"] = {"Authorization": f"Bearer kvnode_id{number}_{name}"}
+    for name in NEW_TOKENS:
+        role, digest, past = "write", hashlib.sha256(name.encode()).digest(), int(time.time() * 1000) - 1
+        fields = [name, name, name if name in ROLES else role, digest, 1, [], 0, b"", 0]
+        if name == "expired":
+            fields[6] = past
+        if name in ("former", "grace"):
+            fields[3], fields[7], fields[8] = bytes(32), digest, past + (3_600_000 if name == "grace" else 0)
+        group.store.apply([TOKEN_PUT, [b"", fields]])
+        article = "an" if name[0] in "ae" else "a"
+        bearers[NAMES.get(name, f"{article} {name} token")] = {"Authorization": f"Bearer kvnode_{name}_{name}"}
     shows: dict[str, dict[str, str]] = {"no token": {}, "a wrong token": {"Authorization": f"Bearer {FIRST}x"}}
     shows["another scheme"] = {"Authorization": f"Basic {FIRST}"}
     async with serve(group, token=FIRST) as node:
         shows["a session of a rotated key"] = await cookie(node, bearers["the first token"])
         await group.session.rotate(None, 0)
         for name, bearer in bearers.items():
-            shows[f"a session of {name.replace('a ', 'the ', 1)}"] = await cookie(node, bearer)
+            if name not in ("an expired token", "a former secret"):
+                shows[f"a session of {name.replace('a ', 'the ', 1)}"] = await cookie(node, bearer)
     async with serve(group) as node:
         shows["a session of an open node"] = await cookie(node, {})
     async with serve(group, token="another-first-token") as node:

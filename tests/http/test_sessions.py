@@ -149,7 +149,7 @@ async def test_a_read_that_waited_for_a_leader_is_not_for_those_who_may_no_longe
                 reply = await wire.reply()
                 assert reply.status == 401
                 assert b"secret" not in reply.body
-                group.store.apply([TOKEN_CREATE, list(token)])
+                group.store.apply([TOKEN_CREATE, list(token.packed)])
                 waiting = asyncio.get_running_loop().create_future()
 
 

@@ -13,7 +13,8 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from kvnode.http.answer import Answer
-from kvnode.http.route import Methods
+from kvnode.http.rights import READ
+from kvnode.http.route import Endpoint, Handler, Methods
 
 PATH: Final = "/admin/"
 FILES: Final = "/admin/console/"
@@ -56,7 +57,7 @@ PUBLIC: Final = frozenset(("/admin", *_FILES))
 
 def routes() -> dict[str, Methods]:
     return {
-        "/admin": {"GET": _to_page, "HEAD": _to_page},
+        "/admin": _for_all(_to_page),
         **{path: _methods(kind, content) for path, (kind, content) in _FILES.items()},
     }
 
@@ -77,4 +78,10 @@ def _methods(kind: str, content: bytes) -> Methods:
             return Answer(304, headers)
         return Answer(200, typed, content)
 
-    return {"GET": get, "HEAD": get}
+    return _for_all(get)
+
+
+def _for_all(get: Handler) -> Methods:
+    """Without a token; and with one, whatever its role is."""
+    endpoint = Endpoint(get, right=READ, scoped=True)
+    return {"GET": endpoint, "HEAD": endpoint}

@@ -24,6 +24,7 @@ from kvnode.http.gateway.errors import (
 from kvnode.http.gateway.header import Headers
 from kvnode.http.gateway.message import Fields, message, table, text
 from kvnode.http.group import Group
+from kvnode.http.rights import READ
 from kvnode.http.route import Endpoint, Handler, Methods
 
 # Clients choose their paths and calls by it: etcd's whose calls these are. Whole numbers alone: some read no others.
@@ -55,12 +56,16 @@ REFUSED: Final[Mapping[str, str]] = {
 def routes(group: Group, headers: Headers, credentials: Credentials) -> dict[str, Methods]:
     cluster = Cluster(group, headers, credentials)
     version, health = Endpoint(cluster.version, checks=False), Endpoint(cluster.health, checks=False)
+
+    def read(handler: Handler) -> Endpoint:
+        return Endpoint(handler, right=READ, scoped=True)
+
     return {
         "/version": {"GET": version, "HEAD": version},
         "/health": {"GET": health, "HEAD": health},
-        "/v3/cluster/member/list": {"POST": cluster.members},
-        "/v3/maintenance/status": {"POST": cluster.status},
-        "/v3/auth/authenticate": {"POST": cluster.authenticate},
+        "/v3/cluster/member/list": {"POST": read(cluster.members)},
+        "/v3/maintenance/status": {"POST": read(cluster.status)},
+        "/v3/auth/authenticate": {"POST": read(cluster.authenticate)},
         **{f"/v3/{call}": {"POST": _refusing(call, instead)} for call, instead in REFUSED.items()},
     }
 

@@ -198,6 +198,23 @@ ADMINISTRATION: Final[dict[str, Operation]] = {
         (),
         {JSON: ref("WantedToken")},
     ),
+    "PATCH /admin/api/v1/tokens/{token}": Operation(
+        "change_token",
+        "Gives a token another role, other prefixes or another end. What was let in with its former rights ends.",
+        json("Token", "It is changed."),
+        (*ADMIN, "token_not_found"),
+        ("token",),
+        {JSON: ref("ChangedToken")},
+    ),
+    "POST /admin/api/v1/tokens/{token}/rotate": Operation(
+        "rotate_token",
+        "Gives a token another secret, shown this once; the one before it counts for a time of grace.",
+        json("NewToken", "It is made."),
+        (*ADMIN, "token_not_found"),
+        ("token",),
+        {JSON: ref("RotatedToken")},
+        body_required=False,
+    ),
     "DELETE /admin/api/v1/tokens/{token}": Operation(
         "revoke_token",
         "Ends a token, everywhere and at once.",

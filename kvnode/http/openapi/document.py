@@ -16,7 +16,8 @@ from kvnode.http.openapi.operations import OPERATIONS
 from kvnode.http.openapi.parameters import PARAMETERS
 from kvnode.http.openapi.schemas import SCHEMAS
 from kvnode.http.openapi.shapes import Schema, ref
-from kvnode.http.route import Methods
+from kvnode.http.rights import READ
+from kvnode.http.route import Endpoint, Methods
 
 PATH: Final = "/openapi.json"
 # What every request but a probe may meet before anything else: an unknown query parameter, and where the node was
@@ -52,7 +53,8 @@ def routes(tables: Iterable[Mapping[str, Methods]], status_of: Mapping[str, int]
             made.append(json_bytes(document([*tables, own], status_of, version)))
         return Answer(200, JSON_TYPE, made[0])
 
-    own: dict[str, Methods] = {PATH: {"GET": describe, "HEAD": describe}}
+    one = Endpoint(describe, right=READ, scoped=True)
+    own: dict[str, Methods] = {PATH: {"GET": one, "HEAD": one}}
     return own
 
 

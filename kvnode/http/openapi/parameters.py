@@ -13,7 +13,7 @@ from kvnode.state.limits import (
     IDEMPOTENCY_KEY_CHARS_MAX,
     KEY_BYTES_MAX,
     LEASE_ID_MAX,
-    TOKEN_ID_CHARS_MAX,
+    TOKEN_NAME_BYTES_MAX,
     TTL_S_MAX,
 )
 
@@ -39,7 +39,7 @@ PARAMETERS: Final[dict[str, Schema]] = {
     "key": _path("key", text(minLength=1, maxLength=KEY_BYTES_MAX), _KEY_NOTE),
     "id": _path("id", whole(1, LEASE_ID_MAX), "The id of a lease."),
     "member": _path("member", _NODE, "The name of a node."),
-    "token": _path("token", text(minLength=1, maxLength=TOKEN_ID_CHARS_MAX), "The id of a token, as it is listed."),
+    "token": _path("token", text(minLength=1, maxLength=TOKEN_NAME_BYTES_MAX), "The id of a token, or its name."),
     "livez_check": _path("check", {"enum": list(checks.LIVE)}, "The one check to run."),
     "readyz_check": _path("check", {"enum": list(checks.READY)}, "The one check to run."),
     "ttl": _query("ttl", whole(1, TTL_S_MAX), "Seconds after which the key goes away; not together with `lease`."),

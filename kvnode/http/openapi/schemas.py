@@ -8,6 +8,8 @@ from kvnode.http import batch
 from kvnode.http.leases import KEYS_SHOWN, PAGE_LEASES
 from kvnode.http.listing import PAGE_KEYS_MAX
 from kvnode.http.openapi.shapes import Schema, closed, nullable, one_of, record, ref, several, text, whole
+from kvnode.http.rights import ROLE_NAMES
+from kvnode.http.tokens import EXPIRES_S_MAX, GRACE_S_MAX
 from kvnode.node.status import Membership, MemberStatus
 from kvnode.state.changes import KIND_NAMES
 from kvnode.state.limits import (
@@ -15,6 +17,8 @@ from kvnode.state.limits import (
     KEY_BYTES_MAX,
     LEASE_ID_MAX,
     OPERATIONS_MAX,
+    PREFIXES_BYTES_MAX,
+    PREFIXES_MAX,
     ROLES,
     SESSION_GRACE_S_MAX,
     TOKEN_NAME_BYTES_MAX,
@@ -35,9 +39,22 @@ _REVISION: Final = whole(1)
 _REVISIONS: Final = {"create_revision": _REVISION, "mod_revision": _REVISION, "version": whole(1)}
 _FLAG: Final[Schema] = {"type": "boolean"}
 
-_ROLE: Final = {"enum": list(ROLES)}
-_OF_TOKEN: Final = {"token": text("Its id."), "role": _ROLE}  # where the node asks for tokens
-_TOKEN: Final = {"id": text(), "name": text(), "role": _ROLE, "created_ms": whole()}
+_ROLE: Final = {"enum": list(ROLES), "description": "read_only is another word for read, and full for admin."}
+_PREFIXES: Final = several(text(minLength=1, maxLength=PREFIXES_BYTES_MAX), 0, PREFIXES_MAX)
+_OF_TOKEN: Final = {"token": text("Its id."), "role": _ROLE, "prefixes": _PREFIXES}  # where the node asks for tokens
+_TIME: Final = nullable(whole(about="Milliseconds since 1970."))
+_TOKEN: Final = {
+    "id": text(),
+    "name": text(),
+    "role": _ROLE,
+    "prefixes": _PREFIXES,
+    "created_ms": whole(),
+    "expires_ms": _TIME,
+    "expired": _FLAG,
+    "former_until_ms": _TIME,
+    "last_used_ms": _TIME,
+}
+_EXPIRES_S: Final = nullable(whole(1, EXPIRES_S_MAX, "Seconds from now; null for never."))
 
 _LEASED: Final = {"id": _LEASE, "ttl": _TTL, "remaining": whole(0, about="Seconds, as far as this node knows.")}
 _DELETED: Final = {"deleted": whole()}
@@ -223,7 +240,8 @@ SCHEMAS: Final[dict[str, Schema]] = {
         {"asks_for_tokens": _FLAG, "admitted": _FLAG},
         {
             "role": text("What its token is good for; full where the node asks for none."),
-            "prefixes": several(text(), 0),
+            "may": several({"enum": list(ROLE_NAMES)}),
+            "prefixes": _PREFIXES,
             "name": text("The token's."),
             "session": {"type": "boolean", "description": "Whether a session's cookie let it in."},
         },
@@ -358,9 +376,13 @@ SCHEMAS: Final[dict[str, Schema]] = {
     ),
     "Rotate": closed({}, {"grace_s": whole(0, SESSION_GRACE_S_MAX, "Seconds.")}),
     "WantedToken": closed(
-        {"name": text("Whose it is; printable.", minLength=1, maxLength=TOKEN_NAME_BYTES_MAX), "role": _ROLE}
+        {"name": text("Whose it is; printable.", minLength=1, maxLength=TOKEN_NAME_BYTES_MAX), "role": _ROLE},
+        {"prefixes": _PREFIXES, "expires_s": _EXPIRES_S},
     ),
-    "Tokens": closed({"tokens": several(closed(_TOKEN))}),
+    "ChangedToken": closed({}, {"role": _ROLE, "prefixes": _PREFIXES, "expires_s": _EXPIRES_S}),
+    "RotatedToken": closed({}, {"grace_s": whole(0, GRACE_S_MAX, "Seconds.")}),
+    "Token": closed(_TOKEN),
+    "Tokens": closed({"tokens": several(closed(_TOKEN)), "node": text("Whose memory of the last use it is.")}),
     "NewToken": closed(
         {**_TOKEN, "token": text("What a client sends: Authorization: Bearer TOKEN.")},
         {"warning": text("Where the node asks for no token.")},
