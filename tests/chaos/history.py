@@ -18,6 +18,9 @@ ABSENT = 0  # as an expectation and as an observation: the key does not exist
 
 Kind = Literal["put", "delete", "get"]
 Outcome = Literal["ok", "refused", "failed", "unknown"]
+# `keyed`: sent again, through other nodes, under one Idempotency-Key, for as long as it is in doubt. `txn`: the key is
+# three, which a transaction writes, compares and reads together; so their history is that of one.
+Way = Literal["plain", "keyed", "txn", "keyed txn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Operation:
     for a delete): not applied, and an observation all the same. `failed` was not applied and observed nothing.
     `found`: what a get found, None for no key. `revision`: what an ok write was given, or the `mod_revision` that a
     get or a refusal saw (ABSENT for no key). `store_revision`: the store's counter where a get was answered.
+    `version`: of an ok put, how many times the key was written since it was created.
     """
 
     number: int
@@ -44,6 +48,8 @@ class Operation:
     found: str | None = None
     revision: int | None = None
     store_revision: int | None = None
+    version: int | None = None
+    way: Way = "plain"
 
     @property
     def writes(self) -> bool:
@@ -56,7 +62,11 @@ class Operation:
         return self.outcome in ("ok", "refused")
 
     def __str__(self) -> str:
-        asked = f"{self.kind} {self.key}" + (f"={self.value}" if self.kind == "put" else "")
+        asked = (
+            ("" if self.way == "plain" else f"{self.way} ")
+            + f"{self.kind} {self.key}"
+            + (f"={self.value}" if self.kind == "put" else "")
+        )
         if self.expect is not None:
             asked += " if absent" if self.expect == ABSENT else f" if at {self.expect}"
         told: str = self.outcome
@@ -82,7 +92,7 @@ class Recorder:
         operation = replace(operation, number=self._next)
         self._next += 1
         self._operations[operation.number] = operation
-        asked = ("number", "client", "node", "kind", "key", "value", "expect")
+        asked = ("number", "client", "node", "kind", "key", "value", "expect", "way")
         fields = {name: getattr(operation, name) for name in asked}
         self._write({"event": "invoke", "time": operation.began, **fields})
         return operation
@@ -90,7 +100,8 @@ class Recorder:
     def end(self, operation: Operation) -> None:
         """The operation with its outcome, `ended` taken after the answer was read."""
         self._operations[operation.number] = operation
-        told = {name: getattr(operation, name) for name in ("number", "found", "revision", "store_revision")}
+        fields = ("number", "found", "revision", "store_revision", "version")
+        told = {name: getattr(operation, name) for name in fields}
         time = None if math.isinf(operation.ended) else operation.ended
         self._write({"event": operation.outcome, "time": time, **told})
 

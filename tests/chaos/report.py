@@ -69,6 +69,12 @@ class Report:
     diary: Diary = field(default_factory=Diary)
     gaps: list[Gap] = field(default_factory=list)
     returns_s: list[float] = field(default_factory=list)
+    acknowledged: int = 0  # writes of every kind
+    batch_writes: int = 0
+    leases: int = 0
+    holdings: int = 0
+    watches: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # name: (told, moves, gaps)
+    probe_writes: Counter[str] = field(default_factory=Counter)
     probes: int = 0
     claims: int = 0
     terms: int = 0
@@ -91,11 +97,18 @@ class Report:
         lines = [
             f"chaos        seed {self.seed}, {self.load_s:.0f} s of load on {self.where}",
             f"operations   {_counts(outcomes)} of {len(self.operations)}: {_counts(kinds)}",
+            f"acknowledged {self.acknowledged} writes, {self.batch_writes} of them in batches",
             f"faults       {sum(faults.values())}: {_counts(faults)}",
             f"unavailable  at the longest {self.gaps[0] if self.gaps else 'under 0.10 s'}",
             f"             while a majority was there {with_majority[0] if with_majority else 'under 0.10 s'}",
             f"             after a majority was back {max(self.returns_s, default=0.0):.2f} s",
             f"leader probe {self.claims} confirmations in {self.terms} terms, of {self.probes} answers",
+            f"             believed by writes: {_counts(self.probe_writes)}",
+            f"leases       {self.leases}, none over early or late; locks were held {self.holdings} times",
+            *(
+                f"watch        {name}: {told} revisions, on {moves} streams, {gaps} gaps"
+                for name, (told, moves, gaps) in self.watches.items()
+            ),
             f"snapshots    {_counts(self.snapshots) or 'none'}",
             f"nodes        ready {self.recovered_s:.1f} s after the last fault; "
             f"{self.keys} keys, the same on all, at revision {self.revision}",

@@ -19,6 +19,9 @@ import signal
 import sys
 import tempfile
 import time
+from base64 import b64decode
+from collections import Counter
+from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,18 +29,25 @@ from typing import Any
 
 from benchmarks.report import preamble, publish
 from tests.chaos import checker
-from tests.chaos.clients import Load
+from tests.chaos.batches import Batches
+from tests.chaos.chronicle import Chronicle
+from tests.chaos.clients import Load, decode
 from tests.chaos.disk import HangingDisk, SmallDisk, private_mounts
 from tests.chaos.history import Recorder
+from tests.chaos.leases import Leaseholders, broken_leases, broken_tokens
 from tests.chaos.members import Changes
 from tests.chaos.nemesis import Nemesis
 from tests.chaos.network import Impossible, Links, Network, NetworkedCluster, Relays
-from tests.chaos.prober import Prober, broken_claims
+from tests.chaos.prober import Prober, broken_claims, broken_promises
 from tests.chaos.report import Report, gaps, returns_s
+from tests.chaos.watches import Follower, Mover, Watched, broken_watches
 from tests.cluster import Cluster, wait_until
 from tests.relays import RelayedCluster
 
 RECOVERY_DEADLINE_S = 30.0
+WATCHES_DEADLINE_S = 20.0
+LEASEHOLDERS, CONTENDERS = 4, 4
+WATCHED = "key/"  # what the watch of some keys is of
 PAGE = """# A run of faults
 
 {}
@@ -63,8 +73,10 @@ class Options:
     seed: int
     seconds: float = 180.0
     clients: int = 8
-    keys: int = 5
+    keys: int = 6
     pause_s: float = 0.02
+    writers: int = 6
+    batch_writes_per_s: float = 2_000.0
     ballast_bytes_per_s: float = 4_000_000.0  # the log is compacted every 15 s or so
     pace: float = 1.0
     nodes: int = 3
@@ -87,7 +99,7 @@ def run(options: Options) -> Report:
         for disk in hanging.values():
             stack.callback(disk.thaw)  # before the processes are killed: in the kernel no signal reaches them
         nemesis = Nemesis(cluster, options.seed, links, full, hanging, changes, options.pace, options.faults)
-        asyncio.run(_drive(options, cluster, nemesis, report))
+        asyncio.run(_drive(options, cluster, nemesis, changes, report))
         for name in cluster.nodes:
             report.snapshots["written"] += cluster.log(name).count(" Snapshot at index ")
             report.snapshots["installed from a leader"] += cluster.log(name).count("Installed the snapshot")
@@ -143,40 +155,110 @@ def _disks(
 # --- the run ------------------------------------------------------------------------------------------------------
 
 
-async def _drive(options: Options, cluster: Cluster, nemesis: Nemesis, report: Report) -> None:
+@dataclass
+class Clients:
+    """Everybody who asks something of the cluster, and what they were told."""
+
+    load: Load
+    batches: Batches
+    holders: Leaseholders
+    prober: Prober
+    complete: list[Watched]
+    partial: list[Watched]
+    movers: list[Mover]
+    follower: Follower
+
+    def tasks(self, options: Options, nodes: list[str]) -> Iterator[Coroutine[Any, Any, None]]:
+        """Those who are at work while there are faults."""
+        for number in range(options.clients):
+            yield self.load.client(number, nodes[number % len(nodes)])
+        for number, node in enumerate(nodes):
+            yield self.prober.watch(node)
+            yield self.prober.believe(node)
+            if options.ballast_bytes_per_s > 0:
+                yield self.load.ballast(number, node, options.ballast_bytes_per_s / len(nodes))
+        for number in range(options.writers if options.batch_writes_per_s > 0 else 0):
+            yield self.batches.write(number)
+        for number in range(LEASEHOLDERS):
+            yield self.holders.lease(number)
+        for number in range(CONTENDERS):
+            yield self.holders.contend(f"lock{number % 2}")
+
+    def stop(self) -> None:
+        self.load.stopping = self.batches.stopping = self.holders.stopping = self.prober.stopping = True
+
+    def told(self, revision: int) -> bool:
+        """Every watch was told all that there is."""
+        ends = [watch.revisions[WATCHED][-1:] for watch in (self.complete[0], *self.partial)]
+        return all(watch.at >= revision for watch in self.complete) and all(end == ends[0] for end in ends)
+
+
+def _clients(options: Options, cluster: Cluster, recorder: Recorder, chronicle: Chronicle) -> Clients:
+    seed = options.seed
+    complete = [Watched(name, "", chronicle) for name in ("moved", "followed")]
+    partial = [Watched("moved, of some keys", WATCHED, chronicle)]
+    for watched in (complete[0], *partial):
+        watched.revisions[WATCHED] = []
+    return Clients(
+        Load(cluster, recorder, chronicle, options.keys, seed, options.pause_s, options.consistency),
+        Batches(cluster, chronicle, options.writers, options.batch_writes_per_s, seed),
+        Leaseholders(cluster, seed),
+        Prober(cluster, chronicle),
+        complete,
+        partial,
+        [Mover(cluster, watched, seed) for watched in (complete[0], *partial)],
+        Follower(cluster, complete[1]),
+    )
+
+
+async def _drive(options: Options, cluster: Cluster, nemesis: Nemesis, changes: Changes | None, report: Report) -> None:
     """Load and faults together, then quiet, then the last word of every node, then the judgement."""
-    recorder = Recorder(options.folder / "history.jsonl")
-    load = Load(cluster, recorder, options.keys, options.seed, options.pause_s, options.consistency)
-    prober = Prober(cluster)
+    recorder, chronicle = Recorder(options.folder / "history.jsonl"), Chronicle()
+    clients = _clients(options, cluster, recorder, chronicle)
     nodes = list(cluster.nodes)
     began = time.monotonic()
-    async with asyncio.TaskGroup() as tasks:
-        for number in range(options.clients):
-            tasks.create_task(load.client(number, nodes[number % len(nodes)]))
-        for number, node in enumerate(nodes):
-            tasks.create_task(prober.watch(node))
-            if options.ballast_bytes_per_s > 0:
-                tasks.create_task(load.ballast(number, node, options.ballast_bytes_per_s / len(nodes)))
+    async with asyncio.TaskGroup() as watching:
+        watches = [watching.create_task(mover.run()) for mover in clients.movers]
+        watches.append(watching.create_task(clients.follower.run()))
+        async with asyncio.TaskGroup() as tasks:
+            for each in clients.tasks(options, nodes):
+                tasks.create_task(each)
+            try:
+                await _faults(options, nemesis, cluster, report)
+            finally:
+                clients.stop()
+                ended = time.monotonic()
+        report.load_s += ended - began
         try:
-            await _faults(options, nemesis, cluster, report)
-        finally:
-            load.stopping = prober.stopping = True
-            ended = time.monotonic()
-    report.load_s = ended - began
-    report.diary = nemesis.diary
+            await _last_words(cluster, clients, report)
+        except AssertionError as finding:
+            report.findings.append(str(finding))
+        for task in watches:
+            task.cancel()
     try:
-        for number, node in enumerate(nodes):
-            await load.read_everything(node, 1_000 + number)
-        await asyncio.to_thread(_compare_nodes, cluster, report)
         codes = await asyncio.to_thread(cluster.stop)
         assert set(codes.values()) == {0}, f"exit codes on SIGTERM: {codes}"
     except AssertionError as finding:
         report.findings.append(str(finding))
+    report.diary = nemesis.diary
     report.operations = recorder.close()
-    report.keys = len(load.keys)
+    report.keys = len(clients.load.keys)
     report.gaps = gaps(report.operations, report.diary, began, ended)
     report.returns_s = returns_s(report.operations, report.diary)
-    _judge(load, prober, report)
+    _judge(clients, chronicle, changes, report)
+
+
+async def _last_words(cluster: Cluster, clients: Clients, report: Report) -> None:
+    """What every node has in the end; AssertionError where they do not agree, or do not answer."""
+    for number, node in enumerate(cluster.nodes):
+        await clients.load.read_everything(node, 1_000 + number)
+    contents = await asyncio.to_thread(_compare_nodes, cluster, report)
+    for key, tally in clients.batches.tallies.items():
+        value, version = contents.get(key, (None, 0))
+        tally.found(value, version, "the store")
+    deadline = time.monotonic() + WATCHES_DEADLINE_S
+    while not clients.told(report.revision) and time.monotonic() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
 
 
 async def _faults(options: Options, nemesis: Nemesis, cluster: Cluster, report: Report) -> None:
@@ -195,35 +277,56 @@ async def _faults(options: Options, nemesis: Nemesis, cluster: Cluster, report: 
         nemesis.stop()
 
 
-def _judge(load: Load, prober: Prober, report: Report) -> None:
+def _judge(clients: Clients, chronicle: Chronicle, changes: Changes | None, report: Report) -> None:
     began = time.monotonic()
+    load, batches, holders, prober = clients.load, clients.batches, clients.holders, clients.prober
     for verdict in checker.check(report.operations):
         report.findings.append(f"{verdict.result}: {verdict.explanation}")
-    report.checked_s = time.monotonic() - began
-    report.findings += [f"an answer that no node may give: {complaint}" for complaint in load.complaints]
+    complaints = [*load.complaints, *holders.complaints]
+    report.findings += [f"an answer that no node may give: {complaint}" for complaint in complaints]
+    report.findings += batches.findings()
     report.findings += broken_claims(prober.claims)
+    report.findings += broken_promises(prober.writes, prober.claims, report.diary)
+    report.findings += broken_leases(holders.leases, prober.claims)
+    report.findings += broken_tokens(holders.holdings)
+    leaps = changes.recoveries if changes is not None else []
+    report.findings += broken_watches(clients.complete, clients.partial, leaps, report.revision)
+    unseen = [(gap.first, gap.last) for watch in clients.complete[:1] for gap in watch.gaps]
+    report.findings += chronicle.conclude(unseen)
+    report.checked_s = time.monotonic() - began
     report.probes, report.claims = prober.asked, len(prober.claims)
+    report.probe_writes = Counter(write.outcome for write in prober.writes)
     report.terms = len({claim.term for claim in prober.claims})
+    report.acknowledged = chronicle.acknowledgements + holders.acknowledged
+    report.batch_writes = batches.acknowledged
+    report.leases, report.holdings = len(holders.leases), len(holders.holdings)
+    report.watches = {
+        watch.name: (watch.told, watch.moves, len(watch.gaps)) for watch in clients.complete + clients.partial
+    }
 
 
-def _compare_nodes(cluster: Cluster, report: Report) -> None:
-    """Every node ends with the same revision and the same content, from its own memory."""
+def _compare_nodes(cluster: Cluster, report: Report) -> dict[str, tuple[str, int]]:
+    """Every node ends with the same revision and the same content, from its own memory: (value, version) by key."""
+    found: dict[str, tuple[str, int]] = {}
 
     def same() -> bool:
-        contents = {name: _content(cluster, name) for name in cluster.nodes}
+        contents = {name: _content(cluster, name, found) for name in cluster.nodes}
         report.revision = next(iter(contents.values()))[0]
         return len(set(contents.values())) == 1
 
-    wait_until(same, 15.0, "every node at the same revision with the same content")
+    wait_until(same, 20.0, "every node at the same revision with the same content")
+    return found
 
 
-def _content(cluster: Cluster, name: str) -> tuple[int, str]:
+def _content(cluster: Cluster, name: str, found: dict[str, tuple[str, int]]) -> tuple[int, str]:
     """(revision, hash of every item), read while nobody writes."""
     digest, cursor, revision = hashlib.sha256(), "", 0
     while True:
         page: dict[str, Any] = cluster.request(name, "GET", f"/v1/kv?consistency=stale&limit=500{cursor}").json()
         revision = page["revision"]
         digest.update(repr(page["items"]).encode())
+        for item in page["items"]:
+            found[item["key"]] = decode(b64decode(item["value"])), item["version"]
         if "cursor" not in page:
             return revision, digest.hexdigest()
         cursor = f"&cursor={page['cursor']}"
@@ -237,7 +340,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=180.0, help="how long faults are made (default 180)")
     parser.add_argument("--seed", type=int, default=int(time.time()) % 1_000_000, help="of the choices (default: any)")
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--keys", type=int, default=5, help="keys that are fought over at a time (default 5)")
+    parser.add_argument("--keys", type=int, default=6, help="keys that are fought over at a time (default 6)")
+    parser.add_argument("--batch-writes-per-s", type=float, default=2_000.0, help="asked for, in batches of 100")
     parser.add_argument("--pace", type=float, default=1.0, help="stretches every pause and every fault")
     parser.add_argument("--faults", type=lambda text: tuple(text.split(",")), default=(), help="kinds, with commas")
     parser.add_argument("--nodes", type=int, default=3, choices=(3, 5, 7))
