@@ -84,20 +84,20 @@ class Batches:
         self.acknowledged = 0
         self.tallies: dict[str, Tally] = {}
         self.complaints: list[str] = []
-        self.epoch = 0
+        self._sent = [0] * writers
         self.stopping = False
 
     async def write(self, number: int) -> None:
         """One writer, until `stopping`; every other batch carries an idempotency key, and is sent until settled."""
         connections = Connections(self._addresses)
         names = list(self._addresses)
-        tallies = [self._tally(f"batch/{self.epoch}/{number}/{each}") for each in range(KEYS)]
-        turn, count = number, 0
+        tallies = [self._tally(f"batch/{number}/{each}") for each in range(KEYS)]
+        turn = number
         try:
             while not self.stopping:
-                count += 1
-                began = time.monotonic()
-                batch = Batch(f"{self.epoch}.{number}.{count}", tallies, self._chronicle.newest)
+                self._sent[number] += 1
+                count, began = self._sent[number], time.monotonic()
+                batch = Batch(f"{number}.{count}", tallies, self._chronicle.newest)
                 if not await self._send(connections, names, turn, batch, keyed=count % 2 == 0):
                     turn += 1
                 self._settle(batch)

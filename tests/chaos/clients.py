@@ -255,9 +255,9 @@ class Load:
         self._pause_s = pause_s
         self._consistency = consistency
         self._uses = [0] * slots
+        self._ballast = 0
         self._seen: dict[str, int] = {}  # each key's last known revision, ABSENT for none
         self.keys: dict[str, Way] = {}
-        self.epoch = 0  # keys of different ones have nothing to do with each other
         self.complaints: list[str] = []  # answers that no node may give
         self.stopping = False
 
@@ -275,11 +275,10 @@ class Load:
     async def ballast(self, number: int, node: str, bytes_per_s: float, size_bytes: int = 262_144) -> None:
         """Large values, so that the log outgrows its bound, is compacted, and followers fetch snapshots."""
         connections = Connections(self._addresses)
-        written = 0
         try:
             while not self.stopping:
-                written += 1
-                key, value = f"ballast/{self.epoch}/{number}/{written % 4}", f"b{self.epoch}.{number}.{written}"
+                self._ballast += 1
+                key, value = f"ballast/{number}/{self._ballast % 4}", f"b{number}.{self._ballast}"
                 await self.perform(connections, self._operation(number, node, "put", key, value), size_bytes)
                 await asyncio.sleep(size_bytes / bytes_per_s)
         finally:
@@ -340,9 +339,9 @@ class Load:
         chance = self._chance
         slot = chance.randrange(len(self._uses))
         self._uses[slot] += 1
-        key = f"key/{self.epoch}/{slot}/{self._uses[slot] // KEY_LIFE if slot else 0}"
+        key = f"key/{slot}/{self._uses[slot] // KEY_LIFE if slot else 0}"
         seen = self._seen.get(key)
-        value = f"{self.epoch}.{number}.{sum(self._uses)}"
+        value = f"{number}.{sum(self._uses)}"
         # Every third slot is for transactions alone: reading three keys one by one would prove nothing.
         together, keyed = slot % 3 == 2, chance.random() < 0.3
         way: Way = ("keyed txn" if keyed else "txn") if together else "keyed" if keyed else "plain"

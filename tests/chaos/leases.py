@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class Leaseholders:
         self._urls = [cluster.url(name) for name in cluster.nodes]
         self._chance = random.Random(f"leases {seed}")
         self.leases: list[Lease] = []
+        self.ids: list[int] = []  # of all leases, as they were granted
         self.holdings: list[Holding] = []
         self.acknowledged = 0
         self.complaints: list[str] = []
@@ -66,11 +68,9 @@ class Leaseholders:
     async def lease(self, number: int) -> None:
         """One lease after another: granted, kept alive for a while or not at all, and looked at until it is over."""
         connections = Connections(self._addresses)
-        count = 0
         try:
             while not self.stopping:
-                count += 1
-                await self._one_lease(connections, f"lease/{number}/{count}")
+                await self._one_lease(connections, f"lease/{number}")
                 await asyncio.sleep(0.1)
         finally:
             connections.close()
@@ -82,6 +82,8 @@ class Leaseholders:
         if granted is None or granted.status != 200:
             return
         number = json.loads(granted.body)["id"]
+        self.ids.append(number)
+        key = f"{key}/{number}"
         lease = Lease(key, ttl_s, began, time.monotonic())
         put = await self._ask(connections, "PUT", f"/v1/kv/{key}?lease={number}", None)
         if put is None or put.status != 200:
@@ -183,6 +185,11 @@ def _reigns(claims: Sequence[Claim]) -> Iterable[tuple[float, float]]:
         term, began, ended = claim.term, claim.began, claim.ended
     if term is not None:
         yield began, ended
+
+
+def broken_ids(ids: Iterable[int]) -> list[str]:
+    """Every id of a lease that was given twice."""
+    return [f"the id of a lease was given {count} times: {each}" for each, count in Counter(ids).items() if count > 1]
 
 
 def broken_tokens(holdings: Iterable[Holding]) -> list[str]:

@@ -13,6 +13,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 
 from tests.cluster import PROJECT, Cluster, wait_until
@@ -20,7 +21,6 @@ from tests.cluster import PROJECT, Cluster, wait_until
 MEMBERS = "/admin/api/v1/members"
 DEADLINE_S = 45.0
 REFUSALS = (409, 503, 504)  # another change is under way, nobody leads, nobody can tell yet
-LEAP = 1_000_000_000  # of revisions and lease ids, by `kvnode recover` and `kvnode restore`
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Changes:
 
     cluster: Cluster
     spare: str
-    recoveries: list[tuple[int, int]] = field(default_factory=list)  # (revision found, revision that it goes on from)
+    leaps: list[tuple[int, int]] = field(default_factory=list)  # (revision before, revision that it goes on from)
 
     def join(self, name: str) -> None:
         """Starts a node with nothing, which joins; it is not waited for."""
@@ -79,11 +79,26 @@ class Changes:
         _, name = max(zip(reaches, self.cluster.nodes, strict=True))
         folder = self.cluster.nodes[name].data_dir
         done = command("recover", "--data-dir", str(folder), "--force-new-cluster")
-        self.recoveries.append((done["revision"] - done["leap"], done["revision"]))
+        self.leaps.append((done["revision"] - done["leap"], done["revision"]))
         shutil.rmtree(done["kept"])
         self.cluster.joined = set(self.cluster.nodes) - {name}
         self.cluster.spawn(name)
         return name
+
+    def rebuild(self, backup: Path) -> None:
+        """Makes a new cluster of a backup, in the place of one whose nodes are all stopped."""
+        first, *others = self.cluster.nodes
+        for name in self.cluster.nodes:
+            self.wipe(name)
+        node = self.cluster.nodes[first]
+        raft = f"{node.raft[0]}:{node.raft[1]}"
+        command("restore", str(backup), "--data-dir", str(node.data_dir), "--node-id", first, "--raft", raft)
+        self.cluster.joined = set(others)
+        self.cluster.spawn(first)
+        for name in others:
+            self.cluster.spawn(name)
+        for name in others:
+            self.settle(name)
 
     def _reach(self, name: str) -> tuple[int, int]:
         """(term, index) of the last entry of a stopped node."""

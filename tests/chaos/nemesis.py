@@ -54,6 +54,7 @@ class Nemesis:
         self._changes = changes
         self._pace = pace
         self._stop = threading.Event()
+        self._bag: list[tuple[str, str]] = []
         self.diary = Diary()
         self._majority = Majority(cluster, links, full, hanging, self.diary)
         self.kinds = self._kinds(only)
@@ -123,15 +124,15 @@ class Nemesis:
         self._stop.set()
 
     def run(self) -> Diary:
-        """One fault after another until `stop`; everything is undone when it returns or raises."""
-        bag: list[tuple[str, str]] = []
+        """One fault after another until `stop`; everything is undone when it returns or raises. May be called again."""
+        self._stop.clear()
         while not self._pause(0.5, 2.5):
             for node in self._cluster.nodes.values():
                 assert node.running, f"{node.id} ended by itself: {self._cluster.log(node.id)[-2000:]}"
-            if not bag:
-                bag = [(group, kind) for group, kinds in self.kinds.items() for kind in kinds]
-                self._chance.shuffle(bag)
-            group, kind = bag.pop()
+            if not self._bag:
+                self._bag = [(group, kind) for group, kinds in self.kinds.items() for kind in kinds]
+                self._chance.shuffle(self._bag)
+            group, kind = self._bag.pop()
             with ExitStack() as undo:
                 self._begin(undo, group, kind)
                 # Members change on a cluster that will be whole again: what is begun last is undone first.

@@ -78,6 +78,7 @@ class Report:
     probes: int = 0
     claims: int = 0
     terms: int = 0
+    restores: list[str] = field(default_factory=list)
     snapshots: Counter[str] = field(default_factory=Counter)
     keys: int = 0
     revision: int = 0
@@ -96,7 +97,7 @@ class Report:
         with_majority = [gap for gap in self.gaps if gap.majority]
         lines = [
             f"chaos        seed {self.seed}, {self.load_s:.0f} s of load on {self.where}",
-            f"operations   {_counts(outcomes)} of {len(self.operations)}: {_counts(kinds)}",
+            f"requests     {_counts(outcomes)} of {len(self.operations)}: {_counts(kinds)}",
             f"acknowledged {self.acknowledged} writes, {self.batch_writes} of them in batches",
             f"faults       {sum(faults.values())}: {_counts(faults)}",
             f"unavailable  at the longest {self.gaps[0] if self.gaps else 'under 0.10 s'}",
@@ -109,15 +110,20 @@ class Report:
                 f"watch        {name}: {told} revisions, on {moves} streams, {gaps} gaps"
                 for name, (told, moves, gaps) in self.watches.items()
             ),
+            *(f"restore      {each}: the content is the backup's, no number is given twice" for each in self.restores),
             f"snapshots    {_counts(self.snapshots) or 'none'}",
             f"nodes        ready {self.recovered_s:.1f} s after the last fault; "
             f"{self.keys} keys, the same on all, at revision {self.revision}",
             f"history      {self.keys} keys checked in {self.checked_s:.1f} s",
             *(f"note         {note}" for note in self.notes),
             *(f"FINDING      {finding}" for finding in self.findings),
-            f"verdict      {'NOT ALL IS WELL' if self.findings else 'linearizable, nothing lost'}",
+            f"verdict      {self.verdict}",
         ]
         return "\n".join(lines)
+
+    @property
+    def verdict(self) -> str:
+        return "NOT ALL IS WELL" if self.findings else "linearizable, nothing lost, nothing done twice"
 
     def details(self) -> str:
         """For whoever looks into a run: what was broken when, by the clock of the history, and the longest gaps."""

@@ -12,56 +12,42 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from base64 import b64decode
 from collections import Counter
 from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import preamble, publish
 from tests.chaos import checker
 from tests.chaos.batches import Batches
 from tests.chaos.chronicle import Chronicle
-from tests.chaos.clients import Load, decode
+from tests.chaos.clients import Load
 from tests.chaos.disk import HangingDisk, SmallDisk, private_mounts
 from tests.chaos.history import Recorder
-from tests.chaos.leases import Leaseholders, broken_leases, broken_tokens
+from tests.chaos.leases import Leaseholders, broken_ids, broken_leases, broken_tokens
+from tests.chaos.ledger import record
 from tests.chaos.members import Changes
 from tests.chaos.nemesis import Nemesis
 from tests.chaos.network import Impossible, Links, Network, NetworkedCluster, Relays
 from tests.chaos.prober import Prober, broken_claims, broken_promises
 from tests.chaos.report import Report, gaps, returns_s
+from tests.chaos.restores import Restores, agreed_content
 from tests.chaos.watches import Follower, Mover, Watched, broken_watches
-from tests.cluster import Cluster, wait_until
+from tests.cluster import Cluster
 from tests.relays import RelayedCluster
 
 RECOVERY_DEADLINE_S = 30.0
 WATCHES_DEADLINE_S = 20.0
 LEASEHOLDERS, CONTENDERS = 4, 4
 WATCHED = "key/"  # what the watch of some keys is of
-PAGE = """# A run of faults
-
-{}
-
-```
-{}
-```
-
-Real nodes under eight clients that put, compare and set, read and delete the same few keys, and under writes that fill
-the log, while nodes are killed with -9 and frozen, links are cut in both directions or in one, and disks are full. The
-history of what each client asked and was told is judged by a checker of linearizability (Wing and Gong's search, key by
-key). "Unavailable" is a time in which nobody was acknowledged a write. `make chaos` makes such a run; its seed repeats
-the choice of faults, not their timing.
-"""
 SECRET = "a secret for the nodes of one run"
 
 
@@ -82,6 +68,7 @@ class Options:
     nodes: int = 3
     links: str = "namespaces"  # or "relays", or "none"
     disks: bool = True
+    restores: int = 0  # of a backup, between as many and one times of faults
     consistency: str = "linearizable"
     faults: tuple[str, ...] = ()
 
@@ -184,8 +171,9 @@ class Clients:
         for number in range(CONTENDERS):
             yield self.holders.contend(f"lock{number % 2}")
 
-    def stop(self) -> None:
-        self.load.stopping = self.batches.stopping = self.holders.stopping = self.prober.stopping = True
+    def stop(self, stopping: bool = True) -> None:
+        for each in (self.load, self.batches, self.holders, self.prober):
+            each.stopping = stopping  # type: ignore[attr-defined]
 
     def told(self, revision: int) -> bool:
         """Every watch was told all that there is."""
@@ -212,26 +200,23 @@ def _clients(options: Options, cluster: Cluster, recorder: Recorder, chronicle: 
 
 
 async def _drive(options: Options, cluster: Cluster, nemesis: Nemesis, changes: Changes | None, report: Report) -> None:
-    """Load and faults together, then quiet, then the last word of every node, then the judgement."""
+    """Load and faults together, then quiet and the last word of every node; a restore, and again; then judgement."""
     recorder, chronicle = Recorder(options.folder / "history.jsonl"), Chronicle()
     clients = _clients(options, cluster, recorder, chronicle)
-    nodes = list(cluster.nodes)
-    began = time.monotonic()
+    restores = Restores(cluster, changes, chronicle, options.folder, clients.holders.ids)
+    report.diary = nemesis.diary
+    spans: list[tuple[float, float]] = []
     async with asyncio.TaskGroup() as watching:
         watches = [watching.create_task(mover.run()) for mover in clients.movers]
         watches.append(watching.create_task(clients.follower.run()))
-        async with asyncio.TaskGroup() as tasks:
-            for each in clients.tasks(options, nodes):
-                tasks.create_task(each)
-            try:
-                await _faults(options, nemesis, cluster, report)
-            finally:
-                clients.stop()
-                ended = time.monotonic()
-        report.load_s += ended - began
         try:
-            await _last_words(cluster, clients, report)
-        except AssertionError as finding:
+            for part in range(options.restores + 1):
+                if part:
+                    await restores.restore()
+                    clients.prober.era = restores.clusters
+                spans.append(await _part(options, cluster, nemesis, clients, report))
+                await _last_words(cluster, clients, report)
+        except (AssertionError, OSError, HTTPException) as finding:
             report.findings.append(str(finding))
         for task in watches:
             task.cancel()
@@ -240,21 +225,43 @@ async def _drive(options: Options, cluster: Cluster, nemesis: Nemesis, changes: 
         assert set(codes.values()) == {0}, f"exit codes on SIGTERM: {codes}"
     except AssertionError as finding:
         report.findings.append(str(finding))
-    report.diary = nemesis.diary
     report.operations = recorder.close()
     report.keys = len(clients.load.keys)
-    report.gaps = gaps(report.operations, report.diary, began, ended)
+    for began, ended in spans:
+        report.load_s += ended - began
+        report.gaps += gaps(report.operations, report.diary, began, ended)
+    report.gaps.sort(key=lambda gap: -gap.length_s)
     report.returns_s = returns_s(report.operations, report.diary)
-    _judge(clients, chronicle, changes, report)
+    report.restores = restores.done
+    leaps = restores.leaps + (changes.leaps if changes is not None else [])
+    _judge(clients, chronicle, leaps, report)
+
+
+async def _part(
+    options: Options, cluster: Cluster, nemesis: Nemesis, clients: Clients, report: Report
+) -> tuple[float, float]:
+    """One time of load and faults: when it began and when it ended."""
+    began = time.monotonic()
+    clients.stop(False)
+    async with asyncio.TaskGroup() as tasks:
+        for each in clients.tasks(options, list(cluster.nodes)):
+            tasks.create_task(each)
+        try:
+            await _faults(options, nemesis, cluster, report)
+        finally:
+            clients.stop()
+            ended = time.monotonic()
+    return began, ended
 
 
 async def _last_words(cluster: Cluster, clients: Clients, report: Report) -> None:
     """What every node has in the end; AssertionError where they do not agree, or do not answer."""
     for number, node in enumerate(cluster.nodes):
         await clients.load.read_everything(node, 1_000 + number)
-    contents = await asyncio.to_thread(_compare_nodes, cluster, report)
+    content = await asyncio.to_thread(agreed_content, cluster)
+    report.revision = content.revision
     for key, tally in clients.batches.tallies.items():
-        value, version = contents.get(key, (None, 0))
+        value, version = content.items.get(key, (None, 0))
         tally.found(value, version, "the store")
     deadline = time.monotonic() + WATCHES_DEADLINE_S
     while not clients.told(report.revision) and time.monotonic() < deadline:  # noqa: ASYNC110
@@ -264,7 +271,7 @@ async def _last_words(cluster: Cluster, clients: Clients, report: Report) -> Non
 async def _faults(options: Options, nemesis: Nemesis, cluster: Cluster, report: Report) -> None:
     """Faults for as long as was asked, and then the time that the cluster takes to be well again."""
     loop = asyncio.get_running_loop()
-    timer = loop.call_later(options.seconds, nemesis.stop)
+    timer = loop.call_later(options.seconds / (options.restores + 1), nemesis.stop)
     try:
         await asyncio.to_thread(nemesis.run)
         undone = time.monotonic()
@@ -277,7 +284,7 @@ async def _faults(options: Options, nemesis: Nemesis, cluster: Cluster, report: 
         nemesis.stop()
 
 
-def _judge(clients: Clients, chronicle: Chronicle, changes: Changes | None, report: Report) -> None:
+def _judge(clients: Clients, chronicle: Chronicle, leaps: list[tuple[int, int]], report: Report) -> None:
     began = time.monotonic()
     load, batches, holders, prober = clients.load, clients.batches, clients.holders, clients.prober
     for verdict in checker.check(report.operations):
@@ -289,7 +296,7 @@ def _judge(clients: Clients, chronicle: Chronicle, changes: Changes | None, repo
     report.findings += broken_promises(prober.writes, prober.claims, report.diary)
     report.findings += broken_leases(holders.leases, prober.claims)
     report.findings += broken_tokens(holders.holdings)
-    leaps = changes.recoveries if changes is not None else []
+    report.findings += broken_ids(holders.ids)
     report.findings += broken_watches(clients.complete, clients.partial, leaps, report.revision)
     unseen = [(gap.first, gap.last) for watch in clients.complete[:1] for gap in watch.gaps]
     report.findings += chronicle.conclude(unseen)
@@ -303,33 +310,6 @@ def _judge(clients: Clients, chronicle: Chronicle, changes: Changes | None, repo
     report.watches = {
         watch.name: (watch.told, watch.moves, len(watch.gaps)) for watch in clients.complete + clients.partial
     }
-
-
-def _compare_nodes(cluster: Cluster, report: Report) -> dict[str, tuple[str, int]]:
-    """Every node ends with the same revision and the same content, from its own memory: (value, version) by key."""
-    found: dict[str, tuple[str, int]] = {}
-
-    def same() -> bool:
-        contents = {name: _content(cluster, name, found) for name in cluster.nodes}
-        report.revision = next(iter(contents.values()))[0]
-        return len(set(contents.values())) == 1
-
-    wait_until(same, 20.0, "every node at the same revision with the same content")
-    return found
-
-
-def _content(cluster: Cluster, name: str, found: dict[str, tuple[str, int]]) -> tuple[int, str]:
-    """(revision, hash of every item), read while nobody writes."""
-    digest, cursor, revision = hashlib.sha256(), "", 0
-    while True:
-        page: dict[str, Any] = cluster.request(name, "GET", f"/v1/kv?consistency=stale&limit=500{cursor}").json()
-        revision = page["revision"]
-        digest.update(repr(page["items"]).encode())
-        for item in page["items"]:
-            found[item["key"]] = decode(b64decode(item["value"])), item["version"]
-        if "cursor" not in page:
-            return revision, digest.hexdigest()
-        cursor = f"&cursor={page['cursor']}"
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -346,13 +326,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--faults", type=lambda text: tuple(text.split(",")), default=(), help="kinds, with commas")
     parser.add_argument("--nodes", type=int, default=3, choices=(3, 5, 7))
     parser.add_argument("--links", default="namespaces", choices=("namespaces", "relays", "none"))
+    parser.add_argument("--restores", type=int, default=2, help="of a backup, between times of faults (default 2)")
     parser.add_argument("--no-disks", dest="disks", action="store_false", help="no disks that are full or hang")
     parser.add_argument(
         "--consistency", default="linearizable", choices=("linearizable", "stale"), help="stale: see it find something"
     )
     parser.add_argument("--keep", action="store_true", help="keep the history and the logs whatever the verdict")
-    parser.add_argument("--page", action="store_true", help="write the verdict to docs/CHAOS.md, with what it ran on")
-    given = vars(parser.parse_args(arguments))
+    parser.add_argument(
+        "--no-page", dest="page", action="store_false", help="leave docs/CHAOS.md and docs/chaos-runs.jsonl alone"
+    )
+    words = sys.argv[1:] if arguments is None else arguments
+    given = vars(parser.parse_args(words))
     keep, page = given.pop("keep"), given.pop("page")
     load_before = os.getloadavg()[0]
     private_mounts()
@@ -367,7 +351,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     print(report)
     if page:
-        publish("CHAOS.md", PAGE.format(preamble("make chaos CHAOS_ARGS=--page", (), load_before), report))
+        seeded = [*words, *([] if "--seed" in words else ["--seed", str(report.seed)])]
+        record(report, f"make chaos CHAOS_ARGS='{' '.join(seeded)}'", load_before)
     if report.findings or keep:
         print(f"history, logs and a report of every fault are kept in {folder}")
     else:

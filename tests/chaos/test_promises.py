@@ -13,7 +13,7 @@ from tests.chaos.chronicle import Change, Chronicle
 from tests.chaos.clients import Reply, told
 from tests.chaos.diary import Diary, Fault
 from tests.chaos.history import Operation
-from tests.chaos.leases import Holding, Lease, broken_leases, broken_tokens
+from tests.chaos.leases import Holding, Lease, broken_ids, broken_leases, broken_tokens
 from tests.chaos.prober import Claim, Write, broken_promises
 from tests.chaos.watches import Watched, broken_watches
 
@@ -233,6 +233,11 @@ def test_a_lease_that_is_over_in_its_time_is_fine() -> None:
 def test_a_lease_that_is_over_early_or_late_is_found(lease: Lease, what: str) -> None:
     (finding,) = broken_leases([lease], REIGN)
     assert what in finding
+
+
+def test_an_id_of_a_lease_that_is_given_twice_is_found() -> None:
+    assert broken_ids([1, 2, 1_000_000_003]) == []
+    assert "2 times: 2" in broken_ids([1, 2, 3, 2])[0]
 
 
 def test_tokens_that_rise_are_fine() -> None:
