@@ -124,7 +124,8 @@ def compare(sides: list[Side], folder: Path, rows: list[Row], rounds: int, slice
 
 
 def _words(base: Slice, now: Slice) -> str:
-    return f"{base.all_s * 1e6:.1f} -> {now.all_s * 1e6:.1f} µs, {now.all_s / base.all_s - 1:+.1%}"
+    change = f"{base.all_s * 1e6:.1f} -> {now.all_s * 1e6:.1f} µs, {now.all_s / base.all_s - 1:+.1%}"
+    return f"{change}; {base.per_s:,.0f} -> {now.per_s:,.0f} per second"
 
 
 def _cells(pairs: list[tuple[Slice, Slice]]) -> list[str]:

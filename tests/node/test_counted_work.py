@@ -68,7 +68,7 @@ async def trio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         return send(self, node_id, message)
 
     def counted_sync(self: Directory, name: str) -> None:
-        counted["syncs"] += 1
+        counted["syncs"] += name.startswith("journal-")  # the mark of what is durable follows in a quiet moment
         sync(self, name)
 
     def counted_step(self: Engine) -> None:
@@ -131,10 +131,10 @@ async def test_many_writes_share_entries_messages_and_syncs(trio: Trio) -> None:
     assert counted["entries"] == 1
     assert counted["syncs"] <= 3
     assert counted["messages"] <= 8 + BEATS
-    # And 64 clients that each wait for their answer: at least sixteen writes to an entry.
+    # And 64 clients that each wait for their answer: at least forty writes to an entry.
     counted = await trio.count(clients)
     entries = counted["entries"]
-    assert entries <= 64 * 20 / 16
+    assert entries <= 64 * 20 / 40
     assert counted["syncs"] <= 3 * entries
     assert counted["messages"] <= 7 * entries + BEATS
     assert counted["steps"] <= 5 * entries + BEATS

@@ -12,7 +12,7 @@ from kvnode.configuration import Role, named
 from kvnode.node.disk_health import DiskHealth
 from kvnode.node.outstanding import Outstanding
 from kvnode.node.proposals import Proposals
-from kvnode.node.writes import Writes
+from kvnode.node.writes import ENTRY_GAP_S, GROUP_WORTHWHILE, Writes
 from kvnode.raft import messages
 from kvnode.raft.membership import Roster
 from kvnode.raft.messages import Message
@@ -25,29 +25,55 @@ from kvnode.storage.journal import Journal
 from kvnode.storage.segments import Segments
 
 
+class Nobody:
+    """Who waits for a write, and does not ask what became of it."""
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: object, /) -> None: ...
+    def set_exception(self, exception: object, /) -> None: ...
+
+
 class Desk:
     """n1's replica and writes, over a real journal; what it sends is kept, and peers say what the test says."""
 
     def __init__(self, folder: Path) -> None:
+        self.later_s = 0.0  # how far the clock is put forward
         self.sent: list[tuple[str, Message]] = []
         self.segments = Segments(Directory(folder), bytes(16))
         self.journal = Journal(self.segments.recover())
         self.journal.reconcile(0, 0, str(folder))
         roster = Roster("n1", self.journal, named("n1", "n2", "n3"))
-        self.replica = Replica(roster, self.journal, self, time.monotonic, draw=random.Random(0))
+        self.replica = Replica(roster, self.journal, self, self.clock, draw=random.Random(0))
+        self.proposals = Proposals(b"origin-1", KeyValueStore().apply, self.clock)
+        self.leader: str | None = None
         self.writes = Writes(
             self.replica,
-            Proposals(b"origin-1", KeyValueStore().apply, time.monotonic),
+            self.proposals,
             DiskHealth(Outstanding(lambda: 0.0), lambda: None, 1.2),
             self,  # type: ignore[arg-type]  # `send` is all that is asked of a network here
-            lambda: None,
+            lambda: self.leader,
         )
+
+    def clock(self) -> float:
+        return time.monotonic() + self.later_s
+
+    def is_up(self, node_id: str) -> bool:
+        return True
+
+    def submit(self, count: int) -> None:
+        for number in range(count):
+            self.proposals.submit(Put(f"k{number}", b"v").encode(), Nobody(), self.clock() + 5.0)
 
     def send(self, node_id: str, message: Message) -> bool:
         self.sent.append((node_id, message))
         return True
 
-    def applied(self, index: int, term: int, payload: bytes) -> None: ...
+    def applied(self, index: int, term: int, payload: bytes) -> None:
+        self.writes.applied(index)
+        self.proposals.applied(term, payload)
+
     def read_confirmed(self, read_round: int, index: int) -> None: ...
     def reads_failed(self, read_round: int) -> None: ...
     def needs_snapshot(self, node_id: str) -> None: ...
@@ -78,6 +104,7 @@ class Desk:
 
     def commit(self) -> None:
         """n2 has everything."""
+        self.flush()
         self.replica.guard.receive(
             "n2", (messages.ACK, self.replica.term, True, False, self.journal[-1][1] + 1, 0, 1, True)
         )
@@ -85,6 +112,13 @@ class Desk:
 
     def refusals(self) -> list[int]:
         return [message[1] for _, message in self.sent if message[0] == messages.REFUSED]
+
+
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time passes but what a test lets pass."""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
 
 
 @pytest.fixture
@@ -110,3 +144,39 @@ def test_a_leader_that_never_came_to_serve_gives_back_what_it_kept(desk: Desk) -
     desk.replica.guard.receive("n2", (messages.APPEND, term + 1, 1, 0, 1, 0, []))
     assert not desk.replica.is_leader
     assert desk.refusals() == [7]
+
+
+def test_what_comes_while_an_entry_is_in_flight_waits_for_it_or_for_the_gap(desk: Desk, still: None) -> None:
+    desk.elect()
+    desk.commit()
+    desk.submit(1)
+    assert desk.writes.pump()  # a lone one goes at once
+    desk.submit(20)
+    assert not desk.writes.open
+    assert not desk.writes.pump()
+    desk.commit()  # the first is applied, and all that came meanwhile are one entry
+    assert desk.writes.pump()
+    assert not desk.proposals.waiting
+    desk.submit(1)
+    assert not desk.writes.pump()
+    desk.later_s += ENTRY_GAP_S  # which is not soon in coming
+    assert desk.writes.open
+    assert desk.writes.pump()
+    desk.submit(GROUP_WORTHWHILE)
+    assert desk.writes.pump()  # many need not wait
+    desk.submit(GROUP_WORTHWHILE)
+    assert desk.writes.pump()
+    desk.submit(GROUP_WORTHWHILE)
+    assert not desk.writes.pump()  # but for those that are in flight already, four of them
+    assert len(desk.proposals) == GROUP_WORTHWHILE
+
+
+def test_a_follower_forwards_as_a_leader_proposes(desk: Desk, still: None) -> None:
+    desk.leader = "n2"
+    for count, sent in ((1, 1), (20, 1), (GROUP_WORTHWHILE, 2), (1, 2)):
+        desk.submit(count)
+        desk.writes.pump()
+        assert sum(1 for _, message in desk.sent if message[0] == messages.FORWARD) == sent
+    desk.later_s += ENTRY_GAP_S
+    desk.writes.pump()
+    assert not desk.proposals.waiting
