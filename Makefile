@@ -25,7 +25,7 @@ LOADERS_ARGS ?=
 ROLLING_ARGS ?=
 HOSTILE_ARGS ?=
 
-.PHONY: help setup haproxy proxies dev test lint format fuzz hostile-loaders chaos hostile pages rolling bench cost bench-failover bench-million compose-up compose-up-secure compose-down compose-test clean
+.PHONY: help setup haproxy proxies browser dev test lint format fuzz hostile-loaders chaos hostile pages rolling bench cost bench-failover bench-million compose-up compose-up-secure compose-down compose-test clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -62,11 +62,25 @@ proxies: ## installs Caddy and nginx where that takes no more than apt-get as ro
 	fi; \
 	echo "Missing:$$missing (Debian and Ubuntu: sudo apt-get install$$missing): their tests are skipped." >&2
 
+# For the tests of the console alone: the browser from the system's packages, and what looks for barriers in pages.
+browser: $(STAMP) ## installs Chromium and axe-core where that takes no more than apt-get as root, and npm
+	@if command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing Chromium with apt-get"; export DEBIAN_FRONTEND=noninteractive; \
+	  { apt-get install -y -qq --no-install-recommends chromium || \
+	    { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }; } >/dev/null 2>&1 || \
+	  echo "Chromium could not be installed with apt-get: the tests of the console are skipped." >&2; \
+	else echo "Chromium is missing (Debian and Ubuntu: sudo apt-get install chromium): the tests of the console are skipped." >&2; fi; \
+	if [ ! -e $(VENV)/node_modules/axe-core/axe.min.js ]; then \
+	  npm install --silent --no-audit --no-fund --prefix $(VENV) axe-core@4 >/dev/null 2>&1 || \
+	  echo "axe-core is missing (npm install --prefix $(VENV) axe-core@4): its test is skipped." >&2; \
+	fi
+
 dev: $(STAMP) haproxy ## a cluster of three on this machine, HAProxy in front; Ctrl-C stops it
 	@exec $(BIN)/kvnode dev $(DEV_ARGS)
 
 # Two runs: what measures real nodes has the machine to itself. 5 is pytest's word for "none of these tests is chosen".
-test: $(STAMP) haproxy proxies lint ## everything: format, lint, types, tests
+test: $(STAMP) haproxy proxies browser lint ## everything: format, lint, types, tests
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile -m 'not alone' $(PYTEST_ARGS) || test $$? = 5
 	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS) || test $$? = 5
 

@@ -68,9 +68,10 @@ class Listing:
         if counted != "only":
             counted = "true" if parameters.flag("count") else "false"
         keys_only, sizes = parameters.flag("keys_only"), parameters.flag("sizes")
-        self._traffic.left -= 1
-        if self._traffic.left <= 0:
-            self._traffic.read(parameters.get("prefix", ""))
+        if not sizes:  # the console asks so every second, and is not what it is to show
+            self._traffic.left -= 1
+            if self._traffic.left <= 0:
+                self._traffic.read(parameters.get("prefix") or parameters.get("start", ""))
         headers = await consistency(self._group, parameters)
         await self._budgets.turns.take()
         # Without a cursor a watch begins behind this page. A stale page may be older than the one before it.

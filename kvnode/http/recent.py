@@ -103,7 +103,15 @@ def merged_changes(reports: Reports) -> list[dict[str, Any]]:
             at_first_hand = node in (leader, change.get("previous_id") if leader is None else None)
             if known is None or at_first_hand:
                 best[term, leader is None] = change
-    return sorted(best.values(), key=lambda change: (change["at_ms"], change["term"]))
+    # Who stops because the next one leads is told by that one.
+    told = [
+        change
+        for (term, _), change in best.items()
+        if change["leader_id"] is not None
+        or (next_one := best.get((term, False))) is None
+        or next_one["leader_id"] == change.get("previous_id")
+    ]
+    return sorted(told, key=lambda change: (change["at_ms"], change["term"]))
 
 
 def merged_heat(reports: Reports, last_minute: int, may_see: Callable[[str], bool]) -> list[dict[str, Any]]:

@@ -163,7 +163,17 @@ def change(term: int, leader: str | None, reason: str, **more: object) -> dict[s
 
 
 def reports() -> Iterator[tuple[str, dict[str, object]]]:
-    yield "n1", {"changes": [change(1, "n1", "own"), change(2, None, "own", previous_id="n1"), change(2, "n2", "seen")]}
+    yield (
+        "n1",
+        {
+            "changes": [
+                change(1, "n1", "own"),
+                change(1, None, "own", previous_id="n1"),
+                change(2, None, "own", previous_id="n1"),
+                change(2, "n2", "seen"),
+            ]
+        },
+    )
     yield "n2", {"changes": [change(1, "n1", "seen"), change(2, "n2", "own")]}
     yield "n3", {}
 
@@ -172,6 +182,6 @@ def test_a_change_of_leadership_is_told_once_by_the_node_that_knows_it_best() ->
     merged = merged_changes(dict(reports()))
     assert [(each["term"], each["leader_id"], each["reason"]) for each in merged] == [
         (1, "n1", "own"),
-        (2, None, "own"),
+        (1, None, "own"),
         (2, "n2", "own"),
     ]

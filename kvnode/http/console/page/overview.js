@@ -3,9 +3,13 @@
 import { get, heard, Refused, Silent } from "./api.js";
 import { setAttribute, setText, h } from "./dom.js";
 import { goingOn } from "./failover.js";
+import { figuresSection } from "./figures.js";
+import { heatSection } from "./heat.js";
 import { keysSection } from "./keys.js";
 import { membersSection } from "./members.js";
 import { signOut } from "./signin.js";
+import { timelineSection } from "./timeline.js";
+import { tokensSection } from "./tokens.js";
 import { valueSection } from "./value.js";
 
 const EVERY_MS = 700; // a change is on the page within two seconds: this, and what the nodes are given to answer
@@ -26,7 +30,10 @@ export function startConsole(access, begin) {
   const members = membersSection(may, refresh);
   const value = valueSection(may);
   const keys = keysSection(value.open);
-  const sections = [members, keys, value];
+  const sections = [
+    members, figuresSection(), keys, value, heatSection(keys.setPrefix), timelineSection(),
+    ...(may.administrate ? [tokensSection(access.roles ?? ["read_only", "full"])] : []),
+  ];
   document.body.replaceChildren(
     h("header", { class: "top" },
       h("div", { class: "top-inner" },

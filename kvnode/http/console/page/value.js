@@ -38,6 +38,7 @@ export function valueSection(may, onClose) {
   let originalType = "";
   let newest = null; // the revision that the cluster has now, as far as this page knows
   let asked = 0;
+  let busy = false; // a change of one's own is under way, which is not somebody else's
   let over = false;
 
   asTextChoice.addEventListener("change", () => recode("text"));
@@ -52,7 +53,7 @@ export function valueSection(may, onClose) {
   async function loop() {
     while (!over) {
       await new Promise((resolve) => setTimeout(resolve, EVERY_MS));
-      if (key !== null) await look();
+      if (key !== null && !busy) await look();
     }
   }
 
@@ -201,18 +202,20 @@ export function valueSection(may, onClose) {
     }
     save.disabled = true;
     tell("Saving…");
+    busy = true;
+    asked += 1;
     try {
       await write(value);
+      await reload(true);
+      tell("Saved.", "good");
     } catch (error) {
       if (error instanceof Refused && error.status === 412) {
         tell("Not saved.", "bad");
         await showClash();
       } else tell(error.message, "bad");
       save.disabled = false;
-      return;
     }
-    await reload(true);
-    tell("Saved.", "good");
+    busy = false;
   }
 
   /** With the revision that was loaded as the condition: what came since is never replaced unseen. */
@@ -236,21 +239,23 @@ export function valueSection(may, onClose) {
 
   async function deleteIt() {
     const gone = item;
+    const kept = content.value;
     remove.disabled = true;
+    busy = true;
+    asked += 1;
     try {
       if (hasNoPath(key)) await transaction([{ delete: { key } }]);
       else await ask("DELETE", keyPath(key), { headers: { "If-Match": `"${gone.mod_revision}"` } });
+      await reload(true);
+      content.value = kept; // Save brings it back
+      tell("Deleted. Save brings it back.", "warn");
+      buttonsFit();
     } catch (error) {
       if (error instanceof Refused && error.status === 412) await showClash();
       else tell(error.message, "bad");
       remove.disabled = false;
-      return;
     }
-    const kept = content.value;
-    await reload(true);
-    content.value = kept; // Save brings it back
-    tell("Deleted. Save brings it back.", "warn");
-    buttonsFit();
+    busy = false;
   }
 
   async function history() {
