@@ -22,7 +22,7 @@ Visiting = Callable[..., Visit]
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with Cluster(tmp_path_factory.mktemp("console")) as made:
-        made.start()
+        made.start(30.0)
         yield made
 
 

@@ -12,8 +12,8 @@ const EVERY_MS = 1_000;
 const TYPING_MS = 200;
 const MARKED_MS = 12_000; // a change can be seen for so long
 
-export function keysSection(choose) {
-  const prefix = h("input", { type: "text", spellcheck: "false", autocomplete: "off", placeholder: "every key" });
+export function keysSection(may, choose) {
+  const prefix = h("input", { type: "text", spellcheck: "false", autocomplete: "off", placeholder: may.prefixes.length ? may.prefixes[0] : "every key", value: may.prefixes[0] ?? "" });
   const body = h("tbody");
   const empty = h("p", { class: "empty", hidden: true });
   const said = h("p", { class: "refused", role: "alert", hidden: true });
@@ -26,9 +26,11 @@ export function keysSection(choose) {
       h("th", { scope: "col", class: "number" }, "Revision"), h("th", { scope: "col", class: "number" }, "TTL"),
       h("th", { scope: "col" }, h("span", { class: "visually-hidden" }, "Changes")))),
     body);
+  const own = may.prefixes.length < 2 ? null : h("div", { class: "own" }, h("span", { class: "quiet" }, "Your token reaches"),
+    may.prefixes.map((each) => h("button", { type: "button", class: "mono", onclick: () => { prefix.value = each; start(); } }, each)));
   const element = section("Keys", "keys", [counted],
     h("div", { class: "filter" }, field("Prefix", prefix, "field-inline grow"), h("div", { class: "buttons" }, previous, next)),
-    said, h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "This page of keys" }, table), empty);
+    own, said, h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "This page of keys" }, table), empty);
 
   const rows = new Map();
   let cursors = [null]; // of every page up to this one
@@ -64,6 +66,10 @@ export function keysSection(choose) {
 
   async function look() {
     const mine = ++asked;
+    if (may.prefixes.length && !may.prefixes.some((each) => prefix.value.startsWith(each))) {
+      outside();
+      return;
+    }
     let page;
     try {
       page = await get("/v1/kv", {
@@ -75,6 +81,17 @@ export function keysSection(choose) {
       return;
     }
     if (mine === asked && !over) show(page);
+  }
+
+  /** What the node would refuse is not asked for. */
+  function outside() {
+    known = null;
+    setChildren(body, []);
+    table.hidden = true;
+    previous.disabled = next.disabled = true;
+    setText(counted, "");
+    empty.hidden = false;
+    setText(empty, `Your token reaches the keys under ${may.prefixes.join(", ")} alone.`);
   }
 
   function say(sentence) {

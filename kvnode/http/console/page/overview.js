@@ -17,22 +17,22 @@ const ANSWER_MS = 2_500;
 
 export function startConsole(access, begin) {
   const may = {
-    write: access.role !== "read" && access.role !== "read_only",
-    administrate: access.role === "admin" || access.role === "full",
-    prefixes: access.prefixes,
+    write: access.may.includes("write"),
+    administrate: access.may.includes("admin"),
+    prefixes: access.prefixes, // of keys; none: all of them
   };
   let over = false;
   const id = h("code", { class: "cluster-id" }, "…");
   const status = h("p", { class: "status", role: "status" }, "Asking…");
   const banner = h("div", { class: "banner", role: "alert", hidden: true });
   const out = h("button", { type: "button", class: "ghost", onclick: () => signOut(() => end()) }, "Sign out");
-  const who = h("span", { class: "quiet who" }, access.name ? `${access.name} · ${access.role.replace("_", " ")}` : "");
+  const who = h("span", { class: "quiet who" }, access.name ? `${access.name} · ${access.may.at(-1)}${may.prefixes.length ? ` · ${may.prefixes.join(" ")}` : ""}` : "");
   const members = membersSection(may, refresh);
   const value = valueSection(may);
-  const keys = keysSection(value.open);
+  const keys = keysSection(may, value.open);
   const sections = [
     members, figuresSection(), keys, value, heatSection(keys.setPrefix), timelineSection(),
-    ...(may.administrate ? [tokensSection(access.roles ?? ["read_only", "full"])] : []),
+    ...(may.administrate ? [tokensSection()] : []),
   ];
   document.body.replaceChildren(
     h("header", { class: "top" },

@@ -8,16 +8,20 @@ import { DASH, moment } from "./text.js";
 const PATH = "/admin/api/v1/tokens";
 const EVERY_MS = 5_000;
 
-export function tokensSection(roles) {
+const ROLES = ["read", "write", "admin"];
+const DAY_S = 86_400;
+
+export function tokensSection() {
   const body = h("tbody");
   const said = h("p", { class: "refused", role: "alert", hidden: true });
   const made = h("div", { class: "secret", "aria-live": "polite", hidden: true });
   const name = h("input", { type: "text", required: true, spellcheck: "false", autocomplete: "off", placeholder: "whose it is" });
-  const role = h("select", {}, roles.map((each) => h("option", { value: each }, each)));
+  const role = h("select", {}, ROLES.map((each) => h("option", { value: each }, each)));
   const under = h("input", { type: "text", spellcheck: "false", autocomplete: "off", placeholder: "app/ shop/", class: "mono" });
+  const days = h("input", { type: "number", min: "1", max: "3650", placeholder: "never ends" });
   const create = h("button", { type: "submit", class: "primary" }, "Create");
   const form = h("form", { class: "new-token", "aria-label": "New token", onsubmit: submit },
-    field("Name", name), field("Role", role), field("Only keys under", under), create);
+    field("Name", name), field("Role", role), field("Only keys under", under), field("Days it lasts", days), create);
   const element = section("Tokens", "tokens", null, said,
     h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "All tokens" },
       h("table", { "aria-label": "Access" },
@@ -59,7 +63,7 @@ export function tokensSection(roles) {
       h("th", { scope: "row" }, token.name), h("td", {}, token.role.replace("_", " ")),
       h("td", { class: "mono" }, token.prefixes?.length ? token.prefixes.join("  ") : "every key"),
       h("td", {}, moment(token.created_ms)),
-      h("td", {}, token.expires_ms ? moment(token.expires_ms) : "never"),
+      h("td", {}, token.expires_ms ? `${token.expired ? "ended " : ""}${moment(token.expires_ms)}` : "never"),
       h("td", {}, token.last_used_ms ? moment(token.last_used_ms) : DASH),
       h("td", { class: "actions" }, h("button", { type: "button", class: "danger", onclick: () => revoke(token) }, "Revoke")));
   }
@@ -78,7 +82,7 @@ export function tokensSection(roles) {
     said.hidden = true;
     const prefixes = under.value.split(/[\s,]+/).filter(Boolean);
     try {
-      const token = await ask("POST", PATH, { json: { name: name.value.trim(), role: role.value, ...(prefixes.length ? { prefixes } : {}) } });
+      const token = await ask("POST", PATH, { json: { name: name.value.trim(), role: role.value, ...(prefixes.length ? { prefixes } : {}), ...(days.value ? { expires_s: Number(days.value) * DAY_S } : {}) } });
       showSecret(token);
       form.reset();
       await look();

@@ -60,10 +60,11 @@ export function valueSection(may, onClose) {
   const shownAs = () => (asHexChoice.checked ? "hex" : "text");
   const isDirty = () => key !== null && (content.value !== original || type.value !== originalType);
 
-  /** The key as it is now, null where it is not there. With its value, or with its marks alone. */
+  /** The key as it is now, null where it is not there: the first of those that begin with it. By its listing, because
+   *  a browser cannot ask for every key by its path, and writes a line for each 404. */
   async function read(wanted, withValue) {
     const page = await get("/v1/kv", {
-      start: wanted, limit: 1, ...(withValue ? {} : { keys_only: true, sizes: true, consistency: "stale" }),
+      prefix: wanted, limit: 1, ...(withValue ? {} : { keys_only: true, sizes: true, consistency: "stale" }),
     });
     return page.items[0]?.key === wanted ? page.items[0] : null;
   }
@@ -220,7 +221,8 @@ export function valueSection(may, onClose) {
 
   /** With the revision that was loaded as the condition: what came since is never replaced unseen. */
   async function write(value) {
-    const lease = item?.lease === undefined ? "" : `?lease=${item.lease}`;
+    // A token with prefixes has no right to leases: then the time that is left begins anew.
+    const lease = item?.lease === undefined ? "" : may.prefixes.length ? `?ttl=${Math.max(1, item.ttl)}` : `?lease=${item.lease}`;
     if (!hasNoPath(key)) {
       const headers = item === null ? { "If-None-Match": "*" } : { "If-Match": `"${item.mod_revision}"` };
       if (type.value) headers["Content-Type"] = type.value;
