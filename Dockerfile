@@ -6,7 +6,7 @@ RUN python -m venv --without-pip /opt/kvnode
 # Exactly what is locked, compared by hash; `make lock` renews the file.
 COPY requirements.lock ./
 RUN python -m pip --python /opt/kvnode/bin/python install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements.lock
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY kvnode kvnode
 RUN python -m pip --python /opt/kvnode/bin/python install --no-cache-dir --disable-pip-version-check --no-deps .
 
