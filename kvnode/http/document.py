@@ -148,7 +148,7 @@ def _whole(number: Any, most: int, what: str) -> int:
 
 def whole_parameter(text: str, most: int, name: str) -> int:
     """A query parameter or part of a path that is a whole number from 1 to `most`."""
-    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 16 else 0
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else 0
     if not 1 <= number <= most:
         raise BadRequest(f"The {name} is a whole number from 1 to {most}.")
     return number

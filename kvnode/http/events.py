@@ -36,7 +36,7 @@ def fields(change: Change) -> tuple[bytes, ...]:
 
     Nothing is copied of the value but what is base64 of it: as text it would be copied three times, 10 ms for 1 MiB.
     """
-    kind, key, revision, packed = change
+    kind, key, revision, packed, _ = change
     name = json_string(key)
     if kind != CHANGE_PUT:
         return (f'"key":{name},"mod_revision":{revision}'.encode(),)

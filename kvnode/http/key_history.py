@@ -53,7 +53,7 @@ def routes(group: Group, budgets: Budgets) -> dict[str, Methods]:
 
 
 def _shown(change: Change) -> dict[str, Any]:
-    kind, _, revision, packed = change
+    kind, _, revision, packed, _ = change
     shown: dict[str, Any] = {"event": KIND_NAMES[kind], "revision": revision}
     if kind == CHANGE_PUT:
         create_revision, _, version, _ = MARKS.unpack_from(packed)

@@ -1,4 +1,4 @@
-"""Keys as they were: a read at an old revision, out of the history that watches have.
+"""Keys as they were: reads at an old revision, out of the history that watches have.
 
 Answered as far back as this node's history goes, and Compacted before that, also for what seems not to have changed
 since: a restore puts old keys in the place of newer ones.
@@ -6,12 +6,16 @@ since: a restore puts old keys in the place of newer ones.
 
 from __future__ import annotations
 
+from heapq import merge
+
 from kvnode.errors import BadRequest, Compacted
 from kvnode.http.document import whole_parameter
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
-from kvnode.state.changes import CHANGE_PUT, Change
+from kvnode.state.etcd import Budget, Order, select
+from kvnode.state.etcd_requests import COUNT_ONLY, DESCEND, KEY, Range
 from kvnode.state.items import Item, unpacked
+from kvnode.state.results import RangeRead
 
 REVISION_MAX = 2**53 - 1
 
@@ -25,24 +29,41 @@ def asked_revision(parameters: Query) -> int | None:
 
 def item_at(group: Group, key: str, revision: int) -> Item | None:
     """The key as the store had it at `revision`, None where it did not exist then. BadRequest, Compacted."""
+    _check(group, revision)
+    following = group.watches.history.next(key, revision)
+    if following is None:
+        return group.store.get(key)
+    return unpacked(following[4]) if following[4] else None
+
+
+def range_at(group: Group, request: Range, revision: int, budget: Budget) -> RangeRead:
+    """A range as the store had it at `revision`. BadRequest for one to come, Compacted; OverBudget."""
+    _check(group, revision)
+    store, (start, end) = group.store, request.span
+    before = group.watches.history.undone(request.span.holds, revision)
+    order = Order(*request.packed[3:])
+    descending = order.sort == DESCEND and order.sort_by == KEY
+    there = sorted(((key, packed) for key, packed in before.items() if packed), reverse=descending)
+    if end is None:
+        now = store.packed(start)
+        entries = [(start, now)] if now is not None else []
+        count = len(entries)
+    else:
+        count = store.count(start, end or None)
+    count += len(there) - sum(1 for key in before if store.packed(key) is not None)
+    if order.flags & COUNT_ONLY:
+        return RangeRead((), count, False, store.revision)
+    source = entries if end is None else store.walk_packed(start, end or None, reverse=descending)
+    unchanged = (entry for entry in source if entry[0] not in before)
+    both = merge(unchanged, there, key=lambda entry: entry[0], reverse=descending) if there else unchanged
+    return select(both, count, order, budget, store.revision)
+
+
+def _check(group: Group, revision: int) -> None:
     store, history = group.store, group.watches.history
     if revision > store.revision:
         raise BadRequest(f"Revision {revision} is still to come: the store is at {store.revision}.")
-    item = store.get(key)
-    if item is not None and item.mod_revision <= revision and revision + 1 >= history.oldest:
-        return item
-    if (change := history.last(key, revision)) is not None:
-        return unpacked(change[3]) if change[0] == CHANGE_PUT else None
-    if revision + 1 >= history.oldest:
-        # All that happened since is known: whether the key was there then is told by what happened to it next.
-        following = history.next(key, revision)
-        was_missing = item is None if following is None else _creates(following)
-        if was_missing:
-            return None
-    raise Compacted(
-        "This node does not know any more what the key was at that revision; another node may.", history.oldest
-    )
-
-
-def _creates(change: Change) -> bool:
-    return change[0] == CHANGE_PUT and unpacked(change[3]).create_revision == change[2]
+    if revision + 1 < history.oldest:
+        raise Compacted(
+            "This node does not know any more what the key was at that revision; another node may.", history.oldest
+        )

@@ -47,6 +47,7 @@ from kvnode.state.results import (
     Result,
     Staged,
 )
+from kvnode.state.view import Header
 from kvnode.storage import backup
 
 PATH: Final = "/admin/api/v1/restore"
@@ -120,7 +121,7 @@ class _Restore:
             if isinstance(part, backup.Head):
                 head = part
             elif not isinstance(part, bytes):
-                await self._begin(part.revision, part.item_count, part.lease_count, part.last_lease_id)
+                await self._begin(part)
             else:
                 window.append(RestorePiece(self._id, self._sent + len(window), part).encode())
                 size += len(part)
@@ -131,9 +132,10 @@ class _Restore:
         assert head is not None
         return head
 
-    async def _begin(self, revision: int, items: int, leases: int, last_lease_id: int) -> None:
+    async def _begin(self, header: Header) -> None:
         self._begun = True
-        begin = BeginRestore(self._id, revision, items, leases, last_lease_id)
+        counts = (header.item_count, header.lease_count, header.last_lease_id)
+        begin = BeginRestore(self._id, header.revision, *counts, header.small.get("renewals", 0))
         await self._until([begin.encode()], lambda pieces: 1)
 
     async def _send(self, window: list[bytes]) -> None:

@@ -40,6 +40,7 @@ from kvnode.peers.network import Network
 from kvnode.raft import messages
 from kvnode.raft.membership import Roster
 from kvnode.raft.replica import Replica
+from kvnode.state.commands import FEATURE_LEVEL
 from kvnode.state.entries import ORIGIN_BYTES
 from kvnode.state.store import KeyValueStore
 from kvnode.storage.flusher import Flusher
@@ -207,6 +208,8 @@ class Engine:
         self._flusher.kick()  # a follower's promise waits for its disk: that begins before what is committed is applied
         self._step_due = True  # what one of these asks for, those behind it do in this very step
         replica.advance()
+        if self.store.level < FEATURE_LEVEL:
+            self._feature_level.look()  # before the first write, where all members are there: it has revision 2 then
         self.writes.pump()
         self._news.tell()
         self._step_due = False

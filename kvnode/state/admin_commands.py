@@ -57,6 +57,8 @@ def change_beside(store: KeyValueStore, kind: int, request: list[Any]) -> Result
     if kind == REPLACE:
         return _replace(store, *request[1:])
     if kind == LEVEL:
+        if not store.level and not store.revision:
+            store.revision = 1  # as an empty store of etcd's has it, whose clients take 0 for no answer
         raised = LevelRaised(store.revision, max(store.level, request[1]))
         store.outcomes.begin_time()
         store.level = raised.level
@@ -112,6 +114,8 @@ def _replace(store: KeyValueStore, packed: bytes, leap: int = 0) -> Result:
         return Invalid(store.revision, contents)
     if store.level < 1 and contents.tokens.scoped:  # as the members say that cannot read such a token
         return Invalid(store.revision, "the backup cannot be read: it holds tokens of a later version")
+    if contents.leases.shared and store.level < 1:  # as the members say that know no such leases
+        return Invalid(store.revision, "the backup cannot be read: it has leases with ids that clients chose")
     replaced = _take_over(store, contents, contents.revision, leap)
     if isinstance(replaced, Invalid):
         return replaced

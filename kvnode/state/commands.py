@@ -16,9 +16,13 @@ from kvnode.state.limits import (
     EXPIRED_MAX,
     KEY_BYTES_MAX,
     LEAP_MAX,
+    LEASE_ID_0_1_MAX,
+    LEASE_ID_MAX,
     MSGPACK_INT_MAX,
     VALUE_BYTES_MAX,
+    chosen_ttl_fault,
     counter_fault,
+    deletion_fault,
     end_session_fault,
     lease_fault,
     level_fault,
@@ -60,6 +64,8 @@ RESTORE_COMMIT: Final = 17
 RESTORE_ABORT: Final = 18
 ADVANCE_CLOCK: Final = 19  # `idempotency.py`; from feature level 1 on
 TOKEN_PUT: Final = 20  # `tokens.py`; from feature level 1 on
+ETCD_TXN: Final = 21  # `etcd.py`; this and the one below from feature level 1 on
+ETCD_DELETE: Final = 22
 # Fields up to the idempotency key, which is left out where there is none: older journals have no such field, and
 # a write without a key does not carry an empty one. From feature level 1 on that field may be a list of the key and of
 # whose write it is (`idempotency.py`).
@@ -67,15 +73,19 @@ FIELDS: Final = {
     PUT: 5, DELETE: 3, DELETE_PREFIX: 2, TXN: 4, GRANT: 2, RENEW: 2, REVOKE: 2, EXPIRE: 2, SESSION: 5,
     TOKEN_CREATE: 2, TOKEN_REVOKE: 2, REPLACE: 2, LEVEL: 2, END_SESSION: 2,
     RESTORE_BEGIN: 2, RESTORE_PIECE: 2, RESTORE_COMMIT: 2, RESTORE_ABORT: 2, ADVANCE_CLOCK: 2,
-    TOKEN_PUT: 2,
+    TOKEN_PUT: 2, ETCD_TXN: 4, ETCD_DELETE: 2,
 }  # fmt: skip
 PUT_FIELDS: Final = FIELDS[PUT]
 DELETE_FIELDS: Final = FIELDS[DELETE]
 # A field from feature level 1 on, behind an idempotency key that is never there: what it is, and its bounds.
-APPENDED: Final = {EXPIRE: ("generation", 1, COUNTER_MAX), REPLACE: ("leap", 1, LEAP_MAX)}
+APPENDED: Final = {
+    EXPIRE: ("generation", 1, COUNTER_MAX), REPLACE: ("leap", 1, LEAP_MAX), GRANT: ("lease's id", 0, LEASE_ID_MAX),
+}  # fmt: skip
 # What makes the store smaller, or ends somebody's right: a full disk must keep neither a stolen token valid nor a
 # stolen session. (The end of a session is noted in bounded space.)
-FREEING: Final = frozenset((DELETE, DELETE_PREFIX, REVOKE, EXPIRE, TOKEN_REVOKE, END_SESSION, RESTORE_ABORT))
+FREEING: Final = frozenset(
+    (DELETE, DELETE_PREFIX, REVOKE, EXPIRE, TOKEN_REVOKE, END_SESSION, RESTORE_ABORT, ETCD_DELETE)
+)
 
 # What a conditional write expects of the key's present `mod_revision`.
 # None: nothing. A tuple: one of these revisions (an empty tuple never matches).
@@ -145,12 +155,19 @@ class DeletePrefix:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A new lease of `ttl_s` seconds, 1 to TTL_S_MAX."""
+    """A new lease of `ttl_s` seconds, 1 to TTL_S_MAX.
+
+    `lease`, from feature level 1 on, is the id that a client of etcd's gateway chose, 0: the store chooses. Its ttl is
+    up to LEASE_TTL_S_MAX; there is no idempotency key, as an id is given once.
+    """
 
     ttl_s: int
     idempotency_key: IdempotencyKey = None
+    lease: int | None = None
 
     def encode(self) -> bytes:
+        if self.lease is not None:
+            return bytes(_pack((GRANT, self.ttl_s, None, self.lease)))
         return _with_key((GRANT, self.ttl_s), self.idempotency_key)
 
 
@@ -279,7 +296,7 @@ class EndSession:
 class BeginRestore:
     """A backup begins to come in (`staged_restore.py`), in place of one that has not come to its end.
 
-    `revision` and `last_lease_id` are the backup's, and so many items and leases will follow.
+    `revision`, `last_lease_id` and `renewals` (`leases.py`) are the backup's, and so many items and leases will follow.
     """
 
     id: bytes
@@ -287,9 +304,11 @@ class BeginRestore:
     items: int
     leases: int
     last_lease_id: int
+    renewals: int = 0
 
     def encode(self) -> bytes:
-        return bytes(_pack((RESTORE_BEGIN, (self.id, self.revision, self.items, self.leases, self.last_lease_id))))
+        fields = (self.id, self.revision, self.items, self.leases, self.last_lease_id)
+        return bytes(_pack((RESTORE_BEGIN, (*fields, self.renewals) if self.renewals else fields)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +371,7 @@ def _with_key(fields: tuple[int | str | Expect, ...], idempotency_key: Idempoten
 def command_fault(command: Any) -> str | None:
     """What is wrong with a decoded command, whatever the store holds; None where it can be carried out. Total.
 
-    Of a transaction this checks its outside alone: `transactions.transaction_fault` is for the rest.
+    Of a transaction this checks its outside alone: `transaction_fault` (`transactions.py`, `etcd.py`) is for the rest.
     """
     if type(command) is not list or not command:
         return "unknown command"
@@ -380,7 +399,10 @@ def command_fault(command: Any) -> str | None:
     else:
         fields = FIELDS[kind]
         if len(command) == fields + 2 and kind in APPENDED:
-            return _appended_fault(kind, *command[fields:]) or _argument_fault(kind, command[1])
+            fault = _appended_fault(kind, *command[fields:])
+            if kind == GRANT:
+                return fault or chosen_ttl_fault(command[1])
+            return fault or _argument_fault(kind, command[1])
         if not fields <= len(command) <= fields + 1:
             return "a command has its fields, and one more for an idempotency key"
         expect, extra = command[2] if kind == DELETE else None, command[fields:]
@@ -397,7 +419,7 @@ def command_fault(command: Any) -> str | None:
 
 def _appended_fault(kind: int, idempotency_key: Any, number: Any) -> str | None:
     if idempotency_key is not None:
-        return "an expiry with a generation, or a replacement with a leap, takes no idempotency key"
+        return "an expiry with a generation, a replacement with a leap or a grant with an id has no idempotency key"
     return counter_fault(APPENDED[kind][0], number, *APPENDED[kind][1:])
 
 
@@ -434,7 +456,22 @@ def _argument_fault(kind: int, argument: Any) -> str | None:
         return restore_end_fault(argument)
     if kind == ADVANCE_CLOCK:
         return counter_fault("clock", argument, 1)
+    if kind == ETCD_DELETE:
+        return deletion_fault(argument)
     return replace_fault(argument) if kind == REPLACE else None
+
+
+def unknown_to_0_1(command: list[Any]) -> bool:
+    """Whether a command without a fault names a lease by an id that 0.1.0 takes for a fault: until feature level 1 no
+    node may do more with it, nor remember an answer."""
+    kind = command[0]
+    if kind in (RENEW, REVOKE):
+        return bool(command[1] > LEASE_ID_0_1_MAX)
+    if kind == PUT:
+        return len(command) > PUT_FIELDS + 1 and command[PUT_FIELDS + 1] > LEASE_ID_0_1_MAX
+    if kind == TXN:
+        return any(each[0] == PUT and each[4] > LEASE_ID_0_1_MAX for branch in command[2:4] for each in branch)
+    return False
 
 
 def expectation_holds(expect: list[int], mod_revision: int) -> bool:

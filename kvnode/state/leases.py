@@ -1,8 +1,13 @@
 """Leases: a time to live that keys share. What is replicated of them; `node/lease_clock.py` is their clock.
 
-A lease has an id, the ttl that it was granted with, and how often it was renewed. Ids rise by one and are never used
-again. `renewals` is what decides between a renewal and an expiry that cross on their way: an expiry names the count
-that its leader saw, and a renewal that stands before it in the log has raised it, on every node alike.
+A lease has an id, the ttl that it was granted with, and how often it was renewed. Ids that the store chooses rise by
+one and are never chosen again. `renewals` is what decides between a renewal and an expiry that cross on their way: an
+expiry names the count that its leader saw, and a renewal that stands before it in the log has raised it, on every node
+alike.
+
+A client of etcd's gateway may choose the id itself, also one that a lease had before, whose expiry may be on its way
+still. So from the first such grant on all leases share one count: each grant and each renewal takes the next number
+(`shared`), and no two leases of one id ever have the same one. It plays the part of a generation for each lease.
 
 An expiry also names the generation of all leases: the revision at which a backup last took the place of everything, 0
 where none did. Such a backup brings ids and renewals of before into being again, and an expiry of before that is
@@ -26,11 +31,12 @@ from kvnode.state.changes import CHANGE_DELETE, CHANGE_EXPIRE
 from kvnode.state.commands import GRANT, RENEW, REVOKE
 from kvnode.state.items import go_on, in_order
 from kvnode.state.key_order import forget
-from kvnode.state.limits import COUNTER_MAX, LEASES_MAX, granted_fault
+from kvnode.state.limits import COUNTER_MAX, LEASE_ID_MAX, LEASES_MAX, RENEWALS_SHARED_MIN, granted_fault
 from kvnode.state.results import (
     Deleted,
     Granted,
     Invalid,
+    LeaseExists,
     LeaseMissing,
     LeasesFull,
     Result,
@@ -40,7 +46,7 @@ from kvnode.state.table import Table, TableView
 
 CHUNK_LEASES: Final = 4_096
 _ID_DIGITS: Final = 16
-_LEASE: Final = struct.Struct("<IQ?")
+_LEASE: Final = struct.Struct("<QQ?")
 
 
 class Lease(NamedTuple):
@@ -57,6 +63,7 @@ class LeasesView(NamedTuple):
     granted: TableView[int, bytes]
     last_id: int
     generation: int = 0
+    shared: int = 0
 
     def chunks(self, rest: Callable[[], None] = go_on) -> Iterator[bytes]:
         """`[id, ttl_s, renewals, private]` arrays in the order of their ids, CHUNK_LEASES to a chunk."""
@@ -77,18 +84,21 @@ class Leases:
     `touched`, where it is a list, gets the id of every lease that was granted, renewed or ended: its reader takes it.
     """
 
-    __slots__ = ("_attached", "_emptied", "_granted", "_ids", "before", "generation", "last_id", "moved", "touched")
+    __slots__ = ("_attached", "_counters", "_emptied", "_granted", "_ids", "before", "generation", "last_id", "moved",
+                 "shared", "touched")  # fmt: skip
 
     def __init__(self) -> None:
         self._granted: Table[int, bytes] = Table()
         self._ids: SortedList[int] = SortedList()
         self._attached: SortedList[str] = SortedList()
         self._emptied: list[int] = []  # private ones that a command took the last key of
-        self.last_id = 0
+        self.last_id = 0  # of those that the store chose
         self.generation = 0
+        self.shared = 0  # the number that was counted last for all leases; 0: no id has been chosen by a client
         self.touched: list[int] | None = None
-        # What a command has changed so far, for `take_back`; the store empties both lists after each.
+        # What a command has changed so far, for `take_back`; the store calls `keep` after each.
         self.before: dict[int, bytes | None] = {}  # leases as they were
+        self._counters: tuple[int, int] | None = None  # `last_id` and `shared` before a command that has counted
         self.moved: list[str] = []  # entries of `_attached` that came or went
 
     def __len__(self) -> int:
@@ -101,7 +111,9 @@ class Leases:
         """Why so many more leases cannot be; None where they can."""
         if len(self._granted) + count > LEASES_MAX:
             return LeasesFull(revision)
-        return Invalid(revision, "the last id of a lease is given") if self.last_id + count > COUNTER_MAX else None
+        # As many ids may be in use already, where clients chose them.
+        over = self.last_id + count + (len(self._granted) if self.shared else 0) > COUNTER_MAX
+        return Invalid(revision, "the last id of a lease is given") if over else None
 
     def get(self, lease_id: int) -> Lease | None:
         found = self._granted.get(lease_id)
@@ -134,27 +146,46 @@ class Leases:
 
     # --- changing, by the store alone --------------------------------------------------------------------
 
-    def grant(self, ttl_s: int, *, private: bool) -> int:
-        """A new lease; its id."""
-        record = _LEASE.pack(ttl_s, 0, private)
-        self.before[self.last_id + 1] = None
-        self.last_id += 1
-        self._granted[self.last_id] = record
-        self._ids.add(self.last_id)
-        self._note(self.last_id)
-        return self.last_id
+    def grant(self, ttl_s: int, *, private: bool, lease_id: int = 0) -> int:
+        """A new lease; its id: `lease_id`, which is not in use, or the next that is not (0)."""
+        self._count()
+        if lease_id:
+            self.shared = self.shared or RENEWALS_SHARED_MIN
+        else:
+            lease_id = self.last_id + 1
+            while lease_id in self._granted:  # chosen by a client; each such id is passed once
+                lease_id += 1
+            self.last_id = lease_id
+        record = _LEASE.pack(ttl_s, self._next(0) if self.shared else 0, private)
+        self.before.setdefault(lease_id, None)
+        self._granted[lease_id] = record
+        self._ids.add(lease_id)
+        self._note(lease_id)
+        return lease_id
 
     def renew(self, lease_id: int) -> Lease | None:
         """Counts one renewal; None where the lease is gone. At COUNTER_MAX, which no lease lives to see, none more."""
         found = self._granted.get(lease_id)
         if found is None:
             return None
+        self._count()
         lease = Lease(*_LEASE.unpack(found))
-        lease = lease._replace(renewals=min(lease.renewals + 1, COUNTER_MAX))
+        lease = lease._replace(renewals=self._next(lease.renewals))
         self.before.setdefault(lease_id, found)
         self._granted[lease_id] = _LEASE.pack(*lease)
         self._note(lease_id)
         return lease
+
+    def _next(self, renewals: int) -> int:
+        """The number of a grant or a renewal of a lease that had `renewals`."""
+        if not self.shared:
+            return min(renewals + 1, COUNTER_MAX)
+        self.shared = min(self.shared + 1, COUNTER_MAX)
+        return self.shared
+
+    def _count(self) -> None:
+        if self._counters is None:
+            self._counters = (self.last_id, self.shared)
 
     def attach(self, lease_id: int, key: str) -> None:
         self.moved.append(entry := _entry(lease_id, key))
@@ -200,6 +231,12 @@ class Leases:
             self._ids.remove(lease_id)
             self._note(lease_id)
 
+    def keep(self) -> None:
+        """A command is carried out: nothing of it is taken back any more."""
+        self.before.clear()
+        self.moved.clear()
+        self._counters = None
+
     def take_back(self, attached: list[tuple[int, str]]) -> None:
         """Undoes what a command that raised had changed. `attached`: the keys that it wrote, as they are again, with
         their leases (0: none)."""
@@ -207,10 +244,11 @@ class Leases:
             self._ids.discard(lease_id)
             if record is None:
                 self._granted.pop(lease_id, None)
-                self.last_id = min(self.last_id, lease_id - 1)
             else:
                 self._granted[lease_id] = record
                 self._ids.add(lease_id)
+        if self._counters is not None:
+            self.last_id, self.shared = self._counters
         entries = [_entry(lease_id, key) for lease_id, key in attached if lease_id]
         for entry in dict.fromkeys((*self.moved, *entries)):
             self._attached.discard(entry)
@@ -231,9 +269,9 @@ class Leases:
 
     def view(self) -> LeasesView:
         """O(1). The keys of each lease are not in it: every item says which lease it has."""
-        return LeasesView(self._granted.view(), self.last_id, self.generation)
+        return LeasesView(self._granted.view(), self.last_id, self.generation, self.shared)
 
-    def load(self, chunks: Iterator[list[Any]], count: int, last_id: int) -> None:
+    def load(self, chunks: Iterator[list[Any]], count: int, last_id: int, shared: int) -> None:
         """Takes as many unpacked chunks of `LeasesView.chunks` as hold `count` leases. ValueError for bad ones."""
         if count > LEASES_MAX:
             raise ValueError(f"a snapshot holds {LEASES_MAX} leases at most")
@@ -241,7 +279,7 @@ class Leases:
         # Nothing may be taken from the source beyond the last lease: the items follow.
         while loaded < count and (chunk := next(chunks, None)) is not None:
             for fields in chunk:
-                if (fault := granted_fault(fields, previous, last_id)) is not None:
+                if (fault := granted_fault(fields, previous, last_id, shared)) is not None:
                     raise ValueError(f"the snapshot breaks a limit: {fault}")
                 previous, *record = fields
                 self._granted[previous] = _LEASE.pack(*record)
@@ -249,7 +287,7 @@ class Leases:
         if loaded != count:
             raise ValueError(f"the snapshot promises {count} leases and holds {loaded}")
         self._ids = SortedList(in_order(self._granted))
-        self.last_id = last_id
+        self.last_id, self.shared = last_id, shared
 
     @property
     def newest(self) -> int:
@@ -285,13 +323,18 @@ class Holder(Protocol):
     def delete_all(self, keys: list[str], kind: int = CHANGE_DELETE) -> Deleted: ...
 
 
-def change_lease(store: Holder, kind: int, argument: Any, generation: int = 0) -> Result:
-    """Carries out a grant, renewal, revocation or expiry that has no fault."""
+def change_lease(store: Holder, kind: int, argument: Any, appended: int | None = None) -> Result:
+    """Carries out a grant, renewal, revocation or expiry that has no fault. `appended`: the id of a grant, or the
+    generation of an expiry, from feature level 1 on."""
     leases = store.leases
+    if appended is not None and store.level < 1:
+        return Invalid(store.revision, "unknown command")  # as the members say that know no such field
     if kind == GRANT:
+        if appended and appended in leases:
+            return LeaseExists(store.revision, appended)
         if (refusal := leases.cannot_grant(1, store.revision)) is not None:
             return refusal
-        return Granted(leases.grant(argument, private=False), argument)
+        return Granted(leases.grant(argument, private=False, lease_id=appended or 0), argument)
     if kind == RENEW:
         renewed = leases.renew(argument)
         return LeaseMissing(store.revision, argument) if renewed is None else Granted(argument, renewed.ttl_s)
@@ -301,9 +344,7 @@ def change_lease(store: Holder, kind: int, argument: Any, generation: int = 0) -
         deleted = store.delete_all(leases.keys(argument))
         leases.end(argument)
         return Revoked(argument, lease.ttl_s, deleted.deleted, store.revision)
-    if generation and store.level < 1:
-        return Invalid(store.revision, "unknown command")  # as the members say that know no such field
-    over = leases.unrenewed(argument, generation)
+    over = leases.unrenewed(argument, appended or 0)
     deleted = store.delete_all([key for lease_id in over for key in leases.keys(lease_id)], CHANGE_EXPIRE)
     for lease_id in over:
         leases.end(lease_id)
@@ -315,4 +356,4 @@ def _entry(lease_id: int, key: str) -> str:
 
 
 def _span(lease_id: int) -> tuple[str, str]:
-    return f"{lease_id:016x}", f"{lease_id + 1:016x}"
+    return f"{lease_id:016x}", f"{lease_id + 1:016x}" if lease_id < LEASE_ID_MAX else "g"  # behind every digit

@@ -49,7 +49,14 @@ ARRAY_MAX: Final = 4_096
 # --- leases ----------------------------------------------------------------------------------------
 
 TTL_S_MAX: Final = 366 * 86_400
-LEASE_ID_MAX: Final = 2**53 - 1  # JSON numbers are exact up to there
+# Ids that the store chooses count up from 1 and stay below COUNTER_MAX. From feature level 1 on a client of etcd's
+# gateway may choose one itself, any of 64 bits (etcd's negative ids are those from 2^63 on), with etcd's longest ttl.
+LEASE_ID_0_1_MAX: Final = 2**53 - 1  # what 0.1.0 takes
+LEASE_ID_MAX: Final = 2**64 - 1
+LEASE_TTL_S_MAX: Final = 9_000_000_000
+# Renewals of leases whose ids may come back count from here in one count for all (`leases.py`). No lease of 0.1.0 lives
+# to be renewed so often: it would take 1.7 years at 20,000 renewals a second.
+RENEWALS_SHARED_MIN: Final = 2**40
 LEASES_MAX: Final = 1_048_576
 EXPIRED_MAX: Final = 4_096  # leases in one expiry
 
@@ -109,6 +116,16 @@ TRANSACTION_BYTES_MAX: Final = 2 * 1_048_576  # encoded
 # Values that the reads of one transaction add up to: four of the largest. A read costs 20 bytes of request, so without
 # this 3 KB ask for 128 MiB of answer. Counted before anything changes, in the same way on every node.
 TRANSACTION_READ_BYTES_MAX: Final = 4 * 1_048_576
+# etcd's transactions (`etcd.py`) are trees. etcd bounds each path by 128; this is for all paths together, so that one
+# command stays a matter of milliseconds. Clients nest once: Patroni, to take its leader key.
+OPERATIONS_NESTED_MAX: Final = 1_024  # operations, and as many comparisons
+NESTING_MAX: Final = 16
+# What each key that a transaction looks at counts for beside what it reads of it, so that a transaction that sorts,
+# filters or compares ranges visits 65,536 keys at most (about 50 ms on every node).
+VISIT_BYTES: Final = 64
+# A bound of a range: a key, cut behind the longest, its last byte replaced by a character of up to four.
+BOUND_BYTES_MAX: Final = KEY_BYTES_MAX + 4
+INT64_MAX: Final = 2**63 - 1
 REPLACE_BYTES_MAX: Final = 4 * 1_048_576  # one entry, well below a frame
 RESTORE_ID_BYTES: Final = 16
 LEVEL_MAX: Final = 65_535  # a feature level: far more than versions to come, and small beside the digest it goes into
@@ -165,7 +182,7 @@ def item_fault(fields: Any, revision: int) -> str | None:
         return "an item has whole numbers for its revisions, its version and its lease"
     if not (0 < create_revision <= mod_revision <= revision and 0 < version <= mod_revision - create_revision + 1):
         return "an item was created and changed up to the snapshot's revision, once for each of its versions"
-    if more and not 0 < lease <= COUNTER_MAX:
+    if more and not 0 < lease <= LEASE_ID_MAX:
         return "an item's lease is a number above 0"
     usual = type(key) is str and 0 < len(key) <= KEY_BYTES_MAX and key.isascii()
     if usual and content_type == "" and type(value) is bytes and len(value) <= VALUE_BYTES_MAX:
@@ -173,15 +190,25 @@ def item_fault(fields: Any, revision: int) -> str | None:
     return text_fault("key", key, 1, KEY_BYTES_MAX) or value_fault(value, content_type)
 
 
-def granted_fault(fields: Any, after: int, last_id: int) -> str | None:
-    """What is wrong with a lease as a snapshot holds it: `[id, ttl_s, renewals, private]`, ids in order."""
+def granted_fault(fields: Any, after: int, last_id: int, shared: int) -> str | None:
+    """What is wrong with a lease as a snapshot holds it: `[id, ttl_s, renewals, private]`, ids in order.
+
+    `shared`: how far the common count of renewals is (`leases.py`); without one no id was chosen by a client.
+    """
     if type(fields) is not list or len(fields) != 4 or type(fields[3]) is not bool:
         return "a lease has an id, a ttl, a count of renewals and a mark"
     lease_id, ttl_s, renewals, _ = fields
-    if type(lease_id) is not int or not after < lease_id <= last_id:
+    if type(lease_id) is not int or not after < lease_id <= (LEASE_ID_MAX if shared else last_id):
         return "leases are in the order of their ids, none above the last one that was given"
-    fault = None if type(ttl_s) is int and 1 <= ttl_s <= TTL_S_MAX else f"a ttl is 1 to {TTL_S_MAX} seconds"
-    return fault or counter_fault("count of renewals", renewals)
+    fault = chosen_ttl_fault(ttl_s)
+    if fault is None and ttl_s > TTL_S_MAX and not shared:
+        fault = f"a ttl is 1 to {TTL_S_MAX} seconds"
+    return fault or counter_fault("count of renewals", renewals, 0, shared or COUNTER_MAX)
+
+
+def renewals_fault(renewals: Any) -> str | None:
+    """What is wrong with the count of renewals that all leases share, in a snapshot."""
+    return counter_fault("count of renewals", renewals, RENEWALS_SHARED_MIN)
 
 
 def generation_fault(generation: Any, revision: int) -> str | None:
@@ -189,11 +216,36 @@ def generation_fault(generation: Any, revision: int) -> str | None:
     return counter_fault("generation of leases", generation, 1, revision)
 
 
+def bound_fault(bound: Any) -> str | None:
+    """What is wrong with the start or the end of a range; an end may be None or empty as well (`spans.py`)."""
+    return text_fault("bound of a range", bound, 0, BOUND_BYTES_MAX)
+
+
+def span_fault(start: Any, end: Any) -> str | None:
+    """What is wrong with the bounds of a range (`spans.Span`)."""
+    if end is None:
+        return text_fault("key", start, 1, KEY_BYTES_MAX)
+    return bound_fault(start) or bound_fault(end)
+
+
+def deletion_fault(fields: Any) -> str | None:
+    """What is wrong with the deletion of a range: its bounds, and 1 where what was deleted is asked for, else 0."""
+    if type(fields) is not list or len(fields) != 3 or type(fields[2]) is not int or fields[2] not in (0, 1):
+        return "the deletion of a range has a start, an end and a flag"
+    return span_fault(fields[0], fields[1])
+
+
 def lease_fault(lease: Any, ttl_s: Any) -> str | None:
     """What is wrong with what a put asks for: a lease, a ttl of its own, or neither (both 0)."""
     if type(lease) is not int or type(ttl_s) is not int or not 0 <= lease <= LEASE_ID_MAX or (lease and ttl_s):
         return "a key has a lease or a ttl, and a lease is a number above 0"
     return None if 0 <= ttl_s <= TTL_S_MAX else f"a ttl is 1 to {TTL_S_MAX} seconds"
+
+
+def chosen_ttl_fault(ttl_s: Any) -> str | None:
+    """What is wrong with the ttl of a lease whose id may be chosen."""
+    fits = type(ttl_s) is int and 1 <= ttl_s <= LEASE_TTL_S_MAX
+    return None if fits else f"a ttl is 1 to {LEASE_TTL_S_MAX} seconds"
 
 
 def idempotency_key_fault(text: Any) -> str | None:
@@ -242,10 +294,12 @@ def replace_fault(packed: Any) -> str | None:
 
 def restore_fault(fields: Any) -> str | None:
     """What is wrong with the beginning of a restore: its id, the backup's revision, how many items and leases it will
-    bring, its last lease id."""
-    if type(fields) is not list or len(fields) != 5:
-        return "a restore has an id, a revision, two counts and a last lease id"
-    restore_id, revision, items, leases, last_lease_id = fields
+    bring, its last lease id, and how far its leases' common count of renewals is, where they have one."""
+    if type(fields) is not list or len(fields) not in (5, 6):
+        return "a restore has an id, a revision, two counts, a last lease id and perhaps a count of renewals"
+    restore_id, revision, items, leases, last_lease_id, *renewals = fields
+    if renewals and (fault := renewals_fault(renewals[0])) is not None:
+        return fault
     if type(restore_id) is not bytes or len(restore_id) != RESTORE_ID_BYTES:
         return f"a restore's id is {RESTORE_ID_BYTES} bytes"
     return (

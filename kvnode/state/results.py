@@ -144,6 +144,77 @@ class ReadsTooLarge:
 
 
 @dataclass(frozen=True, slots=True)
+class RangeRead:
+    """What a range held at `revision`: keys with the items that the store keeps, references and no copies; how many
+    keys there are in it all, and whether a limit left some out. Of a count alone there are no items."""
+
+    items: tuple[tuple[str, bytes], ...]
+    count: int
+    more: bool
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class PutDone:
+    """A put of etcd's was applied. `previous`: the item before it, where it was asked for and there was one."""
+
+    revision: int
+    version: int
+    lease: int
+    previous: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class RangeDeleted:
+    """`deleted` keys went away at `revision`; 0 keys leave the revision as it was. `previous`: where asked for."""
+
+    deleted: int
+    revision: int
+    previous: tuple[tuple[str, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PastRead:
+    """In the place of a range that was read at `revision` before the transaction was proposed (`etcd.Past`)."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class TxnDone:
+    """A transaction of etcd's was carried out: which branch ran, and what became of each of its operations, in order.
+
+    `revision` is the store's after it, of a nested one as far as the whole has come.
+    """
+
+    succeeded: bool
+    revision: int
+    results: tuple[RangeRead | PutDone | RangeDeleted | PastRead | TxnDone, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyMissing:
+    """A put that keeps the key's value or lease found no key; nothing was changed."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class FutureRevision:
+    """A transaction reads at a revision that is still to come; nothing was changed."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseExists:
+    """The id that a client chose for its lease is in use; nothing was changed."""
+
+    revision: int
+    lease: int
+
+
+@dataclass(frozen=True, slots=True)
 class TokenChanged:
     """An access token was made or revoked; the revision stays, since no key has changed."""
 
@@ -215,6 +286,7 @@ Result = (
     Written | Deleted | Refused | Invalid | IdempotencyMismatch | TxnResult | Granted | Revoked | LeaseMissing
     | LeasesFull | ReadsTooLarge | TokenChanged | TokenMissing | TokensFull | KeyRotated | Replaced | LevelRaised
     | SessionEnded | Staged | RestoreMissing | OutcomesFull | ClockAdvanced
+    | RangeDeleted | TxnDone | KeyMissing | FutureRevision | LeaseExists
 )  # fmt: skip
 
 # The results that a retry can be given again (`idempotency.py`), by their number in a snapshot.

@@ -31,7 +31,7 @@ from kvnode.state.table import Table, TableView
 class StagedView(NamedTuple):
     """What is staged at one revision of the store, immutable: safe to walk in any thread."""
 
-    fields: tuple[bytes, int, int, int, int]
+    fields: tuple[Any, ...]
     pieces: int
     items: TableView[str, bytes]
     leases: LeasesView
@@ -48,7 +48,9 @@ class Staging:
     __slots__ = ("id", "item_count", "items", "keys", "last_key", "last_lease_id", "lease_count", "leases", "pieces",
                  "revision")  # fmt: skip
 
-    def __init__(self, id: bytes, revision: int, item_count: int, lease_count: int, last_lease_id: int) -> None:
+    def __init__(
+        self, id: bytes, revision: int, item_count: int, lease_count: int, last_lease_id: int, renewals: int = 0
+    ) -> None:
         self.id = id
         self.revision = revision
         self.item_count = item_count
@@ -59,7 +61,7 @@ class Staging:
         self.keys: SortedList[str] = SortedList()
         self.last_key = ""
         self.leases = Leases()
-        self.leases.last_id = last_lease_id
+        self.leases.last_id, self.leases.shared = last_lease_id, renewals
 
     @property
     def whole(self) -> bool:
@@ -70,7 +72,7 @@ class Staging:
         if len(self.leases) < self.lease_count:
             previous = self.leases.newest
             for fields in elements:
-                if (fault := granted_fault(fields, previous, self.last_lease_id)) is not None:
+                if (fault := granted_fault(fields, previous, self.last_lease_id, self.leases.shared)) is not None:
                     raise ValueError(fault)
                 previous = fields[0]
             if len(self.leases) + len(elements) > self.lease_count:
@@ -114,13 +116,14 @@ class Staging:
     def view(self) -> StagedView:
         """O(1)."""
         fields = (self.id, self.revision, self.item_count, self.lease_count, self.last_lease_id)
-        return StagedView(fields, self.pieces, self.items.view(), self.leases.view())
+        shared = (self.leases.shared,) if self.leases.shared else ()
+        return StagedView((*fields, *shared), self.pieces, self.items.view(), self.leases.view())
 
     @classmethod
     def load(cls, packed: Any, chunks: Iterator[list[Any]]) -> Staging:
         """From what a snapshot holds of it: the header's part, and the chunks at the end. ValueError for bad ones."""
-        if type(packed) is not list or len(packed) != 8:
-            raise ValueError("a staged backup in the snapshot has eight fields")
+        if type(packed) is not list or len(packed) not in (8, 9):
+            raise ValueError("a staged backup in the snapshot has eight or nine fields")
         *fields, pieces, lease_count, item_count = packed
         for what, number in (("piece", pieces), ("lease", lease_count), ("item", item_count)):
             if (fault := counter_fault(f"count of {what}s", number)) is not None:

@@ -32,6 +32,8 @@ from kvnode.state.changes import (
 from kvnode.state.commands import (
     DELETE,
     DELETE_PREFIX,
+    ETCD_DELETE,
+    ETCD_TXN,
     FIELDS,
     PUT,
     PUT_FIELDS,
@@ -39,8 +41,11 @@ from kvnode.state.commands import (
     TXN,
     command_fault,
     expectation_holds,
+    unknown_to_0_1,
 )
 from kvnode.state.ended_sessions import EndedSessions
+from kvnode.state.etcd import OverBudget, delete_range, transact_etcd
+from kvnode.state.etcd_requests import transaction_fault as etcd_fault
 from kvnode.state.idempotency import Outcome, Outcomes, fingerprint
 from kvnode.state.items import (
     LEASED,
@@ -148,11 +153,15 @@ class KeyValueStore:
         for key, item in self.walk_packed(start, end):
             yield key, unpacked(item)
 
-    def walk_packed(self, start: str, end: str | None) -> Iterator[tuple[str, bytes]]:
-        """The same walk, of the items as they are kept: nothing is copied."""
+    def walk_packed(self, start: str, end: str | None, *, reverse: bool = False) -> Iterator[tuple[str, bytes]]:
+        """The same walk, of the items as they are kept: nothing is copied. `reverse`: from the end to the start."""
         if end is None or start < end:
-            for key in self._keys.irange(start, end, (True, False)):
+            for key in self._keys.irange(start, end, (True, False), reverse):
                 yield key, self._items[key]
+
+    def between(self, start: str, end: str | None) -> list[str]:
+        """The keys of that walk, at once."""
+        return list(self._keys.irange(start, end, (True, False))) if end is None or start < end else []
 
     def range(self, start: str, end: str | None, limit: int) -> list[tuple[str, Item]]:
         """Up to `limit` items of that walk. O(log n + page)."""
@@ -167,6 +176,7 @@ class KeyValueStore:
     def mark(self) -> int:
         """A number that nodes with the same state agree about: revision, keys, leases and what is beside them."""
         leases = (self.leases.last_id << 16) + (len(self.leases) << 40) + (self.leases.generation << 8)
+        leases += self.leases.shared << 24
         beside = (len(self.tokens) << 52) + (len(self.ended_sessions) << 56) + (self.level << 60)
         beside += self.outcomes.clock_s << 24
         if self.staging is not None:
@@ -209,6 +219,9 @@ class KeyValueStore:
                     return result
             else:
                 result = self._apply_in_steps(command, kind)
+        except OverBudget:
+            self._take_back(revision)
+            return ReadsTooLarge(revision)
         except MemoryError:
             self._take_back(revision)
             raise
@@ -225,6 +238,10 @@ class KeyValueStore:
         """A command without a fault whose changes are noted, so that they can be taken back."""
         if kind == TXN and (fault := transaction_fault(command)) is not None:
             return Invalid(self.revision, fault)
+        if kind == ETCD_TXN and (fault := etcd_fault(command)) is not None:
+            return Invalid(self.revision, fault)
+        if self.level < 1 and unknown_to_0_1(command):
+            return Invalid(self.revision, "a lease's id is one that some member does not know")
         fields = FIELDS[kind]
         if len(command) == fields:
             return self._carry_out(command)
@@ -240,8 +257,7 @@ class KeyValueStore:
     def _settle(self) -> None:
         """The command is carried out: nothing of it is taken back any more."""
         self._before.clear()
-        self.leases.before.clear()
-        self.leases.moved.clear()
+        self.leases.keep()
 
     def _take_back(self, revision: int) -> None:
         """Undoes what a command that raised had changed, in the work that it took."""
@@ -293,6 +309,10 @@ class KeyValueStore:
             return transact(self, request)
         if kind == DELETE_PREFIX:
             return self.delete_all(self.with_prefix(request[1]))
+        if kind in (ETCD_TXN, ETCD_DELETE):
+            if self.level < 1:
+                return Invalid(self.revision, "unknown command")  # as the members say that know no such command
+            return transact_etcd(self, request) if kind == ETCD_TXN else delete_range(self, request[1])
         return change_beside(self, kind, request)
 
     def _put(self, request: list[Any]) -> Result:
@@ -320,7 +340,7 @@ class KeyValueStore:
             self._items.added()
             self._keys.add(key)
         if self.changes is not None:
-            self.changes.append((CHANGE_PUT, key, revision, item))
+            self.changes.append((CHANGE_PUT, key, revision, item, before or b""))
         return Written(revision, version)
 
     def _put_leased(self, request: list[Any]) -> Result:
@@ -352,7 +372,7 @@ class KeyValueStore:
             self.leases.settle()
         return Deleted(len(keys), self.revision)
 
-    # --- keys, for this file and `transactions.py` alone ----------------------------------------------
+    # --- keys, for this file, `transactions.py` and `etcd.py` alone ----------------------------------------------
 
     def cannot_lease(self, wanted: list[list[Any]]) -> LeaseMissing | LeasesFull | Invalid | None:
         """Why puts with these pairs of (lease, ttl) cannot be; nothing is changed before all of them can."""
@@ -382,7 +402,7 @@ class KeyValueStore:
                 self.leases.detach(had_lease, key)
         self._items[key] = item = packed(value, content_type, create_revision, revision, version, lease)
         if self.changes is not None:
-            self.changes.append((CHANGE_PUT, key, revision, item))
+            self.changes.append((CHANGE_PUT, key, revision, item, before or b""))
         return Written(revision, version, lease)
 
     def remove(self, keys: list[str], revision: int, kind: int) -> None:
@@ -395,7 +415,7 @@ class KeyValueStore:
             if packed[LEASED_AT] & LEASED_BIT:
                 leased.setdefault(lease_of(packed), []).append(key)
             if changes is not None:
-                changes.append((kind, key, revision, b""))
+                changes.append((kind, key, revision, b"", packed))
         self._items.removed(len(keys))
         forget(self._keys, keys)
         if leased:
@@ -466,13 +486,14 @@ class KeyValueStore:
         other.leases.last_id = last_lease_id
         # Before level 1 some member may know of no generation, and would end what the others keep.
         other.leases.generation = revision if self.level else 0
+        other.leases.shared = max(self.leases.shared, other.leases.shared)
         for name in ("_items", "_keys", "leases"):
             mine, others = getattr(self, name), getattr(other, name)
             setattr(self, name, others)
             setattr(other, name, mine)
         self.revision = revision
         if self.changes is not None:
-            self.changes[:] = [(CHANGE_REPLACED, "", revision, b"")]
+            self.changes[:] = [(CHANGE_REPLACED, "", revision, b"", b"")]
 
     def release(self) -> None:
         """Gives up everything, in steps that let other threads run in between; the store must not be used again."""

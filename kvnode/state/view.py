@@ -34,6 +34,7 @@ from kvnode.state.limits import (
     counter_fault,
     generation_fault,
     level_fault,
+    renewals_fault,
 )
 from kvnode.state.session_keys import NONE, SessionKeys, read_session_keys
 from kvnode.state.staged_restore import StagedView, Staging
@@ -48,15 +49,8 @@ SNAPSHOT_FORMAT_WITHOUT_OUTCOMES: Final = 1  # still read
 _ITEM_BYTES: Final = 48
 
 
-_SMALL: Final = {
-    "tokens",
-    "session",
-    "level",
-    "ended_sessions",
-    "generation",
-    "staged",
-    "times",
-}  # names in the header's map
+# Names in the header's map.
+_SMALL: Final = {"tokens", "session", "level", "ended_sessions", "generation", "renewals", "staged", "times"}
 
 
 class StoreView(NamedTuple):
@@ -102,6 +96,8 @@ class StoreView(NamedTuple):
             small["generation"] = leases.generation
         if any(outcomes.times):  # from feature level 1 on
             small["times"] = outcomes.times
+        if leases.shared:
+            small["renewals"] = leases.shared
         if self.staged is not None:
             small["staged"] = self.staged.packed
         if small:
@@ -182,6 +178,8 @@ def read_header(header: list[Any]) -> Header:
     ):
         if (fault := counter_fault(what, number)) is not None:
             raise ValueError(f"the snapshot breaks a limit: {fault}")
+    if "renewals" in read.small and (fault := renewals_fault(read.small["renewals"])) is not None:
+        raise ValueError(f"the snapshot breaks a limit: {fault}")
     return read
 
 
@@ -194,7 +192,7 @@ def read_contents(chunks: Iterable[bytes]) -> Contents:
         raise ValueError(f"the snapshot breaks a limit: {fault}")
     outcomes = Outcomes.load(source, outcome_count, level >= 1, small.get("times", ()))
     leases = Leases()
-    leases.load(source, lease_count, last_lease_id)
+    leases.load(source, lease_count, last_lease_id, small.get("renewals", 0))
     tokens = Tokens.load(small.get("tokens", []))
     session = read_session_keys(small["session"]) if "session" in small else NONE
     generation = small.get("generation", 0)

@@ -191,7 +191,7 @@ def _checked_header(head: Head, chunk: bytes) -> Header:
         raise Damaged(fault)
     if header.outcome_count > OUTCOMES_YOUNG_MAX or header.lease_count > LEASES_MAX:
         raise Damaged(f"a backup holds {OUTCOMES_YOUNG_MAX} outcomes and {LEASES_MAX} leases at most")
-    if not header.small.keys() <= {"tokens"}:
+    if not header.small.keys() <= {"tokens", "renewals"}:
         raise Damaged("it holds a session key, ended sessions, a generation or a feature level, which no backup does")
     return header
 

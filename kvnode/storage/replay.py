@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from kvnode.state.commands import REPLACE, TXN, command_fault
+from kvnode.state.commands import ETCD_TXN, REPLACE, TXN, command_fault
 from kvnode.state.entries import decode_entry
+from kvnode.state.etcd_requests import transaction_fault as etcd_fault
 from kvnode.state.results import Invalid
 from kvnode.state.store import KeyValueStore
 from kvnode.state.transactions import transaction_fault
@@ -64,6 +65,8 @@ def _fault(store: KeyValueStore, command: Any) -> str | None:
     fault = command_fault(command)
     if fault is None and command[0] == TXN:
         fault = transaction_fault(command)
+    if fault is None and command[0] == ETCD_TXN:
+        fault = etcd_fault(command)
     result = store.apply(command)
     if store.failures:
         kind = type(store.failures[0]).__name__

@@ -23,6 +23,7 @@ from kvnode.state.limits import (
     granted_fault,
     item_fault,
     level_fault,
+    renewals_fault,
     session_keys_fault,
     text_fault,
     value_fault,
@@ -59,9 +60,11 @@ def salvage(chunks: Iterable[bytes]) -> tuple[KeyValueStore, Salvaged]:
     items = [each for each in elements if _fields(each) in (6, 7)]
     done.left_out += len(elements) - len(outcomes) - len(leases) - len(items)
     kept_outcomes = list(_outcomes(outcomes, done))
-    kept_leases = list(_leases(leases, done))
-    last_lease_id = max((lease[0] for lease in kept_leases), default=0)
-    if len(header) > 5 and type(header[5]) is int and last_lease_id <= header[5] <= COUNTER_RESTORED_MAX:
+    shared = small.get("renewals", 0)
+    kept_leases = list(_leases(leases, shared, done))
+    last_lease_id = max((lease[0] for lease in kept_leases if lease[0] <= COUNTER_RESTORED_MAX), default=0)
+    least = 0 if shared else last_lease_id  # where clients chose ids, leases above the last one are no surprise
+    if len(header) > 5 and type(header[5]) is int and least <= header[5] <= COUNTER_RESTORED_MAX:
         last_lease_id = header[5]
     revision = header[1] if type(header[1]) is int and 0 <= header[1] <= COUNTER_RESTORED_MAX else 0
     # Above every number that is kept: what begins anew must not look older than what a client has seen of another key.
@@ -85,7 +88,7 @@ def _small(small: dict[Any, Any], done: Salvaged) -> Iterator[tuple[str, Any]]:
     done.left_out += len(ended) - len(sound) if type(ended) is list else 1
     if sound:
         yield "ended_sessions", list({entry[0]: entry for entry in sound}.values())
-    for name, fault in (("session", session_keys_fault), ("level", level_fault)):
+    for name, fault in (("session", session_keys_fault), ("level", level_fault), ("renewals", renewals_fault)):
         if name in small and fault(small[name]) is None:
             yield name, small[name]
         elif name in small:
@@ -105,11 +108,14 @@ def _outcomes(outcomes: list[list[Any]], done: Salvaged) -> Iterator[list[Any]]:
             yield outcome
 
 
-def _leases(leases: list[list[Any]], done: Salvaged) -> Iterator[list[Any]]:
+def _leases(leases: list[list[Any]], shared: int, done: Salvaged) -> Iterator[list[Any]]:
     before = 0
     for lease in leases:
-        fault = granted_fault(lease, before, COUNTER_RESTORED_MAX)
-        if fault is not None and granted_fault([lease[0], lease[1], 0, lease[3]], before, COUNTER_RESTORED_MAX) is None:
+        fault = granted_fault(lease, before, COUNTER_RESTORED_MAX, shared)
+        if (
+            fault is not None
+            and granted_fault([lease[0], lease[1], 0, lease[3]], before, COUNTER_RESTORED_MAX, shared) is None
+        ):
             lease, fault = [lease[0], lease[1], 0, lease[3]], None
             done.mended += 1
         if fault is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from kvnode.watch.history import Block, changes_bytes
+from kvnode.watch.history import Block, sent_bytes
 
 if TYPE_CHECKING:
     from kvnode.watch.watcher import Watcher
@@ -38,7 +38,7 @@ class Piece:
     def __init__(self, block: Block, selector: Selector) -> None:
         self.block = block
         self.selector = selector
-        self.bytes = changes_bytes(block)
+        self.bytes = sent_bytes(block)
         self.revision = block[0][2]
         self.text = b""
 

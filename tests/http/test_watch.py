@@ -117,7 +117,7 @@ async def test_the_id_of_a_revision_with_several_changes_is_on_the_last_of_them(
     async with watching(node) as events:
         assert store.changes is not None
         store.revision = 1
-        store.changes += [(2, "a", 1, b""), (3, "b", 1, b"")]
+        store.changes += [(2, "a", 1, b"", b""), (3, "b", 1, b"", b"")]
         watches.publish()
         assert await events.next() == {"event": "delete", "data": {"key": "a", "mod_revision": 1}}
         assert await events.next() == {"event": "expire", "id": "1", "data": {"key": "b", "mod_revision": 1}}

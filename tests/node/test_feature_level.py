@@ -33,11 +33,15 @@ def store_at(level: int) -> KeyValueStore:
     return store
 
 
-def test_a_level_rises_and_never_falls_and_changes_no_revision() -> None:
+def test_a_level_rises_and_never_falls_and_changes_no_revision_but_that_of_an_empty_store() -> None:
+    """Which it lifts to 1, where an empty store of etcd's begins: 0 is no revision to etcd's clients."""
     store = KeyValueStore()
-    assert store.apply([LEVEL, 2]) == LevelRaised(0, 2)
-    assert store.apply([LEVEL, 1]) == LevelRaised(0, 2)
-    assert store.revision == 0
+    assert store.apply([LEVEL, 2]) == LevelRaised(1, 2)
+    assert store.apply([LEVEL, 1]) == LevelRaised(1, 2)
+    assert store.revision == 1
+    older = KeyValueStore()
+    older.apply([1, "k", b"v", "", None])
+    assert older.apply([LEVEL, 1]) == LevelRaised(1, 1)
 
 
 @pytest.mark.parametrize("level", [0, -1, LEVEL_MAX + 1, 2**70, True, None, "1", [1], 1.0])
@@ -50,8 +54,9 @@ def test_what_is_no_level_is_refused(level: object) -> None:
 
 
 def test_a_snapshot_carries_the_level_and_a_backup_does_not() -> None:
-    store = store_at(3)
+    store = KeyValueStore()
     store.apply([1, "k", b"v", "", None])
+    store.apply([LEVEL, 3])
     assert KeyValueStore.load(store.view().chunks()).level == 3
     file = b"".join(backup.pieces(store.view(), "cluster"))
     _, chunks = backup.chunks_of(file)
@@ -105,7 +110,7 @@ async def test_a_new_cluster_reaches_this_versions_level_by_itself(tmp_path: Pat
     async with running(tmp_path, size) as groups:
         await until(lambda: all(group.status().feature_level == FEATURE_LEVEL for group in groups))
         leader = next(group for group in groups if group.leader_refusal() is None)
-        assert leader.store.revision == 0
+        assert leader.store.revision == 1
         last = leader.status().last_index
         await leader.propose(Put("k", b"v").encode())
         assert leader.status().last_index <= last + 2, "a level is proposed once"  # the session key may come late

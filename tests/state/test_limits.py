@@ -21,6 +21,8 @@ from kvnode.state.commands import (
     DELETE,
     DELETE_PREFIX,
     END_SESSION,
+    ETCD_DELETE,
+    ETCD_TXN,
     EXPIRE,
     FIELDS,
     GRANT,
@@ -205,6 +207,8 @@ def test_apply_answers_every_command_of_hostile_values(kind: Any) -> None:
         DELETE: [DELETE, "b", None, "key"],
         DELETE_PREFIX: [DELETE_PREFIX, "p", "key"],
         TXN: [TXN, [["a", 2, ">", 0]], [[PUT, "n", b"", "", 0, 60]], [[DELETE, "a"]], "key"],
+        ETCD_TXN: [ETCD_TXN, [["a", None, 0, 1, 0]], [[1, "n", b"", 0, 1]], [[2, "a", "b", 1]]],
+        ETCD_DELETE: [ETCD_DELETE, ["a", "b", 1]],
         GRANT: [GRANT, 60, "key"],
         RENEW: [RENEW, 1, "key"],
         REVOKE: [REVOKE, 2, "key"],
@@ -265,6 +269,32 @@ def test_apply_answers_every_transaction_of_hostile_values() -> None:
     assert list(KeyValueStore.load(store.view().chunks()).view().chunks()) == list(store.view().chunks())
 
 
+def test_apply_answers_every_transaction_of_etcds_of_hostile_values() -> None:
+    store = some_store()
+    compare, operations = (
+        ["a", "z", 0, 1, 0],
+        [
+            [0, "a", "z", 3, 1, 1, 1, 1, 9, 1, 9],
+            [1, "n", b"", 0, 1],
+            [2, "b", "c", 1],
+            [3, [["a", None, 3, 0, b""]], [], []],
+            [4, 1],
+        ],
+    )
+    for value in HOSTILE:
+        for place in range(5):
+            store.apply([ETCD_TXN, [[*compare[:place], value, *compare[place + 1 :]]], [], []])
+        for operation in operations:
+            for place in range(len(operation)):
+                changed = [*operation[:place], value, *operation[place + 1 :]]
+                store.apply([ETCD_TXN, [], [changed, *operations], [changed]])
+                store.apply([ETCD_TXN, [compare], [[3, [compare], [changed], []]], [changed]])
+        for place in range(3):
+            store.apply([ETCD_DELETE, [*["a", "b", 1][:place], value, *["a", "b", 1][place + 1 :]]])
+    assert not store.failures
+    assert list(KeyValueStore.load(store.view().chunks()).view().chunks()) == list(store.view().chunks())
+
+
 def test_crafted_files_are_refused_or_as_good_as_any() -> None:
     """The short run of `make hostile-loaders`."""
     seen = loaders.run(1_500, 1)
@@ -287,7 +317,12 @@ EACH_KIND: list[list[Any]] = [
     [DELETE, "b", None, "request"],
     [DELETE_PREFIX, "p"],
     [TXN, [], [[PUT, "x", b"", "", 0, 60], [PUT, "a", b"", "", 1, 0], [DELETE, "b"], [DELETE_PREFIX, "p"]], [], "once"],
+    [ETCD_TXN, [["a", "z", 0, 1, 0]], [[1, "x", b"", 1, 1], [3, [], [[2, "p", "q", 1]], []], [0, "", "", 9, 2]], []],
+    [ETCD_TXN, [], [[1, "a", b"", 0, 7], [2, "b", None], [2, "d", "e"], [4, 1]], []],
+    [ETCD_DELETE, ["p", "q", 1]],
     [GRANT, 60, "request"],
+    [GRANT, 60, None, 2**63 + 7],
+    [GRANT, 60, None, 0],
     [RENEW, 1, "request"],
     [REVOKE, 1, "request"],
     [EXPIRE, [[3, 0], [1, 1], [2, 0]]],

@@ -167,7 +167,7 @@ def test_an_ended_session_is_known_until_its_token_goes() -> None:
     session = Session(b"1" * 16, "a1", b"", 1, 1_000)
     other = session._replace(id=b"2" * 16)
     assert not store.ended_sessions.has(session)
-    assert ended(store, "a1", session.id, 1_000) == SessionEnded(0) == ended(store, "a1", session.id, 1_000)
+    assert ended(store, "a1", session.id, 1_000) == SessionEnded(1) == ended(store, "a1", session.id, 1_000)
     assert store.ended_sessions.has(session)
     assert len(store.ended_sessions) == 1
     assert not store.ended_sessions.has(other)
@@ -178,7 +178,7 @@ def test_an_ended_session_is_known_until_its_token_goes() -> None:
     assert store.mark == loaded.mark != with_token().mark
     store.apply([TOKEN_REVOKE, "a1"])
     assert len(store.ended_sessions) == 0
-    assert ended(store, "a1", session.id, 1_000) == SessionEnded(0)
+    assert ended(store, "a1", session.id, 1_000) == SessionEnded(1)
     assert len(store.ended_sessions) == 0, "nothing is kept for tokens that are not there"
     for token_id in ("first", ""):
         ended(store, token_id, session.id, 1_000)

@@ -374,7 +374,8 @@ def test_the_changes_of_a_command_are_noted_while_somebody_wants_to_know() -> No
     put, delete = store.changes
     assert put[:3] == (CHANGE_PUT, "a", 2)
     assert unpacked(put[3]) == store.get("a")
-    assert delete == (CHANGE_DELETE, "unseen", 3, b"")
+    assert (put[4], delete[:4]) == (b"", (CHANGE_DELETE, "unseen", 3, b""))
+    assert unpacked(delete[4]).value == b"1"
     other = KeyValueStore()
     store.adopt(other)
     assert len(store.changes) == 2

@@ -285,8 +285,11 @@ class StoreMachine(RuleBasedStateMachine):
             assert store.leases.key_count(lease) == len(model.held(lease))
         assert store.changes is not None
         assert [change[:3] for change in store.changes] == model.changes
-        for kind, key, revision, kept in store.changes:
+        before: dict[str, bytes] = {}
+        for kind, key, revision, kept, previous in store.changes:
             assert (kept == b"") is (kind != CHANGE_PUT)
+            assert previous == before.get(key, b"")
+            before[key] = kept
             if key in model.items and model.items[key].mod_revision == revision and kept:
                 assert unpacked(kept) == model.items[key]
 

@@ -34,7 +34,7 @@ class Node:
         assert self.store.changes is not None
         for keys in changes:
             self.store.revision += 1
-            self.store.changes += [(1, key, self.store.revision, b"") for key in keys]
+            self.store.changes += [(1, key, self.store.revision, b"", b"") for key in keys]
         self.hub.publish()
 
     def turn(self) -> int:

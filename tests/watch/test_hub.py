@@ -74,7 +74,7 @@ def test_a_watcher_is_told_everything_once_or_told_that_it_cannot(
             wanted = [
                 (revision, each)
                 for revision, each in everything
-                if begin <= revision <= watcher.revision and watcher.selector.of(((1, each, 0, b""),))
+                if begin <= revision <= watcher.revision and watcher.selector.of(((1, each, 0, b"", b""),))
             ]
             assert [(revision, each) for revision, keys in reader.told for each in keys] == wanted
             watcher.close()
@@ -313,7 +313,8 @@ def test_a_revision_of_many_changes_is_made_into_text_once_for_all_its_watchers(
         watcher.wake = partial(tell, watcher)
     assert node.store.changes is not None
     node.store.revision += 1
-    node.store.changes += [(CHANGE_DELETE, f"k{number:060}", node.store.revision, b"") for number in range(100_000)]
+    revision = node.store.revision
+    node.store.changes += [(CHANGE_DELETE, f"k{number:060}", revision, b"", b"") for number in range(100_000)]
     node.hub.publish()
     node.turn()
     assert len(texts) == 10

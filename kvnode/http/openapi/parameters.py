@@ -37,7 +37,7 @@ def _header(name: str, schema: Schema, about: str) -> Schema:
 
 PARAMETERS: Final[dict[str, Schema]] = {
     "key": _path("key", text(minLength=1, maxLength=KEY_BYTES_MAX), _KEY_NOTE),
-    "id": _path("id", whole(1, LEASE_ID_MAX), "The id of a lease."),
+    "id": _path("id", whole(1, LEASE_ID_MAX), "The id of a lease: 64 bits, as etcd's clients may choose it."),
     "member": _path("member", _NODE, "The name of a node."),
     "token": _path("token", text(minLength=1, maxLength=TOKEN_NAME_BYTES_MAX), "The id of a token, or its name."),
     "livez_check": _path("check", {"enum": list(checks.LIVE)}, "The one check to run."),
