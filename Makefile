@@ -24,8 +24,9 @@ CHAOS_ARGS ?=
 LOADERS_ARGS ?=
 ROLLING_ARGS ?=
 HOSTILE_ARGS ?=
+SCREENSHOTS_ARGS ?=
 
-.PHONY: help setup haproxy proxies browser dev test lint format fuzz hostile-loaders chaos hostile pages rolling bench cost bench-failover bench-million compose-up compose-up-secure compose-down compose-test clean
+.PHONY: help setup haproxy proxies browser dev test lint format fuzz hostile-loaders chaos hostile pages rolling screenshots bench cost bench-failover bench-million compose-up compose-up-secure compose-down compose-test clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -121,6 +122,9 @@ pages: $(STAMP) ## does what docs/OPERATIONS.md says, from the first cluster on,
 
 rolling: $(STAMP) haproxy ## restarts three nodes behind HAProxy one by one, under load; nothing may fail or be lost
 	$(BIN)/python -m tests.rolling.run $(ROLLING_ARGS)
+
+screenshots: $(STAMP) browser ## the console in every state, from real nodes under load, into screenshots/
+	$(BIN)/python -m tests.console.screenshots $(SCREENSHOTS_ARGS)
 
 bench: $(STAMP) ## requests per second beside etcd and beside aiohttp doing nothing; writes docs/THROUGHPUT.md
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check '.[bench]'

@@ -11,31 +11,36 @@ const PATIENCE_MS = 1_500; // a node that restarts is away for longer, a lost co
 const SAID_MS = 1_200; // the sentence is there long enough to be read
 const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\])$/;
 
-export function goingOn(banner) {
+/** `position` gives where one is on the page, `isDirty` whether something was typed that is not saved. */
+export function goingOn(banner, position, isDirty) {
   let cluster = null;
   let silentSince = null;
   let leaving = false;
-  const arrived = new URLSearchParams(location.hash.slice(1)).get("gone");
-  if (arrived !== null) {
-    say(`${arrived} went away. This page goes on at ${location.host}.`, "arrived");
+  let said = null;
+  const gone = new URLSearchParams(location.hash.slice(1)).get("gone");
+  if (gone !== null) {
+    say(`${gone} went away. This page goes on at ${location.host}.`, "arrived");
     banner.append(h("button", { type: "button", class: "ghost", onclick: clear }, "Dismiss"));
-    history.replaceState(null, "", location.pathname);
   }
 
-  function say(sentence, className) {
+  /** Says it once, however often it is still so: what is read aloud is not repeated, and a link stays where it is. */
+  function say(sentence, className, ...more) {
+    if (said === sentence) return;
+    said = sentence;
     banner.className = `banner ${className}`;
-    banner.replaceChildren(h("span", {}, sentence));
+    banner.replaceChildren(h("span", {}, sentence, ...more));
     banner.hidden = false;
   }
 
   function clear() {
+    said = null;
     banner.hidden = true;
     banner.replaceChildren();
   }
 
   return {
     heard(seen) {
-      const back = silentSince !== null;
+      const back = silentSince !== null && cluster !== null;
       cluster = seen;
       silentSince = null;
       if (back && !leaving) {
@@ -43,22 +48,34 @@ export function goingOn(banner) {
         setTimeout(() => { if (silentSince === null) clear(); }, 4_000);
       }
     },
+    /** Whether it has been so for longer than a lost connection takes. */
     silent() {
-      if (leaving) return;
       silentSince ??= performance.now();
-      const from = cluster === null ? "The node" : heard.nodes.size > 1 ? "The cluster" : cluster.node_id;
-      const next = cluster !== null && isOwnPage(cluster) ? otherMember(cluster) : null;
-      if (next === null) {
-        say(`${from} does not answer. Asking again every second…`, "away");
-      } else if (performance.now() - silentSince < PATIENCE_MS) {
-        say(`${from} does not answer. If it stays away, this page goes on at ${next.id}.`, "away");
-      } else {
-        leaving = true;
-        say(`${from} went away. Going on at ${next.id}, ${next.http}…`, "away");
-        setTimeout(() => location.replace(`${next.http}/admin/#gone=${encodeURIComponent(cluster.node_id)}`), SAID_MS);
-      }
+      const isLong = performance.now() - silentSince >= PATIENCE_MS;
+      if (!leaving) offer(isLong);
+      return isLong;
     },
   };
+
+  function offer(isLong) {
+    const from = cluster === null ? "The node" : heard.nodes.size > 1 ? "The cluster" : cluster.node_id;
+    const next = cluster !== null && isOwnPage(cluster) ? otherMember(cluster) : null;
+    if (next === null) {
+      say(`${from} does not answer. Asking again every second…`, "away");
+    } else if (!isLong) {
+      say(`${from} does not answer. If it stays away, this page goes on at ${next.id}.`, "away");
+    } else {
+      const there = `${next.http}/admin/#${new URLSearchParams({ gone: cluster.node_id, ...position() })}`;
+      if (isDirty()) {
+        say(`${from} went away. What you have typed is kept here until it is back, or `, "away",
+          h("a", { href: there }, `go on at ${next.id} without it`), ".");
+        return;
+      }
+      leaving = true;
+      say(`${from} went away. Going on at ${next.id}, ${next.http}…`, "away");
+      setTimeout(() => location.replace(there), SAID_MS);
+    }
+  }
 }
 
 /** Whether the page came from the node that answers it, not from a balancer. */

@@ -2,9 +2,10 @@
 
 import { get } from "./api.js";
 import { h, s, section, setAttribute, setChildren, setText } from "./dom.js";
-import { clock, DASH, short } from "./text.js";
+import { clock, DASH, seconds, short } from "./text.js";
 
 const EVERY_MS = 5_000;
+const LEAST_MS = 60_000; // a node that has just begun fills the chart soon, and the whole of it after a quarter of an hour
 const WIDTH = 300;
 const HEIGHT = 92;
 const CHARTS = [
@@ -44,7 +45,9 @@ export function figuresSection() {
       const last = kept.at(-1)?.at_ms ?? 0;
       samples.set(node, [...kept, ...added.filter((each) => each.at_ms > last)].filter((each) => each.at_ms > answer.now_ms - span_ms));
     }
-    for (const chart of charts) chart.draw(samples, order, answer.now_ms - span_ms, answer.now_ms, answer.step_s * 1000);
+    const oldest = Math.min(...[...samples.values()].map((each) => each[0]?.at_ms ?? answer.now_ms));
+    const from = Math.max(answer.now_ms - span_ms, Math.min(oldest, answer.now_ms - LEAST_MS));
+    for (const chart of charts) chart.draw(samples, order, from, answer.now_ms, answer.step_s * 1000);
   }
 
   return {
@@ -62,9 +65,10 @@ function newChart({ name, unit, lines }) {
     s("path", { d: `M0 ${HEIGHT}H${WIDTH}M0 ${HEIGHT / 2}H${WIDTH}M0 12H${WIDTH}`, class: "grid-lines" }), plot, cursor);
   const scale = h("span", { class: "scale quiet" });
   const at = h("span", { class: "at quiet" });
+  const since = h("span", {});
   const element = h("figure", { class: "figure" },
     h("figcaption", {}, h("h3", {}, name, lines.length > 1 ? h("span", { class: "quiet kinds" }, " p50 ", h("i", { class: "solid", "aria-hidden": "true" }), " p99 ", h("i", { class: "dotted", "aria-hidden": "true" })) : null), scale),
-    drawing, h("div", { class: "ends quiet", "aria-hidden": "true" }, h("span", {}, "15 min ago"), at, h("span", {}, "now")), lead);
+    drawing, h("div", { class: "ends quiet", "aria-hidden": "true" }, since, at, h("span", {}, "now")), lead);
   let state = null;
 
   drawing.addEventListener("pointermove", (event) => {
@@ -79,6 +83,7 @@ function newChart({ name, unit, lines }) {
     const highest = Math.max(0, ...nodes.flatMap((node) => samples.get(node).flatMap((each) => lines.map(([field]) => each[field] ?? 0))));
     const ceiling = roundUp(highest);
     state = { samples, order, nodes, from, to, step };
+    setText(since, `${seconds((to - from) / 1000)} ago`);
     setText(scale, ceiling === 0 ? "" : `${short(ceiling)}${unit}`);
     const x = (at_ms) => ((at_ms - from) / (to - from)) * WIDTH;
     const y = (value) => HEIGHT - (ceiling === 0 ? 0 : (value / ceiling) * (HEIGHT - 12));

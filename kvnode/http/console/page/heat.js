@@ -9,15 +9,17 @@ const EVERY_MS = 5_000;
 const ROW = 22;
 const CELL = 8;
 const SHADES = 6;
+const LEAST = 15; // columns, while nodes have seen less than that
 
 export function heatSection(choosePrefix) {
   const names = h("div", { class: "heat-names" });
+  const axis = Array.from({ length: 4 }, () => h("span", {}));
   const drawing = s("svg", { role: "img", "aria-label": "Heat", class: "heat-picture", preserveAspectRatio: "none" });
   const legend = h("div", { class: "heat-legend quiet" });
   const told = h("p", { class: "quiet small heat-told" }, "Each cell is a minute. Choose one to see its keys.");
   const empty = h("p", { class: "empty" }, "No requests for keys in the last hour.");
   const body = h("div", { class: "heat-body", hidden: true }, names, h("div", { class: "heat-scroll", tabindex: "0", role: "group", "aria-label": "The last hour" },
-    h("div", { class: "heat-axis quiet", "aria-hidden": "true" }, ["Reads, an hour ago", "now", "Writes, an hour ago", "now"].map((each) => h("span", {}, each))),
+    h("div", { class: "heat-axis quiet", "aria-hidden": "true" }, axis),
     drawing));
   const element = section("Heat", "heat", legend, body, empty, told);
   legend.append(
@@ -45,12 +47,16 @@ export function heatSection(choosePrefix) {
     setText(told, event.target.dataset?.told ?? "Each cell is a minute. Choose one to see its keys.");
   });
 
-  function draw({ rows, minutes, last_minute_ms }) {
+  function draw({ rows: all, minutes: kept, last_minute_ms }) {
+    const begun = all.map((row) => row.reads.findIndex((count, minute) => count + row.writes[minute] > 0));
+    const minutes = Math.min(kept, Math.max(LEAST, kept - Math.min(kept, ...begun)));
+    const rows = all.map((row) => ({ ...row, reads: row.reads.slice(-minutes), writes: row.writes.slice(-minutes) }));
+    axis.forEach((each, index) => setText(each, index % 2 ? "now" : `${index ? "Writes" : "Reads"}, ${minutes} min ago`));
     body.hidden = rows.length === 0;
     empty.hidden = rows.length !== 0;
     told.hidden = rows.length === 0;
     const half = minutes * CELL;
-    const gap = 20;
+    const gap = minutes * CELL * 0.04;
     const height = rows.length * ROW;
     const highest = Math.max(1, ...rows.flatMap((row) => [...row.reads, ...row.writes]));
     setAttribute(drawing, "viewBox", `0 0 ${half * 2 + gap} ${height}`);

@@ -170,7 +170,7 @@ export function keysSection(may, choose) {
       chosen = null;
       for (const each of rows.values()) each.choose();
     },
-    state: () => ({ prefix: prefix.value }),
+    state: () => prefix.value,
     restore(text) {
       prefix.value = text;
       start();

@@ -44,7 +44,9 @@ export function startConsole(access, begin) {
     banner,
     h("main", { class: "grid" }, sections.map((each) => each.element)));
 
-  const going = goingOn(banner);
+  const position = () => Object.fromEntries(Object.entries({ prefix: keys.state(), key: value.state() }).filter(([, text]) => text));
+  const going = goingOn(banner, position, value.isDirty);
+  resume();
   heard.onUnauthorized = (sentence) => end(sentence);
 
   function end(sentence) {
@@ -52,6 +54,15 @@ export function startConsole(access, begin) {
     over = true;
     sections.forEach((each) => each.stop?.());
     begin(sentence);
+  }
+
+  /** Where the page of a node that went away was. */
+  function resume() {
+    const before = new URLSearchParams(location.hash.slice(1));
+    if (before.size === 0) return;
+    history.replaceState(null, "", location.pathname);
+    if (before.has("prefix")) keys.restore(before.get("prefix"));
+    if (before.has("key")) value.open(before.get("key"));
   }
 
   let asking = null;
@@ -73,8 +84,11 @@ export function startConsole(access, begin) {
       sections.forEach((each) => each.update?.(cluster));
     } catch (error) {
       if (over) return;
-      if (error instanceof Silent || (error instanceof Refused && error.status >= 500)) going.silent();
-      else throw error;
+      if (!(error instanceof Silent || (error instanceof Refused && error.status >= 500))) return;
+      if (going.silent()) {
+        setText(status, "No leader"); // that this page knows of
+        setAttribute(status, "class", "status leaderless");
+      }
     }
   }
 
