@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import logging
 import random
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,9 @@ from tests.virtual.world import World
 
 class Connector(aiohttp.BaseConnector):
     """aiohttp's pool of connections over the loop's own connections, without sockets and names."""
+
+    def __del__(self, **_: Any) -> None:
+        pass  # a process that is killed closes nothing
 
     async def _create_connection(self, req: Any, traces: Any, timeout: Any) -> ResponseHandler:
         try:
@@ -116,9 +120,11 @@ def simulated(seed: int, size: int = 3) -> Iterator[Cluster]:
 
     chance = random.getstate()
     random.seed(seed)
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # of coroutines that ended with their process
+    logging.disable(logging.CRITICAL)
     gc.collect()
     gc.disable()  # what it would end early, it would end at a moment that no seed knows
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # of coroutines that ended with their process
+    logging.disable(logging.NOTSET)
     try:
         with (
             warnings.catch_warnings(),
@@ -127,12 +133,7 @@ def simulated(seed: int, size: int = 3) -> Iterator[Cluster]:
         ):
             warnings.simplefilter("ignore", RuntimeWarning)  # likewise of those that had not begun
             yield Cluster(world, size)
-            gc.collect()
     finally:
         sys.unraisablehook = hook
         gc.enable()
         random.setstate(chance)
-
-
-def names_of(nodes: Sequence[Node]) -> str:
-    return " ".join(node.name for node in nodes)

@@ -22,9 +22,20 @@ class Device:
     def __init__(self, directory: MemoryDisk) -> None:
         self.directory = directory
         self.hung_until = 0.0
+        self.waiting: list[Callable[[], None]] = []
         self.slow = 1.0
         self.crash_at: int | None = None  # how many calls from now on the process ends in the middle of one
         self.crashed: Callable[[], None] = lambda: None
+
+    def hang(self, until: float) -> None:
+        self.hung_until = until
+
+    def thaw(self) -> None:
+        """It answers again, also what was asked meanwhile."""
+        self.hung_until = 0.0
+        waiting, self.waiting = self.waiting, []
+        for wake in waiting:
+            wake()
 
 
 class Mounted:
@@ -66,7 +77,8 @@ class Mounted:
                 raise Gone
         if process.threads.inside:
             process.threads.sleep(device.slow * world.draw.uniform(*(SYNC_S if kind in SYNCS else CALL_S)))
-            while device.hung_until > world.now:
-                process.threads.sleep(device.hung_until - world.now)
+            while (left_s := device.hung_until - world.now) > 0:
+                process.threads.wait(lambda: device.hung_until <= world.now, device.waiting, left_s)
         elif device.hung_until > world.now:
             process.stall(device.hung_until - world.now)  # the loop itself waits for the disk
+            device.waiting.append(process.go_on)

@@ -17,6 +17,7 @@ from kvnode.state.items import unpacked
 from tests.virtual.world import World
 
 if TYPE_CHECKING:
+    from kvnode.node.engine import Engine
     from kvnode.node.group import RaftGroup
     from tests.virtual.node import Node
 
@@ -91,6 +92,9 @@ class Judge:
         self.renewals: list[Renewal] = []
         self.revoked: set[str] = set()
         self.probes = 0
+        self._groups: dict[str, RaftGroup] = {}
+        self._engines: dict[str, Engine] = {}  # the latest that each node has had, also of a process that has ended
+        self._highest = 0
         self.replaced = False  # all contents, by a restore
 
     # --- what nodes tell -----------------------------------------------------------------------------------------
@@ -98,16 +102,47 @@ class Judge:
     def attach(self, node: Node, group: RaftGroup) -> None:
         """From now on every change that this node's state machine makes is known."""
         publish, store = group.watches.publish, group.store
+        self._groups[node.name] = group
 
         def told() -> None:
             engine = group._engine
             if engine is not None:
+                self._engines[node.name] = engine
                 self._applied_in(engine.applied_term)
+                self._applied(node.name, engine)
             if store.changes:
                 self._changed(node.name, list(store.changes))
             publish()
 
         group.watches.publish = told  # type: ignore[method-assign]
+
+    def _applied(self, name: str, engine: Engine) -> None:
+        """Whoever is first to apply an entry finds it durable on a majority: no crash can take it away."""
+        index = int(engine.replica.raftLastApplied) + 1  # the one that is being applied
+        if index <= self._highest:
+            return
+        self._highest = index
+        term = engine.replica.journal.term_at(index)
+        voters = engine.roster.at(index).voters
+        holders = [each for each in voters if self._holds(each, index, term)]
+        if len(holders) <= len(voters) // 2:
+            self.world.found = Violation(
+                f"{name} applied entry {index} of term {term} at {self.world.now:.3f}, which is durable on "
+                f"{', '.join(sorted(holders)) or 'none'} of {len(voters)} voters"
+            )
+
+    def _holds(self, node: str, index: int, term: int | None) -> bool:
+        """Whether that node would find the entry on its disk again, as far as it knew when it last ran."""
+        group = self._groups.get(node)
+        engine = None if group is None else group._engine
+        if engine is not None:
+            self._engines[node] = engine
+        if node not in self._engines:
+            return False
+        journal = self._engines[node].replica.journal
+        if index < journal[0][1]:
+            return True  # a snapshot took its place
+        return journal.durable_index >= index and journal.term_at(index) == term
 
     def _applied_in(self, term: int) -> None:
         if not self._terms or self._terms[-1][1] < term:
@@ -126,7 +161,7 @@ class Judge:
                 self._revisions.append(revision)
                 self._times.append(self.world.now)
             elif known != tuple(block):
-                raise Violation(
+                self.world.found = Violation(
                     f"{node} made other changes at revision {revision} than {self.told_by[revision]}: "
                     f"{_shown(block)} and {_shown(known)}"
                 )

@@ -31,6 +31,9 @@ BYTES_PER_S = 100e6
 REFUSED_S = 1e-4
 
 
+Piece = tuple[int, int, Callable[[], None]]  # its place in the stream, its bytes, what its arrival does
+
+
 class Link:
     """One direction between two hosts. Latency in seconds, drawn anew for each piece."""
 
@@ -267,6 +270,8 @@ class End(asyncio.Transport):
         self._unsent_bytes = 0
         self._on_the_way = 0  # bytes sent, and not read by the other side
         self._arrives_at = 0.0  # the last piece: none overtakes another
+        self._sequence = 0
+        self._held: list[Piece] = []  # what is sent again once the link is open
         self._received: deque[bytes] = deque()
         self._received_bytes = 0
         self._ended_by_peer = False  # it will send no more
@@ -383,25 +388,35 @@ class End(asyncio.Transport):
         self._deliver_in_order(lambda: self._arrive(data), len(data))
 
     def _deliver_in_order(self, what: Callable[[], None], size_bytes: int = 0) -> None:
-        link = self._out
-        if link.blocked:
-            link.waiting.append(lambda: self._deliver_again(what, size_bytes))
-            self._arrives_at = max(self._arrives_at, float("inf")) if not link.waiting else self._arrives_at
+        self._sequence += 1
+        self._fly((self._sequence, size_bytes, what))
+
+    def _fly(self, piece: Piece) -> None:
+        link, size_bytes = self._out, piece[1]
+        if link.blocked or self._held:
+            self._hold(piece)
             return
         flight_s = self.world.draw.uniform(*link.latency_s) + size_bytes / BYTES_PER_S
         self._arrives_at = max(self._arrives_at, self.world.now + flight_s)
-        self.world.at(self._arrives_at, lambda: self._land(what, size_bytes))
+        self.world.at(self._arrives_at, lambda: self._land(piece))
 
-    def _deliver_again(self, what: Callable[[], None], size_bytes: int) -> None:
-        if not self.gone or self._closing:
-            self._deliver_in_order(what, size_bytes)
-
-    def _land(self, what: Callable[[], None], size_bytes: int) -> None:
-        """At the other host, unless the link was blocked meanwhile: then it is sent again."""
+    def _land(self, piece: Piece) -> None:
+        """At the other host, unless the link is blocked by now: then it is sent again."""
         if self._out.blocked:
-            self._out.waiting.append(lambda: self._deliver_again(what, size_bytes))
+            self._hold(piece)
         else:
-            what()
+            piece[2]()
+
+    def _hold(self, piece: Piece) -> None:
+        if not self._held:
+            self._out.waiting.append(self._send_again)
+        self._held.append(piece)
+
+    def _send_again(self) -> None:
+        """In the order in which it was written, whatever was lost first."""
+        held, self._held = sorted(self._held, key=lambda piece: piece[0]), []
+        for piece in held:
+            self._fly(piece)
 
     def _arrive(self, data: bytes) -> None:
         peer = self.peer

@@ -94,6 +94,10 @@ class Process:
         self.stalled_until = max(self.stalled_until, self.world.now + seconds)
         self._not_before = max(self._not_before, self.stalled_until)
 
+    def go_on(self) -> None:
+        """The stall is over."""
+        self.stalled_until = self._not_before = self.world.now
+
     def end(self, how: str, silently: bool = False) -> None:
         """It ends now, whatever it was doing. `silently`: its machine with it, so that its peers hear nothing."""
         if self.ended:

@@ -31,6 +31,7 @@ TIMEOUTS_TO_LEADER = 10
 LEADER_S = TIMEOUTS_TO_LEADER * ELECTION_S[1]
 ANSWER_S = LEADER_S  # of one node, whose clients go on asking
 MENDED_S = 20.0  # for nodes that start, and catch up with a snapshot maybe
+LINK_S = 0.2  # a latency up to this is no fault
 FAULTS = (3, 9)
 PAUSE_S = (0.05, 2.0)
 
@@ -151,7 +152,7 @@ class Schedule:
         if (node := self._up()) is not None:
             seconds = self.draw.choice((0.5, 1.5, 4.0, 1000.0))
             self.note(f"the disk of {node.name} hangs for {seconds} s")
-            node.device.hung_until = self.world.now + seconds
+            node.device.hang(self.world.now + seconds)
 
     def slow_disk(self) -> None:
         if (node := self._up()) is not None:
@@ -167,7 +168,7 @@ class Schedule:
         self.note("all links are open, all disks answer")
         self.network.mend()
         for node in self.cluster.nodes.values():
-            node.device.hung_until = 0.0
+            node.device.thaw()
 
     def isolate(self) -> None:
         if (node := self._up()) is not None:
@@ -280,6 +281,7 @@ class Schedule:
             if node.up
             and not node.leaving
             and node.process is not None
+            and node.process.stalled_until <= self.world.now
             and node.device.hung_until <= self.world.now
             and node.device.slow < 50
             and not node.device.directory.full
@@ -290,22 +292,20 @@ class Schedule:
         well, voters = self._well(), self.cluster.voters()
         for size in range(len(well), len(voters) // 2, -1):
             for group in combinations(well, size):
-                links = [self.network.link(a.name, b.name) for a in group for b in group if a is not b]
-                if any(link.blocked or link.latency_s[1] > 0.2 for link in links):
+                if not all(self._talk(*pair) for pair in combinations(group, 2)):
                     continue
                 if sum(node.name in voters for node in group) > len(voters) // 2:
                     return list(group)
         return []
 
     def check_alive(self) -> None:
-        """While nothing changes: whoever belongs to a majority that can talk has a leader, and answers its clients."""
+        """While nothing changes: a majority that can talk has a leader, and its nodes answer their clients.
+
+        Where that leader is another node, which some of them cannot talk to, these have no leader to turn to: they hear
+        of none, and those that hear one give no votes (stickiness, Raft dissertation 4.2.3).
+        """
         for node in self.cluster.nodes.values():
             node.device.crash_at = None
-            if node.process is not None and node.process.stalled_until > self.world.now:
-                self.world.at(node.process.stalled_until, lambda: None)
-        stalled = max((n.process.stalled_until for n in self.cluster.nodes.values() if n.process), default=0.0)
-        if stalled > self.world.now:
-            self.world.pass_s(stalled - self.world.now)
         group = self._majority()
         if not group:
             return
@@ -320,14 +320,24 @@ class Schedule:
             self.world.run(lambda: all(check.done() for _, check in checks), ANSWER_S)
         except Stuck:
             pass
+        leader, served = self.cluster.leader, 0
         for node, check in checks:
-            if not check.done() or check.exception() is not None:
+            if check.done() and check.exception() is None:
+                served += 1
+            elif leader is None or self._talk(node, leader):
                 why = str(check.exception()) if check.done() else "no answer"
-                leader = self.cluster.leader
                 raise Dead(
                     f"{node.name} of {names} does not read and write within {ANSWER_S:g} s, "
                     f"leader {leader and leader.name} ({why})"
                 )
+
+        if not served:
+            raise Dead(f"none of {names} reads and writes, for which {leader and leader.name} leads that none reaches")
+
+    def _talk(self, one: Node, other: Node) -> bool:
+        """Whether they do, and soon enough for a connection that is dialled and a read that is confirmed."""
+        links = (self.network.link(one.name, other.name), self.network.link(other.name, one.name))
+        return one is other or all(not link.blocked and link.latency_s[1] <= LINK_S for link in links)
 
     def _agrees(self, group: list[Node]) -> bool:
         leaders = {node.group.leader()[0] for node in group if node.group is not None}
@@ -348,12 +358,15 @@ class Schedule:
         self.note("everything is mended")
         self.network.mend()
         for node in self.cluster.nodes.values():
-            node.device.hung_until, node.device.slow, node.device.crash_at = 0.0, 1.0, None
+            node.device.thaw()
+            node.device.slow, node.device.crash_at = 1.0, None
             node.device.directory.mend()
         self.world.pass_s(3.0)
         for node in self.cluster.nodes.values():
             if not node.up:
                 node.start()
+            elif node.process is not None:
+                node.process.go_on()
         self.undrain()
         self.world.pass_s(1.0)
         self.check_started()

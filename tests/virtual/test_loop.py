@@ -191,9 +191,17 @@ def test_a_blocked_link_holds_what_is_sent_until_it_is_open() -> None:
     client.loop.call_soon(transport.write, b"two")
     ground.world.pass_s(3.0)
     assert collect.data == b""
+    for number in range(100):  # some of them on their way when the link is blocked once more
+        if number == 50:
+            ground.network.open("client", "server")
+            ground.world.pass_s(1.0)
+        client.loop.call_soon(transport.write, b"%02d" % number)
+        ground.world.pass_s(0.0001)
+    ground.network.block("client", "server")
+    ground.world.pass_s(1.0)
     ground.network.open("client", "server")
-    ground.world.run(lambda: len(collect.data) == 6, 5)
-    assert collect.data == b"onetwo"
+    ground.world.run(lambda: len(collect.data) == 206, 5)
+    assert collect.data == b"onetwo" + b"".join(b"%02d" % number for number in range(100))
 
 
 def test_the_end_of_a_process_resets_its_connections_and_that_of_a_machine_does_not() -> None:

@@ -33,6 +33,7 @@ class World:
         self.processes: dict[str, Process] = {}
         self.running: Process | None = None  # whose code runs now
         self.steps = 0
+        self.found: Exception | None = None  # by a judge who was asked inside of a process, which would swallow it
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._trace = hashlib.blake2b(digest_size=16)
@@ -81,6 +82,8 @@ class World:
 
     def _step(self, ends_at: float) -> bool:
         """One event, or one turn of a process's loop; False where nothing happens up to `ends_at`, which it is then."""
+        if self.found is not None:
+            raise self.found
         when, process, now = ends_at, None, self.now
         for each in self.processes.values():
             due = each.due_at(now)
