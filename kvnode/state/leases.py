@@ -107,13 +107,13 @@ class Leases:
     def __contains__(self, lease_id: int) -> bool:
         return lease_id in self._granted
 
-    def cannot_grant(self, count: int, revision: int) -> LeasesFull | Invalid | None:
-        """Why so many more leases cannot be; None where they can."""
+    def cannot_grant(self, count: int, revision: int, *, chosen: bool = False) -> LeasesFull | Invalid | None:
+        """Why so many more leases cannot be; None where they can. `chosen`: a client chose their ids."""
         if len(self._granted) + count > LEASES_MAX:
             return LeasesFull(revision)
         # As many ids may be in use already, where clients chose them.
         over = self.last_id + count + (len(self._granted) if self.shared else 0) > COUNTER_MAX
-        return Invalid(revision, "the last id of a lease is given") if over else None
+        return Invalid(revision, "the last id of a lease is given") if over and not chosen else None
 
     def get(self, lease_id: int) -> Lease | None:
         found = self._granted.get(lease_id)
@@ -332,7 +332,7 @@ def change_lease(store: Holder, kind: int, argument: Any, appended: int | None =
     if kind == GRANT:
         if appended and appended in leases:
             return LeaseExists(store.revision, appended)
-        if (refusal := leases.cannot_grant(1, store.revision)) is not None:
+        if (refusal := leases.cannot_grant(1, store.revision, chosen=bool(appended))) is not None:
             return refusal
         return Granted(leases.grant(argument, private=False, lease_id=appended or 0), argument)
     if kind == RENEW:

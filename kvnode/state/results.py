@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from kvnode.state.items import Item, unpacked
-from kvnode.state.limits import MSGPACK_INT_MAX, OPERATIONS_MAX, counter_fault
+from kvnode.state.limits import LEASE_ID_MAX, MSGPACK_INT_MAX, OPERATIONS_MAX, counter_fault
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
@@ -294,6 +294,7 @@ _CONCLUDED: Final = 4
 _REPEATABLE: Final[dict[int, type[Any]]] = {
     1: Written, 2: Deleted, 3: Refused, _CONCLUDED: TxnResult, 5: Granted, 6: Revoked, 7: LeaseMissing, 8: Got,
 }  # fmt: skip
+_LEASE_AT: Final = {1: 2, 5: 0, 6: 0, 7: 1}  # which of their fields is the id of a lease: a client may have chosen it
 _IN_A_TRANSACTION: Final = (Written, Deleted, Got)
 
 
@@ -347,7 +348,11 @@ def _head(part: list[Any]) -> tuple[int, list[Any]]:
 
 def _result(number: int, fields: list[Any], most: int) -> Any:
     """Raises ValueError, TypeError or KeyError for what is none."""
-    if any(type(field) is not int or not 0 <= field <= most for field in fields) or number == _CONCLUDED:
+    lease_at = _LEASE_AT.get(number)
+    for at, field in enumerate(fields):
+        if type(field) is not int or not 0 <= field <= (LEASE_ID_MAX if at == lease_at else most):
+            raise ValueError
+    if number == _CONCLUDED:
         raise ValueError
     kind = _REPEATABLE[number]
     return kind(*fields, None) if kind is Got else kind(*fields)
