@@ -111,7 +111,7 @@ fuzz: $(STAMP) ## simulated schedules, of replicas and of whole nodes; a failure
 hostile-loaders: $(STAMP) ## a million crafted backups and snapshots: each is refused, or as good as any (half an hour)
 	$(BIN)/python -m tests.hostile.loaders --count 1000000 $(LOADERS_ARGS)
 
-chaos: $(STAMP) ## real nodes under load, killed, frozen, cut off, out of disk; nothing may be lost
+chaos: $(STAMP) ## real nodes under load and faults of every kind; nothing may be lost; adds the run to docs/CHAOS.md
 	$(BIN)/python -m tests.chaos.run $(CHAOS_ARGS)
 
 hostile: $(STAMP) ## crafted files, frames, JSON, HTTP, transactions and slow readers at a real cluster for two minutes

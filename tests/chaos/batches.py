@@ -1,4 +1,4 @@
-"""Clients that write in batches, a hundred keys at a time, each its own keys: what makes a million writes.
+"""Clients that write in batches, hundreds of keys at a time, each its own keys: what makes a million writes.
 
 One client writes a key, one write at a time, so its `version` counts how often writes to it were carried out: those
 that were acknowledged once each, those in doubt at most once, those refused never. That needs no search, and no memory
@@ -19,7 +19,7 @@ from tests.chaos.chronicle import Chronicle
 from tests.chaos.clients import JSON, SETTLE_S, Connections, NotSent, Reply, Unanswered, encode
 from tests.cluster import Cluster
 
-KEYS = 100  # in each batch
+KEYS = 400  # in each batch
 PADDING_BYTES = 64
 SHOWN_MAX = 20
 

@@ -35,7 +35,7 @@ Each run is a line of [chaos-runs.jsonl](chaos-runs.jsonl), which `make chaos` a
 
 Clients put, compare and set, read and delete the same few keys, some of them by transactions on three keys at a time;
 some writes carry an idempotency key and are sent again, through other nodes, until they are settled. Others write
-batches of a hundred keys, hold leases, and take turns at locks. Watches go from node to node. After each 200 of a
+batches of hundreds, hold leases, and take turns at locks. Watches go from node to node. After each 200 of a
 leader probe a write goes through that node. Meanwhile nodes are killed with -9, frozen and restarted, links are cut in
 both directions or in one, slowed down and broken by halves, disks are full or hang, members are added, removed and
 replaced, and the whole cluster is killed and recovered from one directory. Between times of faults a backup is

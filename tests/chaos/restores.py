@@ -20,7 +20,7 @@ from tests.chaos.members import Changes, command
 from tests.cluster import Cluster, wait_until
 
 BETWEEN = 20  # writes after the backup
-READY_S = 45.0
+READY_S = 60.0
 
 
 @dataclass
@@ -39,7 +39,7 @@ def agreed_content(cluster: Cluster) -> Content:
         contents = [_content(cluster, name) for name in cluster.nodes]
         return contents[0] if len({(each.revision, each.digest) for each in contents}) == 1 else None
 
-    return wait_until(same, 20.0, "every node at the same revision with the same content")
+    return wait_until(same, 60.0, "every node at the same revision with the same content")
 
 
 def _content(cluster: Cluster, name: str) -> Content:

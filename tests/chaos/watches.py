@@ -12,7 +12,7 @@ import json
 import random
 import time
 from base64 import b64decode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from kvnode import errors
 from kvnode.client import Client
+from kvnode.client.watching import Event
 from tests.chaos.chronicle import Change, Chronicle
 from tests.chaos.clients import decode
 from tests.cluster import Cluster
@@ -171,6 +172,9 @@ class Follower:
     def __init__(self, cluster: Cluster, watched: Watched) -> None:
         self._cluster = cluster
         self._watched = watched
+        self._changes: list[Change] = []  # of the revision that is being told
+        self._versions: set[int] = set()
+        self._revision = 0
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -186,36 +190,39 @@ class Follower:
                         async for _ in listing:
                             break
                         watched.missed(listing.watch_from or watched.at + 1)
+                except errors.Unavailable:  # only where no node answers a watch that begins
+                    await asyncio.sleep(0.2)
                 except errors.KvnodeError as problem:
                     watched.findings.append(f"the watch {watched.name} ended with {problem!r}")
                     return
 
     async def _follow(self, client: Client) -> None:
-        """The changes of a revision are handed on together, and one whose next one is not there yet is whole."""
-        watched = self._watched
-        changes: list[Change] = []
-        versions: set[int] = set()
-        revision = 0
-        events = cast("Any", client.watch(watched.prefix, from_revision=watched.at + 1))
-        pending: asyncio.Future[Any] | None = None
+        """The changes of a revision are handed on at once, so a block that is there while others run is whole."""
+        self._changes, self._versions, self._revision = [], set(), 0
+        looking = asyncio.create_task(self._hand_on_now_and_then())
+        events = cast("AsyncGenerator[Event]", client.watch(self._watched.prefix, from_revision=self._watched.at + 1))
         try:
-            while True:
-                pending = pending or asyncio.ensure_future(anext(events))
-                done, _ = await asyncio.wait([pending], timeout=0.2)
-                event = pending.result() if done else None
-                if changes and (event is None or event.revision != revision):
-                    watched.block(revision, tuple(changes), versions)
-                    changes, versions = [], set()
-                if event is not None:
-                    pending = None
-                    revision = event.revision
-                    changes.append((event.kind, event.key, decode(event.value) if event.kind == "put" else ""))
-                    versions |= {event.version} if event.kind == "put" else set()
+            async with aclosing(events):
+                async for event in events:
+                    if event.revision != self._revision:
+                        self._hand_on()
+                        self._revision = event.revision
+                    value = decode(event.value) if event.kind == "put" else ""
+                    self._changes.append((event.kind, event.key, value))
+                    self._versions |= {event.version} if event.kind == "put" else set()
         finally:
-            if pending is not None:
-                pending.cancel()
-                await asyncio.wait([pending])
-            await events.aclose()
+            looking.cancel()
+            self._hand_on()
+
+    async def _hand_on_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(0.2)
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        if self._changes:
+            self._watched.block(self._revision, tuple(self._changes), self._versions)
+            self._changes, self._versions = [], set()
 
 
 def broken_watches(
