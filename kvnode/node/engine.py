@@ -344,9 +344,13 @@ class Engine:
         self._acquaintance.introduce(node_id)
         self.replica.guard.connected(node_id)
         self.questions.connected(node_id)
+        self.writes.connected(node_id)
         if self.leader_id is None and self.network.up >= self.replica.majority_of_others:
             self.replica.hasten_election(NO_LEADER_S)  # a cluster that has just started need not sit out a timeout
         self.schedule()
+
+    def heard_from(self, node_id: str) -> None:
+        self.writes.connected(node_id)
 
     def link_down(self, node_id: str) -> None:
         self.replica.guard.disconnected(node_id)

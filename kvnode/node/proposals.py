@@ -6,8 +6,10 @@ reply to a forwarded write, and its answer is the leader's to the letter.
 
 The same makes failures certain. A group is sent in a term and is accepted in that term only. Terms never fall
 along the log (Raft §5.3), so once an entry of a later term is applied here, a group of an earlier term that was
-not seen never will be: it is definite that it was not applied, and it is sent again to the new leader. Only
-what is still in doubt at its deadline is answered `outcome_unknown`.
+not seen never will be: it is definite that it was not applied, and it is sent again to the new leader. Within a term
+a group may be sent to its leader any number of times, under the same sequence number: the leader takes it once
+(`writes.py`). So it is sent again when a connection with the leader begins. Only what is still in doubt at its deadline
+is answered `outcome_unknown`.
 """
 
 from __future__ import annotations
@@ -119,6 +121,12 @@ class Proposals:
         self._sent[self._sequence] = _Group(term, writes, self._clock())
         self.meters.batch_commands.observe(len(writes))
         return self._sequence, encode_group(self._origin, self._sequence, [write.command for write in writes])
+
+    def in_doubt(self, term: int) -> Iterator[tuple[int, bytes]]:
+        """The groups of this term that are on their way, as `take` gave them and in the same order."""
+        for sequence, group in self._sent.items():
+            if group.term == term:
+                yield sequence, encode_group(self._origin, sequence, [write.command for write in group.writes])
 
     def request_ids(self, sequence: int) -> list[str]:
         """Those of the writes in a group that is on its way."""

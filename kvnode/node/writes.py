@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Final
 
@@ -11,8 +11,9 @@ from kvnode.node.disk_health import DiskHealth
 from kvnode.node.proposals import GROUP_BYTES, Proposals
 from kvnode.peers.network import Network
 from kvnode.raft import messages
+from kvnode.raft.messages import Message
 from kvnode.raft.replica import Replica
-from kvnode.state.entries import encode_entry, frees_space, group_frees_space
+from kvnode.state.entries import ORIGIN_AT, ORIGIN_BYTES, encode_entry, frees_space, group_frees_space
 
 # An entry costs the nodes of a cluster as much processor time as some fifty writes in it: a sync, two wake-ups and a
 # promise on each. So one that is not applied yet is followed by another at once only where that is worth it, and else
@@ -23,11 +24,16 @@ ENTRY_GAP_S: Final = 0.002
 GROUP_WORTHWHILE: Final = 128  # commands for which another entry, or a group for the leader, does not wait
 ENTRIES_IN_FLIGHT_MAX: Final = 4  # proposals of the leader that are not applied yet
 GROUPS_IN_FLIGHT_MAX: Final = 8  # groups that a follower has forwarded and not seen again
+VERDICTS_KEPT: Final = 4 * GROUPS_IN_FLIGHT_MAX  # of each node, which repeats no more than those that are on their way
 FORWARDED_BYTES_MAX: Final = 64 * 1_048_576
 REFUSED_PAUSE_S: Final = 0.05
 FULL_S: Final = 1.0  # how long a follower takes a leader's word for its disk being full
 
 _NOT_LEADING: Final = "This node does not lead now."
+
+
+# By the sequence of a group: the refusal that was sent, None for one that was taken.
+_Verdicts = OrderedDict[int, Message | None]
 
 
 class Writes:
@@ -52,7 +58,10 @@ class Writes:
         self._clock = replica.clock
         self._forwarded: deque[bytes] = deque()
         self._forwarded_bytes = 0
-        self._forwarders: deque[tuple[str, int]] = deque()  # (node, sequence) of each group in `_forwarded`
+        self._forwarders: deque[tuple[str, int, _Verdicts]] = deque()  # whose each group in `_forwarded` is
+        # By node: the process that forwards, and what became of the last groups that it forwarded.
+        self._verdicts: dict[str, tuple[bytes, _Verdicts]] = {}
+        self._asked: tuple[int, bytes | None] = (0, None)  # the process that this node forwarded to first in a term
         self._unapplied: deque[int] = deque()  # indexes that this leader proposed in this term
         self._foreign: deque[int] = deque()  # those of them that hold groups of other nodes
         self._handed_on_at = 0.0  # when the last entry was proposed, or the last group forwarded
@@ -138,8 +147,8 @@ class Writes:
         """What was forwarded here and not proposed goes back to who sent it."""
         self._unapplied.clear()
         self._foreign.clear()
-        for node_id, sequence in self._forwarders:
-            self._network.send(node_id, (messages.REFUSED, sequence, Unavailable.code, _NOT_LEADING))
+        for node_id, sequence, verdicts in self._forwarders:
+            self._refuse(node_id, sequence, verdicts, Unavailable.code, _NOT_LEADING)
         self._forwarders.clear()
         self._forwarded.clear()
         self._forwarded_bytes = 0
@@ -148,25 +157,64 @@ class Writes:
         """Who leads may have changed: what the last one refused may be asked of the next."""
         self._forward_after = 0.0
 
+    def connected(self, node_id: str) -> None:
+        """A connection with this node has begun, to it or from it. On the one before, a group may be lost that was on
+        its way to the leader, or the leader's refusal of it: its writes would wait until their deadline.
+
+        So those on their way are sent again, to the process that was asked first and to no other: a leader that has
+        restarted does not know what it took. Nor does one of 0.1.
+        """
+        term = self._replica.term
+        if self._replica.is_leader or node_id != self._leader() or self._network.level_of(node_id) < 1:
+            return
+        if self._asked != (term, self._network.process_at(node_id)):
+            return
+        for sequence, group in self._proposals.in_doubt(term):
+            if not self._network.send(node_id, (messages.FORWARD, term, sequence, group)):
+                return
+
     def forwarded_here(self, node_id: str, term: int, sequence: int, group: bytes) -> None:
         """A follower's group. It was sent in `term` and counts in that term only (see `proposals`).
+
+        It is taken once, or refused once, however often it comes. What was taken is in the log, or waits for it: to
+        refuse it later, in whatever role and term, would let its node send it to the next leader as well.
+        """
+        self._proposals.meters.forwarded_here += 1
+        origin = group[ORIGIN_AT : ORIGIN_AT + ORIGIN_BYTES]
+        if node_id not in self._verdicts or self._verdicts[node_id][0] != origin:
+            self._verdicts[node_id] = origin, OrderedDict()
+        verdicts = self._verdicts[node_id][1]
+        if sequence in verdicts:
+            if (refusal := verdicts[sequence]) is not None:
+                self._network.send(node_id, refusal)
+        elif len(verdicts) == VERDICTS_KEPT and sequence < min(verdicts):
+            pass  # a process counts upwards: what became of this one is not known any more
+        elif (why := self._refusal(term, group)) is not None:
+            self._refuse(node_id, sequence, verdicts, *why)
+        else:
+            _note(verdicts, sequence, None)
+            self._forwarders.append((node_id, sequence, verdicts))
+            self._forwarded.append(group)
+            self._forwarded_bytes += len(group)
+
+    def _refusal(self, term: int, group: bytes) -> tuple[str, str] | None:
+        """Why this node does not take a group, as a code and a sentence.
 
         A leader that does not serve yet keeps it until it does, one commit from now: to refuse it would cost the
         follower's clients REFUSED_PAUSE_S more in every change of leader.
         """
         replica, full = self._replica, self._storage.full
-        self._proposals.meters.forwarded_here += 1
         if term != replica.term or not replica.is_leader or self.transferring:
-            self._network.send(node_id, (messages.REFUSED, sequence, Unavailable.code, _NOT_LEADING))
-        elif self._forwarded_bytes + len(group) > FORWARDED_BYTES_MAX:
-            message = "Too many writes are waiting on the leader: send the request again in a moment."
-            self._network.send(node_id, (messages.REFUSED, sequence, Overloaded.code, message))
-        elif full is not None and not group_frees_space(group):
-            self._network.send(node_id, (messages.REFUSED, sequence, DiskFull.code, full))
-        else:
-            self._forwarders.append((node_id, sequence))
-            self._forwarded.append(group)
-            self._forwarded_bytes += len(group)
+            return Unavailable.code, _NOT_LEADING
+        if self._forwarded_bytes + len(group) > FORWARDED_BYTES_MAX:
+            return Overloaded.code, "Too many writes are waiting on the leader: send the request again in a moment."
+        return (DiskFull.code, full) if full is not None and not group_frees_space(group) else None
+
+    def _refuse(self, node_id: str, sequence: int, verdicts: _Verdicts, code: str, message: str) -> None:
+        refusal = (messages.REFUSED, sequence, code, message)
+        _note(verdicts, sequence, refusal)
+        if self._verdicts[node_id][1] is verdicts:  # otherwise the process has ended, and another has its numbers now
+            self._network.send(node_id, refusal)
 
     def refused(self, sequence: int, code: str, message: str) -> None:
         """The leader did not take a group that this node had forwarded."""
@@ -189,6 +237,8 @@ class Writes:
             if sent and (sent >= GROUPS_IN_FLIGHT_MAX or not self._is_due()):
                 return
             term, self._handed_on_at = self._replica.term, self._clock()
+            if self._asked[0] != term:
+                self._asked = term, self._network.process_at(leader_id)
             sequence, group = self._proposals.take(term)
             if not self._network.send(leader_id, (messages.FORWARD, term, sequence, group)):
                 self._proposals.taken_back(sequence)
@@ -196,3 +246,9 @@ class Writes:
             self._proposals.meters.forwarded += 1
             if self._proposals.traced and (request_ids := self._proposals.request_ids(sequence)):
                 self._network.send(leader_id, (messages.REQUESTS, request_ids))
+
+
+def _note(verdicts: _Verdicts, sequence: int, refusal: Message | None) -> None:
+    verdicts[sequence] = refusal
+    if len(verdicts) > VERDICTS_KEPT:
+        verdicts.popitem(last=False)

@@ -37,6 +37,9 @@ class Listener(Protocol):
         """The stream to this peer has (again) begun: earlier frames may be lost."""
 
     def link_down(self, node_id: str) -> None: ...
+    def heard_from(self, node_id: str) -> None:
+        """The stream from this peer has (again) begun: frames of an earlier one may be lost."""
+
     def peer_closed(self, node_id: str) -> None:
         """A connection with this peer, dialled or accepted, was closed by the other side or broke."""
 
@@ -282,6 +285,7 @@ class Network:
             superseded.transport.abort()
         if peer.node_id in self._heard_from:
             self._heard_from[peer.node_id].set()
+        self.listener.heard_from(peer.node_id)
 
     def accepted_down(self, node_id: str, link: Accepted) -> None:
         if self._accepted.get(node_id) is link:

@@ -19,6 +19,7 @@ import msgpack
 from kvnode.state.commands import FREEING, REPLACE
 
 ORIGIN_BYTES: Final = 8
+ORIGIN_AT: Final = 3  # in an encoded group, behind the headers of an array and of bytes
 # A command REPLACE begins so: an array of two or, with a leap, of four, its kind, and one of three forms of bytes.
 _REPLACEMENTS: Final = tuple(bytes((array, REPLACE, form)) for array in (0x92, 0x94) for form in (0xC4, 0xC5, 0xC6))
 _KIND: Final = bytes((REPLACE,))

@@ -12,16 +12,17 @@ from kvnode.configuration import Role, named
 from kvnode.node.disk_health import DiskHealth
 from kvnode.node.outstanding import Outstanding
 from kvnode.node.proposals import Proposals
-from kvnode.node.writes import ENTRY_GAP_S, GROUP_WORTHWHILE, Writes
+from kvnode.node.writes import ENTRY_GAP_S, GROUP_WORTHWHILE, VERDICTS_KEPT, Writes
 from kvnode.raft import messages
 from kvnode.raft.membership import Roster
 from kvnode.raft.messages import Message
 from kvnode.raft.replica import Replica
 from kvnode.state.commands import Put
-from kvnode.state.entries import encode_group
+from kvnode.state.entries import decode_entry, encode_group
 from kvnode.state.store import KeyValueStore
 from kvnode.storage.disk import Directory
 from kvnode.storage.journal import Journal
+from kvnode.storage.records import REGULAR
 from kvnode.storage.segments import Segments
 
 
@@ -58,6 +59,9 @@ class Desk:
 
     def clock(self) -> float:
         return time.monotonic() + self.later_s
+
+    def process_at(self, node_id: str) -> bytes:
+        return b"origin-2"
 
     def is_up(self, node_id: str) -> bool:
         return True
@@ -180,3 +184,90 @@ def test_a_follower_forwards_as_a_leader_proposes(desk: Desk, still: None) -> No
     desk.later_s += ENTRY_GAP_S
     desk.writes.pump()
     assert not desk.proposals.waiting
+
+
+def group_of(sequence: int, origin: bytes = b"origin-3") -> bytes:
+    return encode_group(origin, sequence, [Put("a", b"1").encode()])
+
+
+def proposed(desk: Desk) -> list[tuple[bytes, int]]:
+    """(origin, sequence) of each group in the log."""
+    groups = [group for command, *_ in desk.journal[0:] if command[0] == REGULAR for group in decode_entry(command[1:])]
+    return [(origin, sequence) for origin, sequence, _ in groups]
+
+
+def test_a_group_that_is_sent_again_is_taken_once(desk: Desk) -> None:
+    desk.elect()
+    desk.commit()
+    term = desk.replica.term
+    for sequence in (7, 8, 7, 8):
+        desk.writes.forwarded_here("n3", term, sequence, group_of(sequence))
+    desk.writes.pump()
+    desk.commit()
+    for sequence in (7, 8, 9):
+        desk.writes.forwarded_here("n3", term, sequence, group_of(sequence))
+    desk.writes.pump()
+    assert proposed(desk) == [(b"origin-3", sequence) for sequence in (7, 8, 9)]
+    assert desk.refusals() == []
+
+
+def test_the_next_process_of_a_node_has_numbers_of_its_own(desk: Desk) -> None:
+    desk.elect()
+    desk.commit()
+    term = desk.replica.term
+    desk.writes.forwarded_here("n3", term, 1, group_of(1))
+    desk.writes.forwarded_here("n3", term, 1, group_of(1, b"origin-X"))
+    desk.writes.pump()
+    assert proposed(desk) == [(b"origin-3", 1), (b"origin-X", 1)]
+
+
+def test_what_was_taken_is_never_refused_whatever_becomes_of_the_leader(desk: Desk) -> None:
+    """Its node would send it to the next leader, and this one's log may hold it all the same."""
+    desk.elect()
+    desk.commit()
+    term = desk.replica.term
+    desk.writes.forwarded_here("n3", term, 7, group_of(7))
+    desk.writes.pump()
+    desk.writes.transferring = True
+    desk.writes.forwarded_here("n3", term, 7, group_of(7))
+    desk.replica.guard.receive("n2", (messages.APPEND, term + 1, 1, 0, 1, 0, []))
+    assert not desk.replica.is_leader
+    desk.writes.forwarded_here("n3", term, 7, group_of(7))
+    assert desk.refusals() == []
+    desk.writes.forwarded_here("n3", term, 8, group_of(8))
+    assert desk.refusals() == [8]
+
+
+def test_what_was_refused_is_never_taken_and_the_refusal_is_given_again(desk: Desk) -> None:
+    """The refusal may be lost, or the group may come twice: its node has another number for it by then."""
+    desk.elect()
+    desk.commit()
+    term = desk.replica.term
+    desk.writes.transferring = True
+    desk.writes.forwarded_here("n3", term, 7, group_of(7))
+    desk.writes.transferring = False
+    desk.writes.forwarded_here("n3", term, 7, group_of(7))
+    desk.writes.pump()
+    assert desk.refusals() == [7, 7]
+    assert proposed(desk) == []
+
+
+def test_groups_that_were_kept_and_given_back_are_not_taken_in_a_later_term(desk: Desk) -> None:
+    desk.elect()
+    term = desk.replica.term
+    desk.writes.forwarded_here("n3", term, 7, group_of(7))
+    desk.replica.guard.receive("n2", (messages.APPEND, term + 1, 1, 0, 1, 0, []))
+    desk.writes.forwarded_here("n3", term, 7, group_of(7))
+    assert desk.refusals() == [7, 7]
+
+
+def test_what_is_remembered_of_forwarded_groups_is_bounded(desk: Desk) -> None:
+    desk.elect()
+    desk.commit()
+    term, last = desk.replica.term, 3 * VERDICTS_KEPT
+    for sequence in range(1, last + 1):
+        desk.writes.forwarded_here("n3", term, sequence, group_of(sequence))
+    desk.writes.forwarded_here("n3", term, 1, group_of(1))  # far behind: neither taken nor refused
+    desk.writes.pump()
+    assert [sequence for _, sequence in proposed(desk)] == [*range(1, last + 1)]
+    assert desk.refusals() == []

@@ -66,6 +66,46 @@ def test_reads_go_on_where_the_leaders_connection_to_a_follower_breaks(cluster: 
     assert cluster.leader() == leader
 
 
+@pytest.mark.parametrize("way", ["lose_the_dialler", "reset"])
+@pytest.mark.parametrize("end", ["to the leader", "from the leader"])
+def test_writes_go_on_where_a_connection_with_the_leader_breaks_and_none_is_applied_twice(
+    cluster: RelayedCluster, way: str, end: str
+) -> None:
+    """A group that was on its way is sent again; before, its writes waited five seconds and were in doubt."""
+    leader, follower = cluster.leader(), cluster.followers()[0]
+    link = cluster.links[(follower, leader) if end == "to the leader" else (leader, follower)]
+    over = threading.Event()
+    took: list[tuple[float, float, int]] = []
+    versions: list[tuple[int, int]] = []
+
+    def write(thread: int) -> None:
+        number = 0
+        while not over.is_set():
+            number += 1
+            began = time.monotonic()
+            answer = cluster.request(follower, "PUT", f"/v1/kv/writer-{thread}", b"x" * 2_000)
+            took.append((began, time.monotonic() - began, answer.status))
+            if answer.status == 200:
+                versions.append((number, answer.json()["version"]))
+
+    threads = [threading.Thread(target=write, args=(thread,)) for thread in range(6)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(12):  # a group is on its way when it breaks, now and then
+            known = len(took)
+            getattr(link, way)()
+            wait_until(lambda known=known: len(took) > known + 20, 8.0, "writes go on")
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(15)
+    assert {status for *_, status in took} == {200}
+    assert max(took_s for _, took_s, _ in took) < PATIENCE_S
+    assert all(number == version for number, version in versions), "a write was applied twice"
+    assert cluster.leader() == leader
+
+
 def test_a_silence_without_an_election_costs_reads_no_more_than_the_silence(cluster: RelayedCluster) -> None:
     """The way from the leader is silent for longer than an election timeout, and nothing is closed."""
     leader, follower = cluster.leader(), cluster.followers()[0]
