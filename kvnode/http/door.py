@@ -40,9 +40,10 @@ SESSION_PATH: Final = "/admin/api/v1/session"
 RESTORE_PATH: Final = "/admin/api/v1/restore"
 KEYS_PATH: Final = "/v1/kv/"
 ACCESS_PATH: Final = "/admin/api/v1/access"
-AUTHENTICATE: Final = "/v3/auth/authenticate"  # where etcd's clients show a token first
+# Where etcd's clients show a token first.
+AUTHENTICATE: Final = frozenset(("/v3/auth/authenticate", "/v3beta/auth/authenticate"))
 # The page that one signs in on, and what tells it whether to ask for a token.
-OPEN_TO_ALL: Final = PUBLIC | {ACCESS_PATH, AUTHENTICATE}
+OPEN_TO_ALL: Final = PUBLIC | {ACCESS_PATH} | AUTHENTICATE
 # The last two are etcd's: its clients ask for them before they have a token.
 PROBES: Final = frozenset(
     ("/admin/healthz", "/admin/healthz/leader", "/healthz", "/livez", "/readyz", "/health", "/version")

@@ -20,6 +20,8 @@ from kvnode.state.items import MARKS, content_of
 from kvnode.watch.audience import Piece, Texts
 from kvnode.watch.watcher import Ending
 
+EVENTS = "events"  # the name of this face's texts of a piece
+
 SENTENCES = {
     "slow": "The client did not read as fast as the keys change: go on from this revision.",
     "shutting_down": "This node is shutting down: go on from this revision on another one.",
@@ -59,15 +61,15 @@ def _head(kind: str, revision: int | None) -> bytes:
 
 def text_of(piece: Piece, texts: Texts) -> bytes:
     """The events of one revision; made once for all who are told of them in these turns."""
-    if piece.text:
-        return piece.text
+    if EVENTS in piece.texts:
+        return piece.texts[EVENTS]
     last = len(piece.block) - 1
     made: list[bytes] = []
     for number, change in enumerate(piece.block):
         made += (_head(KIND_NAMES[change[0]], piece.revision if number == last else None), b"{", *fields(change))
         made.append(b"}\n\n")
     text = b"".join(made)
-    texts.keep(piece, text)
+    texts.keep(piece, EVENTS, text)
     return text
 
 

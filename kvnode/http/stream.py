@@ -12,7 +12,7 @@ from typing import Final, cast
 from kvnode.http.answer import PRIVATE, Answer
 from kvnode.http.connection import Connection
 from kvnode.http.credentials import REVIEW_S, Admission, admission_of
-from kvnode.http.events import end_of, text_of
+from kvnode.http.events import EVENTS, end_of, text_of
 from kvnode.http.group import Group
 from kvnode.watch.watcher import Watcher
 
@@ -40,7 +40,7 @@ class Streams:
     def __init__(self, group: Group, heartbeat_s: float = HEARTBEAT_S) -> None:
         self.group = group
         self._beat_s = heartbeat_s / BEATS
-        self._wheel: list[dict[EventStream, None]] = [{} for _ in range(BEATS)]
+        self._wheel: list[dict[Stream, None]] = [{} for _ in range(BEATS)]
         self._slot = 0
         self._open = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -58,12 +58,12 @@ class Streams:
         if self._admitted.pop(watcher, None) is not None:
             self._rest()
 
-    def add(self, stream: EventStream) -> None:
+    def add(self, stream: Stream) -> None:
         self._wheel[stream.slot(self._slot)][stream] = None
         self._open += 1
         self._tick()
 
-    def remove(self, stream: EventStream) -> None:
+    def remove(self, stream: Stream) -> None:
         del self._wheel[stream.slot(self._slot)][stream]
         self._open -= 1
         self._rest()
@@ -94,27 +94,20 @@ class Streams:
         leaderless = now - self._led_at > LEADERLESS_S
         for stream in list(self._wheel[self._slot]):
             if leaderless:
-                hub.end(stream.watcher, "no_leader")
-            else:
-                stream.beat(now)
+                stream.no_leader()
+            stream.beat(now)
 
 
-class EventStream(Answer):
-    """The changes that a watcher is told of, as they happen."""
+class Stream(Answer):
+    """An answer that goes on until its watches end or its client has gone: what faces of watches have in common.
 
-    __slots__ = (
-        "_admission",
-        "_blocked_at",
-        "_connection",
-        "_over",
-        "_sent",
-        "_slot",
-        "_streams",
-        "_transport",
-        "watcher",
-    )
+    What a face adds: `_begin` writes the head, each watcher's `wake` writes what there is, `beat` and `no_leader` are
+    what the clock tells.
+    """
 
-    def __init__(self, streams: Streams, watcher: Watcher | None = None) -> None:
+    __slots__ = ("_admission", "_blocked_at", "_connection", "_over", "_slot", "_streams", "_transport", "watchers")
+
+    def __init__(self, streams: Streams) -> None:
         super().__init__(200, b"", close=True)
         self._streams = streams
         self._slot: int | None = None
@@ -122,9 +115,8 @@ class EventStream(Answer):
         self._connection: Connection | None = None
         self._admission: Admission | None = None
         self._over: asyncio.Future[None] | None = None
-        self._sent = 0  # the last id that the client was given
-        self._blocked_at = 0.0
-        self.watcher = cast(Watcher, watcher)  # it needs `wake` before it can be made: set right after
+        self._blocked_at: float | None = None  # since when the client does not take what it was sent
+        self.watchers: list[Watcher] = []  # those that go on
 
     def slot(self, present: int) -> int:
         """Its place in the wheel: the heartbeat comes a whole round after it began."""
@@ -134,68 +126,71 @@ class EventStream(Answer):
 
     async def write_eof(self, chunk: bytes = b"") -> None:
         """Writes until the watch ends or the client has gone."""
-        request, watcher = self._request, self.watcher
+        request = self._request
         self._request = None
         transport = None if request is None else request.transport
         if request is None or transport is None or transport.is_closing():
-            watcher.close()
+            self._close()
             raise ConnectionResetError("the client has gone")
         connection = cast(Connection, request.protocol)
         self._transport, self._connection = transport, connection
         self._admission = admission_of(request)
         self._over = asyncio.get_running_loop().create_future()
-        self._sent = watcher.next_revision - 1
         connection.listener = self
         self._streams.add(self)
-        self._streams.admit(watcher, self._admission)
+        for watcher in self.watchers:
+            self._streams.admit(watcher, self._admission)
         try:
             connection.drop_body(request)
-            transport.write(_HEAD % (self.stamp, PRIVATE, self._sent, self._sent + 1, self._sent))
-            self._streams.group.watches.call(watcher)
+            self._begin(transport)
             await self._over
             await self._last_word(transport)
         finally:
             self._transport = self._connection = connection.listener = None
             self._streams.remove(self)
-            self._streams.dismiss(watcher)
-            self.watcher.blocked = False
-            watcher.close()
+            self._close()
 
-    def flush(self) -> None:
-        """What the hub calls: writes what there is, unless the client is not ready for it."""
-        transport, connection, watcher = self._transport, self._connection, self.watcher
-        if transport is None or connection is None or self._over is None or self._over.done():
-            return
-        if self._admission is not None and not self._admission.holds():
-            self._streams.group.watches.end(watcher, "revoked")
-        if watcher.ending is not None:
-            transport.write(end_of(watcher.ending, watcher.revision))
-            self._over.set_result(None)
-        elif not watcher.blocked and (pieces := watcher.take(BATCH_BYTES)):
-            self._sent = pieces[-1].revision
-            texts = self._streams.group.watches.texts
-            connection.put_piece(b"".join([piece.text or text_of(piece, texts) for piece in pieces]))
+    def _begin(self, transport: asyncio.Transport) -> None:
+        """Writes the head."""
+        raise NotImplementedError
 
     def beat(self, now: float) -> None:
-        """The heartbeat: a comment, with the id up to which there was nothing else to tell, if that is news.
-
-        Else a watch of keys that seldom change would go on, after a break, from a revision that is long forgotten.
-        """
+        """Every few seconds."""
         transport = self._transport
-        if transport is None or self.watcher.ending is not None:
-            return
-        if self.watcher.blocked:
-            if now - self._blocked_at > STALLED_S:
-                transport.abort()
-            return
-        revision = self.watcher.revision
-        transport.write(b": heartbeat\nid: %d\n\n" % revision if revision > self._sent else b": heartbeat\n\n")
-        self._sent = max(self._sent, revision)
+        if transport is not None and self._blocked_at is not None and now - self._blocked_at > STALLED_S:
+            transport.abort()
+
+    def no_leader(self) -> None:
+        """No leader is known, for so long that the client may be better off elsewhere."""
+
+    def _is_open(self) -> bool:
+        return self._transport is not None and self._over is not None and not self._over.done()
+
+    def _check_admission(self) -> None:
+        """Ends what goes on under a right that has ended."""
+        if self._admission is not None and not self._admission.holds():
+            for watcher in self.watchers:
+                self._streams.group.watches.end(watcher, "revoked")
+
+    def _end(self) -> None:
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
+
+    def _leave(self, watcher: Watcher) -> None:
+        """One of the watches is over."""
+        self.watchers.remove(watcher)
+        self._streams.dismiss(watcher)
+        watcher.blocked = False
+        watcher.close()
+
+    def _close(self) -> None:
+        for watcher in list(self.watchers):
+            self._leave(watcher)
 
     async def _last_word(self, transport: asyncio.Transport) -> None:
         """Gives a client that does not read a moment to see how the stream ended."""
         deadline = asyncio.get_running_loop().time() + LAST_WORD_S
-        while self.watcher.blocked and not transport.is_closing():
+        while self._blocked_at is not None and not transport.is_closing():
             if asyncio.get_running_loop().time() > deadline:
                 transport.abort()
                 return
@@ -204,18 +199,69 @@ class EventStream(Answer):
     # --- what the connection tells (connection.Listener) ----------------------------------------------
 
     def paused(self) -> None:
-        transport = self._transport
-        if transport is None:
+        if self._transport is None:
             return
-        self.watcher.blocked = True
         self._blocked_at = asyncio.get_running_loop().time()
+        for watcher in self.watchers:
+            watcher.blocked = True
 
     def resumed(self) -> None:
-        self.watcher.blocked = False
+        self._blocked_at = None
         # In its turn: hundreds of clients may read at once, and each is sent up to a revision of 2 MiB for it.
-        self._streams.group.watches.call(self.watcher)
+        for watcher in self.watchers:
+            watcher.blocked = False
+            self._streams.group.watches.call(watcher)
 
     def lost(self) -> None:
-        self.watcher.blocked = False
-        if self._over is not None and not self._over.done():
-            self._over.set_result(None)
+        self._blocked_at = None
+        self._end()
+
+
+class EventStream(Stream):
+    """The changes that a watcher is told of, as they happen."""
+
+    __slots__ = ("_sent", "_watcher")
+
+    def __init__(self, streams: Streams) -> None:
+        super().__init__(streams)
+        self._sent = 0  # the last id that the client was given
+
+    def watch(self, watcher: Watcher) -> None:
+        """What it shows: right after it was made, as the watcher needs its `flush`."""
+        self._watcher = watcher
+        self.watchers = [watcher]
+
+    def _begin(self, transport: asyncio.Transport) -> None:
+        self._sent = sent = self._watcher.next_revision - 1
+        transport.write(_HEAD % (self.stamp, PRIVATE, sent, sent + 1, sent))
+        self._streams.group.watches.call(self._watcher)
+
+    def flush(self) -> None:
+        """What the hub calls: writes what there is, unless the client is not ready for it."""
+        transport, connection, watcher = self._transport, self._connection, self._watcher
+        if transport is None or connection is None or not self._is_open():
+            return
+        self._check_admission()
+        if watcher.ending is not None:
+            transport.write(end_of(watcher.ending, watcher.revision))
+            self._end()
+        elif not watcher.blocked and (pieces := watcher.take(BATCH_BYTES)):
+            self._sent = pieces[-1].revision
+            texts = self._streams.group.watches.texts
+            connection.put_piece(b"".join([piece.texts.get(EVENTS) or text_of(piece, texts) for piece in pieces]))
+
+    def beat(self, now: float) -> None:
+        """The heartbeat: a comment, with the id up to which there was nothing else to tell, if that is news.
+
+        Else a watch of keys that seldom change would go on, after a break, from a revision that is long forgotten.
+        """
+        super().beat(now)
+        transport = self._transport
+        if transport is None or self._watcher.ending is not None or self._blocked_at is not None:
+            return
+        revision = self._watcher.revision
+        transport.write(b": heartbeat\nid: %d\n\n" % revision if revision > self._sent else b": heartbeat\n\n")
+        self._sent = max(self._sent, revision)
+
+    def no_leader(self) -> None:
+        self._streams.group.watches.end(self._watcher, "no_leader")

@@ -60,7 +60,7 @@ class Watches:
         if wait_s is not None:
             return await self._poll(request, selector, from_revision, wait_s)
         stream = EventStream(self._streams)
-        stream.watcher = self._group.watches.watch(selector, from_revision, stream.flush)
+        stream.watch(self._group.watches.watch(selector, from_revision, stream.flush))
         return stream
 
     async def _from_revision(self, request: web.BaseRequest, parameters: Query) -> int:

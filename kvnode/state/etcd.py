@@ -300,7 +300,7 @@ class _Run:
             elif kind == DELETE:
                 results.append(self.delete(*fields))
             else:
-                results.append(PastRead(fields[0]))
+                results.append(PastRead(self._revision))
         return TxnDone(chosen.succeeded, self._revision, tuple(results))
 
     def _put(self, key: str, value: bytes, lease: int = 0, flags: int = 0) -> PutDone:

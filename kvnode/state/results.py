@@ -175,7 +175,10 @@ class RangeDeleted:
 
 @dataclass(frozen=True, slots=True)
 class PastRead:
-    """In the place of a range that was read at `revision` before the transaction was proposed (`etcd.Past`)."""
+    """In the place of a range of the past, read before the transaction was proposed (`etcd_requests.Past`).
+
+    `revision` is the store's where the range stands in the transaction.
+    """
 
     revision: int
 

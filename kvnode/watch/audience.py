@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kvnode.watch.history import Block, sent_bytes
@@ -31,16 +32,19 @@ class Selector(NamedTuple):
 
 
 class Piece:
-    """The changes of one revision that a group watches; `text` is what a face made of them, for its next watcher."""
+    """The changes of one revision that a group watches; `texts` are what faces made of them, for their next watchers.
 
-    __slots__ = ("block", "bytes", "revision", "selector", "text")
+    A face names its texts by something that tells them from those of all others.
+    """
+
+    __slots__ = ("block", "bytes", "revision", "selector", "texts")
 
     def __init__(self, block: Block, selector: Selector) -> None:
         self.block = block
         self.selector = selector
         self.bytes = sent_bytes(block)
         self.revision = block[0][2]
-        self.text = b""
+        self.texts: dict[Hashable, bytes] = {}
 
 
 class Texts:
@@ -52,11 +56,11 @@ class Texts:
         self.pieces: dict[tuple[Selector, int], Piece] = {}  # by selector and revision
         self.bytes = 0
 
-    def keep(self, piece: Piece, text: bytes) -> None:
+    def keep(self, piece: Piece, name: Hashable, text: bytes) -> None:
         place = (piece.selector, piece.revision)
-        if place in self.pieces:  # another piece of the same, from before it was kept
+        if self.pieces.get(place, piece) is not piece:  # another one of the same, from before it was kept
             self._forget(place)
-        piece.text = text
+        piece.texts[name] = text
         self.pieces[place] = piece
         self.bytes += len(text)
         # The newest stays, whatever its size: to make that of a deleted prefix once for each watcher takes far longer.
@@ -69,8 +73,8 @@ class Texts:
 
     def _forget(self, place: tuple[Selector, int]) -> None:
         piece = self.pieces.pop(place)
-        self.bytes -= len(piece.text)
-        piece.text = b""
+        self.bytes -= sum(map(len, piece.texts.values()))
+        piece.texts = {}
 
 
 class Audience:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncIterator
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from aiohttp import web
@@ -30,33 +30,17 @@ from kvnode.errors import (
 from kvnode.http.gateway.cluster import REFUSED
 from kvnode.http.gateway.errors import failure, stream_failure
 from kvnode.http.gateway.header import numbered
-from kvnode.state.commands import LEVEL, TOKEN_CREATE, TOKEN_REVOKE
+from kvnode.state.commands import TOKEN_CREATE, TOKEN_REVOKE
+from tests.gateway.calls import call, error, leveled
 from tests.http.serving import Served, serve
-from tests.http.single import SingleGroup
 
 FIRST = "the-first-token-of-this-cluster"
-
-
-def leveled() -> SingleGroup:
-    group = SingleGroup()
-    group.store.apply([LEVEL, 1])
-    return group
 
 
 @pytest.fixture
 async def node() -> AsyncIterator[Served]:
     async with serve(leveled()) as served:
         yield served
-
-
-async def call(node: Served, path: str, document: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
-    body = b"" if document is None else json.dumps(document).encode()
-    reply = await node.ask("POST", f"/v3/{path}", headers, body)
-    return reply.status, reply.json
-
-
-def error(code: int, message: str) -> dict[str, object]:
-    return {"error": message, "code": code, "message": message}
 
 
 async def test_version_is_one_that_clients_choose_v3_by(node: Served) -> None:

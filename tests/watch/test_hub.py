@@ -297,7 +297,7 @@ def test_the_texts_of_changes_are_kept_for_their_turns_alone_and_within_a_bound(
     pieces = [piece for audience in node.hub._prefixes.values() for piece in audience.log]
     assert len(pieces) == 200
     assert 0 < most[0] <= TEXTS_BYTES_MAX
-    assert node.hub.texts.bytes == sum(len(piece.text) for piece in pieces) == 0
+    assert node.hub.texts.bytes == sum(len(piece.texts) for piece in pieces) == 0
 
 
 def test_a_revision_of_many_changes_is_made_into_text_once_for_all_its_watchers() -> None:

@@ -7,12 +7,21 @@ from __future__ import annotations
 
 from kvnode.http.budget import Budgets
 from kvnode.http.credentials import Credentials
-from kvnode.http.gateway import cluster
+from kvnode.http.gateway import cluster, keys, leases, txn, watch
 from kvnode.http.gateway.header import Headers
 from kvnode.http.group import Group
 from kvnode.http.route import Methods
 
 
-def routes(group: Group, budgets: Budgets, credentials: Credentials) -> dict[str, Methods]:
+def routes(group: Group, budgets: Budgets, credentials: Credentials, heartbeat_s: float) -> dict[str, Methods]:
     headers = Headers(group)
-    return {**cluster.routes(group, headers, credentials)}
+    known = {
+        **cluster.routes(group, headers, credentials),
+        **keys.routes(group, budgets, headers),
+        **txn.routes(group, budgets, headers),
+        **leases.routes(group, budgets, headers),
+        **watch.routes(group, headers, heartbeat_s),
+    }
+    # etcd 3.5 takes its calls under the path of 3.3 as well, and some clients (tooz) send them there.
+    older = {path.replace("/v3/", "/v3beta/", 1): methods for path, methods in known.items()}
+    return older | known

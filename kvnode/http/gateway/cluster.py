@@ -66,7 +66,7 @@ def routes(group: Group, headers: Headers, credentials: Credentials) -> dict[str
         "/v3/cluster/member/list": {"POST": read(cluster.members)},
         "/v3/maintenance/status": {"POST": read(cluster.status)},
         "/v3/auth/authenticate": {"POST": read(cluster.authenticate)},
-        **{f"/v3/{call}": {"POST": _refusing(call, instead)} for call, instead in REFUSED.items()},
+        **{f"/v3/{call}": {"POST": read(_refusing(call, instead))} for call, instead in REFUSED.items()},
     }
 
 

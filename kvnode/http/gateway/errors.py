@@ -90,7 +90,7 @@ class Status(Definite):
 
 def is_gateway(path: str) -> bool:
     """Whether failures under this path are etcd's to word."""
-    return path.startswith("/v3/")
+    return path.startswith(("/v3/", "/v3beta/"))
 
 
 def failure(request: web.BaseRequest, error: KvnodeError) -> Answer:
@@ -104,8 +104,14 @@ def stream_failure(request: web.BaseRequest, error: KvnodeError) -> Answer:
     """The same where the answer is a stream of messages, and nothing of it was sent."""
     code, message = grpc_status(request, error)
     status, headers = _http(code, error)
+    return Answer(status, headers, stream_error(code, message))
+
+
+def stream_error(code: int, message: str) -> bytes:
+    """The last message of a stream that fails."""
+    status = HTTP_STATUS[code]
     inner = {"grpc_code": code, "http_code": status, "message": message, "http_status": HTTPStatus(status).phrase}
-    return Answer(status, headers, json_bytes({"error": inner}))
+    return json_bytes({"error": inner})
 
 
 def grpc_status(request: web.BaseRequest, error: KvnodeError) -> tuple[int, str]:

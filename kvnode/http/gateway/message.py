@@ -107,13 +107,13 @@ def text(name: str, value: Any) -> str:
     return value
 
 
-def enum(*words: str) -> Decode:
-    """Its number; one that it does not have is its first, as where nothing is said."""
+def enum(*words: str, strict: bool = False) -> Decode:
+    """Its number. One that it does not have is its first, as where nothing is said, or (`strict`) refused."""
 
     def decode(name: str, value: Any) -> int:
         if type(value) is str and value in words:
             return words.index(value)
-        if type(value) is not int:
+        if type(value) is not int or (strict and not 0 <= value < len(words)):
             raise Status(INVALID_ARGUMENT, f'"{name}" is one of {", ".join(words)}.')
         return value if 0 <= value < len(words) else 0
 
