@@ -44,7 +44,7 @@ COMMANDS: Final = {
         "member": ("kvnode.cli.members", "member", "List, add, promote, replace or remove members."),
     },
     "Access": {
-        "token": ("kvnode.cli.tokens", "token", "Create, list or revoke access tokens."),
+        "token": ("kvnode.cli.tokens", "token", "Create, list, change, rotate or revoke access tokens."),
         "session-key": ("kvnode.cli.session_key", "session_key", "Show or rotate the key of admin sessions."),
     },
     "Nodes": {

@@ -78,7 +78,7 @@ def refusal(url: str, answer: Answer, is_read: bool) -> errors.KvnodeError:
     except (errors.KvnodeError, KeyError):
         return _foreign_refusal(url, answer.status, is_read)
     if answer.status in (401, 403):
-        kind = errors.Unauthorized if answer.status == 401 else errors.Definite
+        kind = errors.Unauthorized if answer.status == 401 else errors.Forbidden
         return kind(message, code="not_allowed")
     if code == errors.PreconditionFailed.code:
         return errors.PreconditionFailed(message, etag_revision(answer.headers))

@@ -321,9 +321,9 @@ class Client:
         return parsed(await self._calls.call("GET", TOKENS), shapes.TOKENS)
 
     async def change_tokens(self, method: str, path: str, **document: Any) -> dict[str, Any]:
-        """POST a token to be made, or DELETE `/ID`; what the node answers."""
-        data, shape = json.dumps(document).encode(), shapes.MADE_TOKEN if method == "POST" else shapes.REVOKED_TOKEN
-        return parsed(await self._calls.call(method, TOKENS + path, JSON, data), shape)
+        """POST a token to be made, or `/TOKEN/rotate`; PATCH or DELETE `/TOKEN`. What the node answers."""
+        shape = {"POST": shapes.MADE_TOKEN, "PATCH": shapes.TOKEN}.get(method, shapes.REVOKED_TOKEN)
+        return parsed(await self._calls.call(method, TOKENS + path, JSON, json.dumps(document).encode()), shape)
 
 
 def _batched(result: Mapping[str, Any]) -> Batched:

@@ -20,6 +20,7 @@ DRAINED: Final = _of("node", "draining", "leads", "leader_id", "message")
 RESTORED: Final = _of("items", "revision", "backup_revision")
 SESSION_KEY: Final = _of("number", "fingerprint", "origin", "previous", "grace_s", "error")
 TOKENS: Final = _of(tokens=_of("id", "role", "created_ms", "name"))
+TOKEN: Final = _of("id", "name", "role", "prefixes", "expires_ms")
 MADE_TOKEN: Final = _of("id", "token")
 REVOKED_TOKEN: Final = _of("revoked")
 

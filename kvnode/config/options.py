@@ -53,7 +53,7 @@ OPTIONS: Final = (
     Option("log-level", "debug|info|warning|error", "info", "The least severe line to log."),
     Option("log-requests", "", "off", "Also log a line for each request, with its X-Request-Id.", switch=True),
     Option("otel", "", "off", "Export a span for each request (kvnode[otel]); OTEL_… variables.", switch=True),
-    Option("token-file", "FILE", None, "HTTP asks for tokens; this is the first one, with the role full."),
+    Option("token-file", "FILE", None, "HTTP asks for tokens; this is the first one, with the role admin."),
     Option("insecure", "", "off", "Allow HTTP to listen off loopback without asking for tokens.", switch=True),
     Option("tls-cert", "FILE", None, "HTTP speaks TLS with this certificate; SIGHUP reads it again."),
     Option("tls-key", "FILE", None, "The key of --tls-cert."),
