@@ -18,6 +18,7 @@ from kvnode.http.writing import idempotency_key, not_written
 from kvnode.metrics.recent import Traffic
 from kvnode.state.commands import Delete, IdempotencyKey, Put
 from kvnode.state.results import Deleted, Result, Written
+from kvnode.state.store import KeyValueStore
 
 OPERATIONS_MAX: Final = 1_000
 BODY_BYTES_MAX: Final = 8 * 1_048_576  # parsing it holds the event loop for some 50 ms
@@ -31,7 +32,7 @@ def routes(group: Group, traffic: Traffic | None = None) -> dict[str, Methods]:
     async def batch(request: web.BaseRequest, rest: str, query: str) -> Answer:
         idempotency, rights = idempotency_key(request, group, batch=True), rights_of(request)
         document = await read_object(request, BODY_BYTES_MAX, _BODY)
-        keys, commands = _commands(document, idempotency, rights)
+        keys, commands = _commands(document, idempotency, rights, group.store)
         traffic.wrote_each(keys)
         results = await group.propose_each(commands)
         return json_answer(200, {"results": [_outcome(*pair) for pair in zip(keys, results, strict=True)]})
@@ -39,7 +40,9 @@ def routes(group: Group, traffic: Traffic | None = None) -> dict[str, Methods]:
     return {"/v1/batch": {"POST": Endpoint(batch, right=WRITE, scoped=True)}}
 
 
-def _commands(document: dict[str, Any], idempotency: IdempotencyKey, rights: Rights) -> tuple[list[str], list[bytes]]:
+def _commands(
+    document: dict[str, Any], idempotency: IdempotencyKey, rights: Rights, store: KeyValueStore
+) -> tuple[list[str], list[bytes]]:
     """The keys and the encoded commands. All of it is read before any of it is proposed: a batch that is wrong
     somewhere changes nothing. And nothing else is kept of it while it waits: it would have each value three times.
     """
@@ -51,10 +54,12 @@ def _commands(document: dict[str, Any], idempotency: IdempotencyKey, rights: Rig
     for number, entry in enumerate(operations):
         command = _command(entry, number, idempotency)
         rights.check_key(command.key)
-        if isinstance(command, Put):
-            rights.check_lease(command.lease)
         keys.append(command.key)
-        commands.append(command.encode())
+        encoded = command.encode()
+        if isinstance(command, Put) and command.lease:
+            rights.check_lease(store, command.lease)
+            encoded = rights.on_leases(store, encoded, (command.lease,))
+        commands.append(encoded)
     return keys, commands
 
 

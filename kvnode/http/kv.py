@@ -20,7 +20,7 @@ from kvnode.http.later import Later
 from kvnode.http.leases import leasing, remaining_s
 from kvnode.http.past import asked_revision, item_at
 from kvnode.http.paths import Query, decode_key
-from kvnode.http.rights import READ, WRITE, rights_of
+from kvnode.http.rights import READ, WRITE, Rights, rights_of
 from kvnode.http.route import Endpoint, Methods
 from kvnode.http.writing import idempotency_key, not_written
 from kvnode.metrics.recent import Traffic
@@ -59,19 +59,24 @@ class Keys:
         if self._traffic.left <= 0:
             self._traffic.wrote(key)
         lease, ttl_s = leasing(Query(query)) if query else (0, 0)
-        rights.check_lease(lease)
+        rights.check_lease(self._group.store, lease)
         idempotency = idempotency_key(request, self._group)
         expect = write_expectation(request, may_create=True)
         content_type = _content_type(request)
         value = whole_body(request, VALUE_BYTES_MAX)
         if value is None:
-            return self._put_as_it_comes(request, Put(key, b"", content_type, expect, idempotency, lease, ttl_s))
+            put = Put(key, b"", content_type, expect, idempotency, lease, ttl_s)
+            return self._put_as_it_comes(request, put, rights)
         command = encode_put(key, value, content_type, expect, idempotency, lease, ttl_s)
+        if lease:
+            command = rights.on_leases(self._group.store, command, (lease,))
         return Later(self._group.propose(command), lambda result: _put(key, result))
 
-    async def _put_as_it_comes(self, request: web.BaseRequest, put: Put) -> Answer:
+    async def _put_as_it_comes(self, request: web.BaseRequest, put: Put, rights: Rights) -> Answer:
         # The command alone is kept while it waits, or the value would be there twice.
         command = replace(put, value=await read_body(request, VALUE_BYTES_MAX)).encode()
+        if put.lease:
+            command = rights.on_leases(self._group.store, command, (put.lease,))
         return _put(put.key, await self._group.propose(command))
 
     def delete(self, request: web.BaseRequest, rest: str, query: str) -> Awaitable[Answer]:

@@ -13,7 +13,7 @@ from kvnode.http.consistency import consistency
 from kvnode.http.document import read_object, ttl_in, whole_parameter
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
-from kvnode.http.rights import READ, WRITE
+from kvnode.http.rights import READ, WRITE, Rights, rights_of
 from kvnode.http.route import Endpoint, Handler, Methods
 from kvnode.http.writing import idempotency_key, not_written
 from kvnode.state.commands import Grant, Renew, Revoke
@@ -29,11 +29,11 @@ _TTL: Final = frozenset(("ttl",))
 
 def routes(group: Group, budgets: Budgets) -> dict[str, Methods]:
     leases = Leases(group, budgets.turns)
-    some = Endpoint(leases.list, "cursor", "consistency", right=READ)
-    one = Endpoint(leases.get, "consistency", right=READ)
+    some = Endpoint(leases.list, "cursor", "consistency", right=READ, scoped=True)
+    one = Endpoint(leases.get, "consistency", right=READ, scoped=True)
 
     def write(handler: Handler) -> Endpoint:
-        return Endpoint(handler, right=WRITE)
+        return Endpoint(handler, right=WRITE, scoped=True)
 
     return {
         "/v1/leases": {"GET": some, "HEAD": some, "POST": write(leases.grant)},
@@ -52,22 +52,27 @@ class Leases:
         self._turns = turns
 
     async def grant(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
-        idempotency = idempotency_key(request, self._group)
+        idempotency, rights = idempotency_key(request, self._group), rights_of(request)
         document = await read_object(request, BODY_BYTES_MAX, _TTL)
-        return await self._timed(Grant(ttl_in(document, "The body"), idempotency))
+        return await self._timed(rights, Grant(ttl_in(document, "The body"), idempotency))
 
     async def keepalive(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
-        return await self._timed(Renew(_id(rest), idempotency_key(request, self._group)))
+        lease, rights = _id(rest), rights_of(request)
+        rights.check_lease(self._group.store, lease)
+        return await self._timed(rights, Renew(lease, idempotency_key(request, self._group)), lease)
 
-    async def _timed(self, command: Grant | Renew) -> Answer:
+    async def _timed(self, rights: Rights, command: Grant | Renew, *leases: int) -> Answer:
         """A grant or a renewal: the whole ttl is before the lease again."""
-        result = await self._group.propose(command.encode())
+        result = await self._group.propose(rights.on_leases(self._group.store, command.encode(), leases))
         if type(result) is not Granted:
             raise not_written(result)
         return json_answer(200, {"id": result.lease, "ttl": result.ttl_s, "remaining": result.ttl_s})
 
     async def revoke(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
-        result = await self._group.propose(Revoke(_id(rest), idempotency_key(request, self._group)).encode())
+        lease, rights = _id(rest), rights_of(request)
+        rights.check_lease(self._group.store, lease)
+        command = Revoke(lease, idempotency_key(request, self._group)).encode()
+        result = await self._group.propose(rights.on_leases(self._group.store, command, (lease,)))
         if type(result) is not Revoked:
             raise not_written(result)
         outcome = {"id": result.lease, "ttl": result.ttl_s, "remaining": 0}
@@ -78,6 +83,7 @@ class Leases:
         lease_id = _id(rest)
         headers = await consistency(self._group, Query(query))
         await self._turns.take()
+        rights_of(request).check_lease(self._group.store, lease_id)
         fields = self._fields(lease_id)
         if fields is None:
             missing = LeaseNotFound("The lease does not exist, or not any more.")
@@ -93,8 +99,12 @@ class Leases:
         after = whole_parameter(parameters["cursor"], LEASE_ID_MAX, "cursor") if "cursor" in parameters else 0
         headers = await consistency(self._group, parameters)
         await self._turns.take()
-        ids = self._group.store.leases.ids(after, PAGE_LEASES + 1)
-        page: dict[str, Any] = {"leases": [self._fields(lease_id) for lease_id in ids[:PAGE_LEASES]]}
+        leases, rights = self._group.store.leases, rights_of(request)
+        ids = leases.ids(after, PAGE_LEASES + 1)
+        shown = ids[:PAGE_LEASES]
+        if rights.prefixes:  # a page may have none of them, and a cursor all the same
+            shown = [lease_id for lease_id in shown if leases.usable(lease_id, rights.owner, rights.prefixes)]
+        page: dict[str, Any] = {"leases": [self._fields(lease_id) for lease_id in shown]}
         if len(ids) > PAGE_LEASES:
             page["cursor"] = str(ids[PAGE_LEASES - 1])
         return json_answer(200, page, headers)

@@ -6,8 +6,9 @@ Two questions are asked before anything is read or proposed, so that a refusal s
    handler runs. A route that says nothing takes an administrator's token.
 2. Does every key that the request names lie under one of the token's prefixes? Only the handler knows which keys these
    are: once it has understood the request it asks here for each of them, with `check_key`, `check_prefix` or
-   `check_range`, and with `check_write` where one route takes reads and writes. A route whose handler does not ask, and
-   which does not name keys either, takes no token with prefixes (`Endpoint.scoped`).
+   `check_range`, and with `check_write` where one route takes reads and writes. For leases there are `check_lease` and
+   `on_leases`: whose keys are on a lease is the state machine's to decide (`state/leases.py`). A route whose handler
+   does not ask, and which does not name keys either, takes no token with prefixes (`Endpoint.scoped`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, cast
 
-from kvnode.errors import Forbidden
+from kvnode.errors import Forbidden, Unavailable
+from kvnode.state.commands import encode_within
 from kvnode.state.items import prefix_end
+from kvnode.state.store import KeyValueStore
 from kvnode.state.tokens import Token
 
 if TYPE_CHECKING:
@@ -91,10 +94,22 @@ class Rights:
         if self.role < WRITE:
             raise Forbidden("This token may only read, and this takes one with the role write.")
 
-    def check_lease(self, lease: int) -> None:
-        """For a lease that a request names, 0 for none. Raises Forbidden."""
-        if self.prefixes and lease:
-            raise Forbidden("This token has prefixes, and leases take one without.")
+    def check_lease(self, store: KeyValueStore, lease: int) -> None:
+        """For a lease that a request names, 0 for none, as far as this node knows it. Raises OutsidePrefixes."""
+        if self.prefixes and lease and not store.leases.usable(lease, self.owner, self.prefixes):
+            raise lease_outside(lease)
+
+    def on_leases(self, store: KeyValueStore, command: bytes, leases: tuple[int, ...] = ()) -> bytes:
+        """An encoded command that grants a lease, or names some: with the rights that it is carried out under.
+
+        What this node knows of a lease may be old, so it is the state machine that decides. Raises Unavailable where
+        some member does not know such a command.
+        """
+        if not self.prefixes:
+            return command
+        if store.level < 1:
+            raise Unavailable("Some member of this cluster is of a version that knows no prefixes: update it first.")
+        return encode_within(self.owner, self.prefixes, leases, command)
 
     def idempotency_key(self, key: str) -> str:
         """What a request's Idempotency-Key is remembered by.
@@ -124,6 +139,10 @@ def rights_of(request: web.BaseRequest) -> Rights:
     """Of whoever sent the request that is being answered."""
     credential = cast("Connection", request.protocol).credential
     return ALL if credential is None else credential[1].rights
+
+
+def lease_outside(lease: int) -> OutsidePrefixes:
+    return OutsidePrefixes(f"This token has no right to the lease {lease}.")
 
 
 def _no_right_to_prefix(prefix: str) -> str:

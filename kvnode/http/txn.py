@@ -34,6 +34,7 @@ from kvnode.state.results import (
     TxnResult,
     Written,
 )
+from kvnode.state.store import KeyValueStore
 from kvnode.state.transactions import (
     CREATE_REVISION,
     EXISTS,
@@ -71,7 +72,7 @@ def routes(group: Group, budgets: Budgets, traffic: Traffic | None = None) -> di
     async def txn(request: web.BaseRequest, rest: str, query: str) -> Answer:
         key, rights = idempotency_key(request, group), rights_of(request)
         transaction = _transaction(await read_object(request, BODY_BYTES_MAX, _BODY), key)
-        _check_rights(rights, transaction)
+        leases = _check_rights(rights, transaction, group.store)
         command, branches = transaction.encode(), [transaction.success, transaction.failure]
         del transaction
         if len(command) > TRANSACTION_BYTES_MAX:
@@ -84,6 +85,8 @@ def routes(group: Group, budgets: Budgets, traffic: Traffic | None = None) -> di
         # Before anything is proposed: an answer that finds no room afterwards would leave its client in doubt.
         hold = budgets.answers.hold(min(read, TRANSACTION_READ_BYTES_MAX) * 4 // 3) if read else None
         branches = [tuple(operation[:2] for operation in branch) for branch in branches]  # values are in the command
+        if leases:
+            command = rights.on_leases(store, command, leases)
         result = await group.propose(command)
         if type(result) is not TxnResult:
             raise not_written(result)
@@ -97,21 +100,26 @@ def routes(group: Group, budgets: Budgets, traffic: Traffic | None = None) -> di
     return {"/v1/txn": {"POST": Endpoint(txn, right=WRITE, scoped=True)}}
 
 
-def _check_rights(rights: Rights, transaction: Txn) -> None:
+def _check_rights(rights: Rights, transaction: Txn, store: KeyValueStore) -> tuple[int, ...]:
     """For all that it names, whichever branch will run: what a comparison of another's key decides tells of that key.
 
-    Raises OutsidePrefixes.
+    The leases that a token with prefixes names. Raises OutsidePrefixes.
     """
     if not rights.prefixes:
-        return
+        return ()
+    leases: set[int] = set()
     rights.check_keys(compare[0] for compare in transaction.compare)
     for kind, key, *rest in (*transaction.success, *transaction.failure):
         if kind == DELETE_PREFIX:
             rights.check_prefix(key)
         else:
             rights.check_key(key)
-            if kind == PUT:
-                rights.check_lease(rest[2])
+            if kind == PUT and rest[2]:
+                rights.check_lease(store, rest[2])
+                leases.add(rest[2])
+    if len(leases) > OPERATIONS_MAX:
+        raise BadRequest(f"A transaction names up to {OPERATIONS_MAX} leases.")
+    return tuple(sorted(leases))
 
 
 def _transaction(document: dict[str, Any], key: IdempotencyKey) -> Txn:

@@ -19,7 +19,7 @@ from kvnode.errors import (
 )
 from kvnode.http.credentials import admission_of
 from kvnode.http.group import Group
-from kvnode.http.rights import rights_of
+from kvnode.http.rights import lease_outside, rights_of
 from kvnode.net.proxies import client_network
 from kvnode.state.commands import IdempotencyKey
 from kvnode.state.limits import (
@@ -31,6 +31,7 @@ from kvnode.state.limits import (
 from kvnode.state.results import (
     IdempotencyMismatch,
     Invalid,
+    LeaseForeign,
     LeaseMissing,
     LeasesFull,
     OutcomesFull,
@@ -84,6 +85,8 @@ def not_written(result: Result) -> Exception:
         )
     if isinstance(result, LeaseMissing):
         return LeaseNotFound("The lease does not exist, or not any more.")
+    if isinstance(result, LeaseForeign):
+        return lease_outside(result.lease)
     if isinstance(result, LeasesFull):
         return TooManyLeases("The cluster holds as many leases as it may; let some end, or share one among keys.")
     if isinstance(result, OutcomesFull):

@@ -37,6 +37,7 @@ from kvnode.state.limits import (
     token_fault,
     token_id_fault,
     value_fault,
+    within_fault,
 )
 
 # The highest feature level that this version knows. 0 is what 0.1.0 knows, 1 adds LEVEL itself and what is gated by it.
@@ -64,8 +65,9 @@ RESTORE_COMMIT: Final = 17
 RESTORE_ABORT: Final = 18
 ADVANCE_CLOCK: Final = 19  # `idempotency.py`; from feature level 1 on
 TOKEN_PUT: Final = 20  # `tokens.py`; from feature level 1 on
-ETCD_TXN: Final = 21  # `etcd.py`; this and the one below from feature level 1 on
+ETCD_TXN: Final = 21  # `etcd.py`; this and the two below from feature level 1 on
 ETCD_DELETE: Final = 22
+WITHIN: Final = 23  # a command in it, on leases, by a token with prefixes (`leases.py`)
 # Fields up to the idempotency key, which is left out where there is none: older journals have no such field, and
 # a write without a key does not carry an empty one. From feature level 1 on that field may be a list of the key and of
 # whose write it is (`idempotency.py`).
@@ -73,7 +75,7 @@ FIELDS: Final = {
     PUT: 5, DELETE: 3, DELETE_PREFIX: 2, TXN: 4, GRANT: 2, RENEW: 2, REVOKE: 2, EXPIRE: 2, SESSION: 5,
     TOKEN_CREATE: 2, TOKEN_REVOKE: 2, REPLACE: 2, LEVEL: 2, END_SESSION: 2,
     RESTORE_BEGIN: 2, RESTORE_PIECE: 2, RESTORE_COMMIT: 2, RESTORE_ABORT: 2, ADVANCE_CLOCK: 2,
-    TOKEN_PUT: 2, ETCD_TXN: 4, ETCD_DELETE: 2,
+    TOKEN_PUT: 2, ETCD_TXN: 4, ETCD_DELETE: 2, WITHIN: 3,
 }  # fmt: skip
 PUT_FIELDS: Final = FIELDS[PUT]
 DELETE_FIELDS: Final = FIELDS[DELETE]
@@ -260,6 +262,11 @@ class PutToken:
         return bytes(_pack((TOKEN_PUT, (self.before, self.fields))))
 
 
+def encode_within(owner: str, prefixes: tuple[str, ...], leases: tuple[int, ...], command: bytes) -> bytes:
+    """An encoded command that grants a lease, or names some, by a token with prefixes (`leases.Leases.usable`)."""
+    return b"\x93" + _pack(WITHIN) + _pack((owner, prefixes, leases)) + command
+
+
 @dataclass(frozen=True, slots=True)
 class RaiseLevel:
     """The cluster has reached this feature level: every member knows it. Levels never fall."""
@@ -442,6 +449,8 @@ def _argument_fault(kind: int, argument: Any) -> str | None:
         return token_fault(argument)
     if kind == TOKEN_REVOKE:
         return token_id_fault(argument)
+    if kind == WITHIN:
+        return within_fault(argument)
     if kind == TOKEN_PUT:
         return put_token_fault(argument)
     if kind == LEVEL:

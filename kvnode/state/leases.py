@@ -20,7 +20,7 @@ container for each lease, which the garbage collector would visit by the million
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -29,7 +29,7 @@ from sortedcontainers import SortedList
 
 from kvnode.state.changes import CHANGE_DELETE, CHANGE_EXPIRE
 from kvnode.state.commands import GRANT, RENEW, REVOKE
-from kvnode.state.items import go_on, in_order
+from kvnode.state.items import go_on, in_order, prefix_end
 from kvnode.state.key_order import forget
 from kvnode.state.limits import COUNTER_MAX, LEASE_ID_MAX, LEASES_MAX, RENEWALS_SHARED_MIN, granted_fault
 from kvnode.state.results import (
@@ -50,11 +50,15 @@ _LEASE: Final = struct.Struct("<QQ?")
 
 
 class Lease(NamedTuple):
-    """`ttl_s` as granted. One that a PUT made for its key alone (`private`) ends with its last key."""
+    """`ttl_s` as granted. One that a PUT made for its key alone (`private`) ends with its last key.
+
+    `owner` is the id of the token that it was granted to, where that has prefixes, '' where not.
+    """
 
     ttl_s: int
     renewals: int
     private: bool
+    owner: str = ""
 
 
 class LeasesView(NamedTuple):
@@ -64,13 +68,18 @@ class LeasesView(NamedTuple):
     last_id: int
     generation: int = 0
     shared: int = 0
+    owners: bool = True  # whether what is written says whose each lease is
 
     def chunks(self, rest: Callable[[], None] = go_on) -> Iterator[bytes]:
-        """`[id, ttl_s, renewals, private]` arrays in the order of their ids, CHUNK_LEASES to a chunk."""
+        """`[id, ttl_s, renewals, private]` arrays in the order of their ids, CHUNK_LEASES to a chunk.
+
+        Those that have an owner have a fifth field for it.
+        """
         packer = msgpack.Packer(use_bin_type=True, autoreset=True)  # a packer belongs to one thread
         batch: list[bytes] = []
         for lease_id in in_order(self.granted, rest):
-            batch.append(packer.pack((lease_id, *_LEASE.unpack(self.granted[lease_id]))))
+            lease = _unpacked(self.granted[lease_id])
+            batch.append(packer.pack((lease_id, *(lease if lease.owner and self.owners else lease[:-1]))))
             if len(batch) == CHUNK_LEASES:
                 yield packer.pack_array_header(len(batch)) + b"".join(batch)
                 batch = []
@@ -84,8 +93,21 @@ class Leases:
     `touched`, where it is a list, gets the id of every lease that was granted, renewed or ended: its reader takes it.
     """
 
-    __slots__ = ("_attached", "_counters", "_emptied", "_granted", "_ids", "before", "generation", "last_id", "moved",
-                 "shared", "touched")  # fmt: skip
+    __slots__ = (
+        "_attached",
+        "_counters",
+        "_emptied",
+        "_granted",
+        "_ids",
+        "before",
+        "generation",
+        "grantee",
+        "last_id",
+        "moved",
+        "owned",
+        "shared",
+        "touched",
+    )
 
     def __init__(self) -> None:
         self._granted: Table[int, bytes] = Table()
@@ -95,6 +117,8 @@ class Leases:
         self.last_id = 0  # of those that the store chose
         self.generation = 0
         self.shared = 0  # the number that was counted last for all leases; 0: no id has been chosen by a client
+        self.grantee = ""  # whose the leases are that are being granted; the store sets it for one command
+        self.owned = False  # whether any lease that was loaded has an owner
         self.touched: list[int] | None = None
         # What a command has changed so far, for `take_back`; the store calls `keep` after each.
         self.before: dict[int, bytes | None] = {}  # leases as they were
@@ -117,7 +141,7 @@ class Leases:
 
     def get(self, lease_id: int) -> Lease | None:
         found = self._granted.get(lease_id)
-        return None if found is None else Lease(*_LEASE.unpack(found))
+        return None if found is None else _unpacked(found)
 
     def ids(self, after: int, limit: int) -> list[int]:
         """Up to `limit` ids greater than `after`, in order. O(log n + limit)."""
@@ -132,6 +156,25 @@ class Leases:
         """O(log n)."""
         first, behind = _span(lease_id)
         return int(self._attached.bisect_left(behind)) - int(self._attached.bisect_left(first))
+
+    def usable(self, lease_id: int, owner: str, prefixes: Sequence[str]) -> bool:
+        """Whether a token with this id and these prefixes, none under another one, may use a lease that is there.
+
+        All the lease's keys have to lie under them: who renews a lease keeps these, and who ends it deletes them. While
+        it has none it is its owner's alone, or anybody's without one: else a stranger's key on it would keep its owner
+        out. O(prefixes * log n).
+        """
+        count = self.key_count(lease_id)
+        if not count:
+            lease = self.get(lease_id)
+            return lease is None or lease.owner in ("", owner)
+        attached = self._attached
+        for prefix in prefixes:
+            first, behind = _span(lease_id)
+            end = prefix_end(prefix)
+            end = behind if end is None else first + end
+            count -= int(attached.bisect_left(end)) - int(attached.bisect_left(first + prefix))
+        return count == 0
 
     def unrenewed(self, expiry: list[list[int]], generation: int) -> list[int]:
         """Those of an expiry's leases that are there and were not renewed since (`commands.Expire`)."""
@@ -156,7 +199,8 @@ class Leases:
             while lease_id in self._granted:  # chosen by a client; each such id is passed once
                 lease_id += 1
             self.last_id = lease_id
-        record = _LEASE.pack(ttl_s, self._next(0) if self.shared else 0, private)
+        owner = "" if private else self.grantee
+        record = _packed(Lease(ttl_s, self._next(0) if self.shared else 0, private, owner))
         self.before.setdefault(lease_id, None)
         self._granted[lease_id] = record
         self._ids.add(lease_id)
@@ -169,10 +213,10 @@ class Leases:
         if found is None:
             return None
         self._count()
-        lease = Lease(*_LEASE.unpack(found))
+        lease = _unpacked(found)
         lease = lease._replace(renewals=self._next(lease.renewals))
         self.before.setdefault(lease_id, found)
-        self._granted[lease_id] = _LEASE.pack(*lease)
+        self._granted[lease_id] = _packed(lease)
         self._note(lease_id)
         return lease
 
@@ -204,7 +248,7 @@ class Leases:
         granted = self._granted
         for lease_id in leased:
             record = granted.get(lease_id)
-            if record is not None and _LEASE.unpack(record)[2]:
+            if record is not None and _LEASE.unpack_from(record)[2]:
                 self._emptied.append(lease_id)
 
     def settle(self) -> None:
@@ -282,7 +326,8 @@ class Leases:
                 if (fault := granted_fault(fields, previous, last_id, shared)) is not None:
                     raise ValueError(f"the snapshot breaks a limit: {fault}")
                 previous, *record = fields
-                self._granted[previous] = _LEASE.pack(*record)
+                self._granted[previous] = _packed(Lease(*record))
+                self.owned = self.owned or len(record) > 3
             loaded += len(chunk)
         if loaded != count:
             raise ValueError(f"the snapshot promises {count} leases and holds {loaded}")
@@ -296,7 +341,7 @@ class Leases:
 
     def append(self, records: list[list[Any]]) -> None:
         """For `staged_restore.py`: leases without a fault, above `newest`, as a snapshot holds them."""
-        self._append([(record[0], _LEASE.pack(*record[1:])) for record in records])
+        self._append([(record[0], _packed(Lease(*record[1:]))) for record in records])
 
     def _append(self, records: list[tuple[int, bytes]]) -> None:
         self._granted.update(records)
@@ -349,6 +394,15 @@ def change_lease(store: Holder, kind: int, argument: Any, appended: int | None =
     for lease_id in over:
         leases.end(lease_id)
     return deleted
+
+
+def _packed(lease: Lease) -> bytes:
+    return _LEASE.pack(*lease[:3]) + lease.owner.encode()
+
+
+def _unpacked(record: bytes) -> Lease:
+    ttl_s, renewals, private = _LEASE.unpack_from(record)
+    return Lease(ttl_s, renewals, private, record[_LEASE.size :].decode())
 
 
 def _entry(lease_id: int, key: str) -> str:

@@ -190,14 +190,17 @@ def item_fault(fields: Any, revision: int) -> str | None:
     return text_fault("key", key, 1, KEY_BYTES_MAX) or value_fault(value, content_type)
 
 
-def granted_fault(fields: Any, after: int, last_id: int, shared: int) -> str | None:
-    """What is wrong with a lease as a snapshot holds it: `[id, ttl_s, renewals, private]`, ids in order.
+def granted_fault(fields: Any, after: int, last_id: int, shared: int, owned: bool = True) -> str | None:
+    """What is wrong with a lease as a snapshot holds it: `[id, ttl_s, renewals, private]`, ids in order, and a fifth
+    field for those that have an owner, where that may be (`owned`).
 
     `shared`: how far the common count of renewals is (`leases.py`); without one no id was chosen by a client.
     """
-    if type(fields) is not list or len(fields) != 4 or type(fields[3]) is not bool:
+    if type(fields) is not list or not 4 <= len(fields) <= 4 + owned or type(fields[3]) is not bool:
         return "a lease has an id, a ttl, a count of renewals and a mark"
-    lease_id, ttl_s, renewals, _ = fields
+    lease_id, ttl_s, renewals, _, *owner = fields
+    if owner and (fault := token_id_fault(owner[0])) is not None:
+        return fault
     if type(lease_id) is not int or not after < lease_id <= (LEASE_ID_MAX if shared else last_id):
         return "leases are in the order of their ids, none above the last one that was given"
     fault = chosen_ttl_fault(ttl_s)
@@ -410,6 +413,17 @@ def prefixes_fault(prefixes: Any) -> str | None:
         size += len(prefix.encode())
         before = prefix
     return None if size <= PREFIXES_BYTES_MAX else f"a token's prefixes are {PREFIXES_BYTES_MAX} bytes together at most"
+
+
+def within_fault(argument: Any) -> str | None:
+    """What is wrong with the argument of a WITHIN: a token's id, its prefixes, and the leases that the command in it
+    names. That command is looked at when it is carried out."""
+    if type(argument) is not list or len(argument) != 3 or type(argument[2]) is not list:
+        return "a command within prefixes has a token's id, prefixes, leases and a command"
+    owner, prefixes, leases = argument
+    if len(leases) > OPERATIONS_MAX or any(lease_fault(lease, 0) or not lease for lease in leases):
+        return f"a command names up to {OPERATIONS_MAX} leases"
+    return token_id_fault(owner) or prefixes_fault(prefixes)
 
 
 def put_token_fault(argument: Any) -> str | None:

@@ -285,11 +285,19 @@ class RestoreMissing:
     revision: int
 
 
+@dataclass(frozen=True, slots=True)
+class LeaseForeign:
+    """The lease is another one's than the token's that named it; nothing was changed."""
+
+    revision: int
+    lease: int
+
+
 Result = (
     Written | Deleted | Refused | Invalid | IdempotencyMismatch | TxnResult | Granted | Revoked | LeaseMissing
     | LeasesFull | ReadsTooLarge | TokenChanged | TokenMissing | TokensFull | KeyRotated | Replaced | LevelRaised
     | SessionEnded | Staged | RestoreMissing | OutcomesFull | ClockAdvanced
-    | RangeDeleted | TxnDone | KeyMissing | FutureRevision | LeaseExists
+    | RangeDeleted | TxnDone | KeyMissing | FutureRevision | LeaseExists | LeaseForeign
 )  # fmt: skip
 
 # The results that a retry can be given again (`idempotency.py`), by their number in a snapshot.

@@ -72,7 +72,8 @@ class Staging:
         if len(self.leases) < self.lease_count:
             previous = self.leases.newest
             for fields in elements:
-                if (fault := granted_fault(fields, previous, self.last_lease_id, self.leases.shared)) is not None:
+                fault = granted_fault(fields, previous, self.last_lease_id, self.leases.shared, owned=False)
+                if fault is not None:
                     raise ValueError(fault)
                 previous = fields[0]
             if len(self.leases) + len(elements) > self.lease_count:

@@ -39,6 +39,7 @@ from kvnode.state.commands import (
     PUT_FIELDS,
     RENEW,
     TXN,
+    WITHIN,
     command_fault,
     expectation_holds,
     unknown_to_0_1,
@@ -66,6 +67,7 @@ from kvnode.state.results import (
     Deleted,
     IdempotencyMismatch,
     Invalid,
+    LeaseForeign,
     LeaseMissing,
     LeasesFull,
     OutcomesFull,
@@ -236,6 +238,8 @@ class KeyValueStore:
 
     def _apply_in_steps(self, command: list[Any], kind: int) -> Result:
         """A command without a fault whose changes are noted, so that they can be taken back."""
+        if kind == WITHIN:
+            return self._within(command[1], command[2])
         if kind == TXN and (fault := transaction_fault(command)) is not None:
             return Invalid(self.revision, fault)
         if kind == ETCD_TXN and (fault := etcd_fault(command)) is not None:
@@ -253,6 +257,28 @@ class KeyValueStore:
         if self.level < 1:
             return Invalid(self.revision, "unknown command")  # as the members say that know no such field
         return self._carry_out_once(request, *idempotency_key)
+
+    def _within(self, token: list[Any], command: Any) -> Result:
+        """A command by a token with prefixes, which may use the leases that it names, or none of it is carried out."""
+        fault = "unknown command" if self.level < 1 else command_fault(command)
+        if fault is not None or command[0] == WITHIN:
+            return Invalid(self.revision, fault or "unknown command")
+        owner, prefixes, leases = token
+        if not self._is_repeated(command):
+            for lease in leases:
+                if not self.leases.usable(lease, owner, prefixes):
+                    return LeaseForeign(self.revision, lease)
+        self.leases.grantee = owner
+        try:
+            return self._apply_in_steps(command, command[0])
+        finally:
+            self.leases.grantee = ""
+
+    def _is_repeated(self, command: list[Any]) -> bool:
+        """Whether its idempotency key is known: what became of it is decided, whoever has the lease by now."""
+        key = command[FIELDS[command[0]] :][:1]
+        named = key[0] if key and type(key[0]) is list else key
+        return bool(named) and type(named[0]) is str and self.outcomes.get(named[0]) is not None
 
     def _settle(self) -> None:
         """The command is carried out: nothing of it is taken back any more."""

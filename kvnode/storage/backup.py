@@ -67,8 +67,10 @@ def pieces(view: StoreView, cluster_id: str, rest: Callable[[], None] = go_on) -
     name = cluster_id.encode()
     # A backup is no place for a key; a cluster made of one has its own, which makes an end of all sessions. It also
     # finds its own feature level, as its members may know less than those of this one, or more.
-    # Its leases are of no generation: where it is restored they get that of the restore. Outcomes have no times.
-    leases, outcomes = view.leases._replace(generation=0), view.outcomes._replace(times=Times(), plain=True)
+    # Its leases are of no generation: where it is restored they get that of the restore. Nor of any token, as version
+    # 0.1 could not read whose they are. Outcomes have no times.
+    leases = view.leases._replace(generation=0, owners=False)
+    outcomes = view.outcomes._replace(times=Times(), plain=True)
     view = view._replace(session=NONE, level=0, ended_sessions=(), leases=leases, outcomes=outcomes, staged=None)
     head = _HEAD.pack(_MAGIC, _VERSION, view.revision, len(view.items), len(name)) + name
     buffers, waiting = [head, _CRC.pack(zlib.crc32(head))], 0
@@ -133,6 +135,8 @@ def _check_border(head: Head, store: KeyValueStore) -> None:
     if (fault := restored_fault(store.revision, store.leases.last_id)) is not None:
         raise Damaged(fault)
     beside = store.session != NONE or store.level or store.ended_sessions.view() or store.leases.generation
+    if store.leases.owned:
+        raise Damaged("it says whose its leases are, which no backup does")
     if beside or store.staging is not None:
         # The maker of such a file would know the key that signs the new cluster's sessions.
         raise Damaged("it holds a session key, ended sessions, a generation or a feature level, which no backup does")

@@ -256,6 +256,77 @@ async def test_an_idempotency_key_of_another_token_tells_nothing() -> None:
         assert (await node.ask("PUT", "/v1/kv/app/1", {**ADMIN_BEARER, **key}, b"secret")).json == first.json
 
 
+# --- leases --------------------------------------------------------------------------------------------
+
+
+async def test_leases_are_for_those_whose_keys_are_on_them() -> None:
+    group = a_group()
+    put_token(group, "other", "write", ("c/",))
+    put_token(group, "team", "write", ("app/", "c/"))
+    ttl = as_json({"ttl": 60})
+    async with serve(group, token=FIRST) as node:
+
+        async def ask(token: str, method: str, target: str, body: bytes | None = None) -> Reply:
+            return await node.ask(method, target, ADMIN_BEARER if token == "admin" else bearer(token), body)
+
+        own = (await ask("writer", "POST", "/v1/leases", ttl)).json["id"]
+        free = (await ask("admin", "POST", "/v1/leases", ttl)).json["id"]
+        assert (await ask("reader", "POST", "/v1/leases", ttl)).status == 403
+        # step: one without keys is its owner's, or anybody's where it has no owner
+        assert (await ask("writer", "POST", f"/v1/leases/{own}/keepalive")).status == 200
+        for method, target, body in (
+            ("GET", f"/v1/leases/{own}", None),
+            ("DELETE", f"/v1/leases/{own}", None),
+            ("POST", f"/v1/leases/{own}/keepalive", None),
+            ("PUT", f"/v1/kv/c/9?lease={own}", b""),
+            ("POST", "/v1/txn", as_json({"failure": [{"put": {"key": "c/9", "text": "", "lease": own}}]})),
+            ("POST", "/v1/batch", as_json({"operations": [{"put": {"key": "c/9", "text": "", "lease": own}}]})),
+        ):
+            check_forbidden(await ask("other", method, target, body))
+        assert (await ask("other", "GET", "/v1/leases/99")).json["error"] == "lease_not_found"
+        # step: with keys it is for those whose keys they are, all of them
+        assert (await ask("writer", "PUT", f"/v1/kv/app/1?lease={own}", b"")).status == 200
+        assert (await ask("admin", "PUT", f"/v1/kv/c/2?lease={free}", b"")).status == 200
+        for token, lease, status in (
+            ("team", own, 200),
+            ("reader", own, 200),
+            ("other", own, 403),
+            ("writer", free, 403),
+        ):
+            shown = await ask(token, "GET", f"/v1/leases/{lease}")
+            assert shown.status == status
+            assert status == 403 or shown.json["keys"] == ["app/1"]
+        assert [each["id"] for each in (await ask("other", "GET", "/v1/leases")).json["leases"]] == [free]
+        assert [each["id"] for each in (await ask("team", "GET", "/v1/leases")).json["leases"]] == [own, free]
+        check_forbidden(await ask("team", "PUT", f"/v1/kv/b/9?lease={own}", b""))
+        assert (await ask("team", "PUT", f"/v1/kv/c/3?lease={own}", b"")).status == 200
+        # step: now it has keys of two teams, and is for neither alone: to end it would delete the other's
+        for token in ("writer", "other"):
+            for method, target in (("DELETE", ""), ("POST", "/keepalive"), ("GET", "")):
+                check_forbidden(await ask(token, method, f"/v1/leases/{own}{target}"))
+        assert (await ask("team", "DELETE", f"/v1/leases/{own}")).json["deleted"] == 2
+
+
+async def test_what_a_node_does_not_know_yet_of_a_lease_the_state_machine_does() -> None:
+    """The node that is asked may be behind; the log is not."""
+    group = a_group()
+    lease = (group.store.apply([5, 60])).lease  # type: ignore[union-attr]
+    ahead, propose = group.store, group.propose
+
+    def late(command: bytes, deadline_s: float = 5.0) -> Any:
+        ahead.apply([PUT, "c/2", b"", "", None, None, lease, 0])
+        return propose(command, deadline_s)
+
+    group.propose = late  # type: ignore[method-assign]
+    async with serve(group, token=FIRST) as node:
+        for method, target in (("DELETE", ""), ("POST", "/keepalive")):
+            reply = await node.ask(method, f"/v1/leases/{lease}{target}", bearer("writer"))
+            check_forbidden(reply)
+            assert reply.json["outcome"] == "not_applied"
+            ahead.apply([2, "c/2", None])
+    assert lease in ahead.leases
+
+
 # --- tokens --------------------------------------------------------------------------------------------
 
 

@@ -280,7 +280,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert store.count("a", "b") == len([key for key in model.items if "a" <= key < "b"])
         assert store.leases.ids(0, 99) == sorted(model.leases)
         for lease, known in model.leases.items():
-            assert store.leases.get(lease) == (known.ttl_s, known.renewals, known.private)
+            assert store.leases.get(lease) == (known.ttl_s, known.renewals, known.private, "")
             assert store.leases.keys(lease) == model.held(lease)
             assert store.leases.key_count(lease) == len(model.held(lease))
         assert store.changes is not None
