@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from kvnode.http.openapi.operation import ANY, BODY, BYTES, JSON, LEASING, READ, WRITE, Operation, Reply, json
+from kvnode.http.openapi.operation import ANY, BINARY, BODY, BYTES, JSON, LEASING, READ, WRITE, Operation, Reply, json
 from kvnode.http.openapi.shapes import ref
 
 DATA: Final[dict[str, Operation]] = {
@@ -15,7 +15,7 @@ DATA: Final[dict[str, Operation]] = {
         json("Written", "It is set.", "ETag", "Kvnode-Revision"),
         (*WRITE, *BODY, *LEASING, "precondition_failed"),
         ("key", "ttl", "lease", "If-Match", "If-None-Match-any", "Idempotency-Key"),
-        {"application/octet-stream": {"type": "string", "format": "binary"}},
+        {"application/octet-stream": BINARY},
         body_required=False,
     ),
     "GET /v1/kv/{key}": Operation(
@@ -24,7 +24,7 @@ DATA: Final[dict[str, Operation]] = {
         {
             200: Reply(
                 "The value.",
-                {ANY: BYTES},
+                {"application/octet-stream": BINARY, ANY: BYTES},
                 ("ETag", "Kvnode-Revision", "Kvnode-Lease", "Kvnode-TTL", "Kvnode-Applied-Lag"),
             ),
             304: Reply("It is still the one that If-None-Match names.", {}, ("ETag", "Kvnode-Revision")),
@@ -58,7 +58,7 @@ DATA: Final[dict[str, Operation]] = {
         "transaction",
         "Compares, then carries out `success` or `failure`: all of it or nothing, in one revision. A branch writes a "
         "key once at most; 2 MiB in all, and the values that it reads add up to 4 MiB at most.",
-        json("Concluded", "Which branch ran, and what its operations did.", "Kvnode-Revision"),
+        json("TxnResult", "Which branch ran, and what its operations did.", "Kvnode-Revision"),
         (*WRITE, *BODY, *LEASING),
         ("Idempotency-Key",),
         {JSON: ref("Txn")},

@@ -44,6 +44,26 @@ HEADERS: Final[dict[str, Schema]] = {
 }
 
 
+TAGS: Final = {
+    "keys": "Keys and values, one or many.",
+    "leases": "A time to live that keys share.",
+    "watch": "Changes as they happen.",
+    "probes": "For load balancers and orchestrators.",
+    "administration": "The cluster, its members, its tokens, and what it holds.",
+}
+# The first beginning that fits decides.
+_TAG_OF: Final = (
+    ("/v1/leases", "leases"),
+    ("/v1/watch", "watch"),
+    ("/v1/", "keys"),
+    ("/admin/healthz", "probes"),
+    ("/healthz", "probes"),
+    ("/livez", "probes"),
+    ("/readyz", "probes"),
+    ("/", "administration"),
+)
+
+
 def routes(tables: Iterable[Mapping[str, Methods]], status_of: Mapping[str, int], version: str) -> dict[str, Methods]:
     """`tables`: all other routes. `status_of`: the error table."""
     made: list[bytes] = []
@@ -78,6 +98,9 @@ def document(tables: Iterable[Mapping[str, Methods]], status_of: Mapping[str, in
             "What is under /v3, /version and /health are etcd's JSON gateway: its clients know it, and etcd describes "
             "it.",
         },
+        # The node that the document comes from.
+        "servers": [{"url": "/"}],
+        "tags": [{"name": name, "description": about} for name, about in TAGS.items()],
         "paths": paths,
         # Nothing, a token or a session: a node that was started without --token-file lets everybody in.
         "security": [{}, {"token": []}, {"session": []}],
@@ -100,6 +123,10 @@ def document(tables: Iterable[Mapping[str, Methods]], status_of: Mapping[str, in
     }
 
 
+def _tag(path: str) -> str:
+    return next(tag for start, tag in _TAG_OF if path.startswith(start))
+
+
 def entry(method: str, path: str) -> Operation | None:
     """What `operations.py` says of it; None where it says nothing."""
     return OPERATIONS.get(f"{'GET' if method == 'HEAD' else method} {path}")
@@ -114,6 +141,7 @@ def _described(method: str, path: str, status_of: Mapping[str, int], shared: dic
     described: dict[str, Any] = {
         "operationId": f"{operation.name}_head" if is_head else operation.name,
         "summary": operation.about,
+        "tags": [_tag(path)],
         "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in parameters],
         "responses": _responses(operation, method, path, status_of, shared),
     }

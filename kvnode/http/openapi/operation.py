@@ -47,6 +47,7 @@ def probe(name: str, about: str, *parameters: str) -> Operation:
 
 PLAIN: Final[dict[str, Schema]] = {TEXT: {"type": "string"}}
 BYTES: Final[Schema] = {}  # any
+BINARY: Final[Schema] = {"type": "string", "format": "binary"}
 
 NOT_NOW: Final = (
     "no_leader", "not_leader", "unverified", "unavailable", "overloaded", "shutting_down", "starting",

@@ -93,7 +93,9 @@ PARAMETERS: Final[dict[str, Schema]] = {
     "node_to_undrain": _query("node", _NODE, "The node, where the body does not name it."),
     "If-Match": _header("If-Match", _TAGS, "Only while the key's ETag is one of these; `*`: only while it exists."),
     "If-None-Match": _header("If-None-Match", _TAGS, "304 where the key's ETag is one of these."),
-    "If-None-Match-any": _header("If-None-Match", {"const": "*"}, "Only while the key does not exist."),
+    "If-None-Match-any": _header(
+        "If-None-Match", {"type": "string", "enum": ["*"]}, "Only while the key does not exist."
+    ),
     "Idempotency-Key": _header(
         "Idempotency-Key",
         text(pattern=f"^[!-~]([ -~]{{0,{IDEMPOTENCY_KEY_CHARS_MAX - 2}}}[!-~])?$"),

@@ -7,7 +7,7 @@ from typing import Final
 from kvnode.http import batch
 from kvnode.http.leases import KEYS_SHOWN, PAGE_LEASES
 from kvnode.http.listing import PAGE_KEYS_MAX
-from kvnode.http.openapi.shapes import Schema, closed, nullable, one_of, record, ref, several, text, whole
+from kvnode.http.openapi.shapes import Schema, closed, named, nullable, one_of, record, ref, several, text, whole
 from kvnode.http.rights import ROLE_NAMES
 from kvnode.http.tokens import EXPIRES_S_MAX, GRACE_S_MAX
 from kvnode.node.status import Membership, MemberStatus
@@ -63,9 +63,9 @@ _DELETED: Final = {"deleted": whole()}
 def _put() -> Schema:
     """Either of `value` and `text`, at most one of `ttl` and `lease`."""
     variants = [
-        closed({"key": _KEY, **value}, {"content_type": _TYPE, **leasing})
+        closed({"key": _KEY, **value}, {"content_type": _TYPE, **leasing}, title=f"{next(iter(value))}_{name}")
         for value in ({"value": _BASE64}, {"text": _TEXT})
-        for leasing in ({"ttl": _TTL}, {"lease": _LEASE})
+        for name, leasing in (("for_a_time", {"ttl": _TTL}), ("on_a_lease", {"lease": _LEASE}))
     ]
     return {"anyOf": variants}
 
@@ -75,15 +75,15 @@ def _compare() -> Schema:
     any_sign: Schema = {"op": {"enum": list(OPERATORS), "default": "="}}
     return {
         "oneOf": [
-            *(closed({"key": _KEY, name: whole()}, any_sign) for name in numbers),
-            closed({"key": _KEY, "exists": _FLAG}, {"op": {"enum": ["=", "!="], "default": "="}}),
-            closed({"key": _KEY, "value": _BASE64}, any_sign),
-            closed({"key": _KEY, "text": _TEXT}, any_sign),
+            *(closed({"key": _KEY, name: whole()}, any_sign, title=name) for name in numbers),
+            closed({"key": _KEY, "exists": _FLAG}, {"op": {"enum": ["=", "!="], "default": "="}}, title="exists"),
+            closed({"key": _KEY, "value": _BASE64}, any_sign, title="value"),
+            closed({"key": _KEY, "text": _TEXT}, any_sign, title="text"),
         ]
     }
 
 
-SCHEMAS: Final[dict[str, Schema]] = {
+_SCHEMAS: Final[dict[str, Schema]] = {
     "Error": closed(
         {"error": text("A code that stays as it is, for programs."), "message": text("One sentence, for people.")},
         {
@@ -96,7 +96,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
     ),
     "Put": _put(),
     "Written": closed({"key": _KEY, "revision": _REVISION, "version": whole(1), "created": _FLAG}, {"lease": _LEASE}),
-    "DeletedOne": closed({"deleted": {"const": 1}, "revision": _REVISION}),
+    "DeletedOne": closed({"deleted": {"type": "integer", "enum": [1]}, "revision": _REVISION}),
     "Deleted": closed({**_DELETED, "revision": whole()}),
     "Item": closed(
         {"key": _KEY, **_REVISIONS},
@@ -115,8 +115,9 @@ SCHEMAS: Final[dict[str, Schema]] = {
                         "cursor that a node of 0.1.0 gave out.",
                     ),
                 },
+                title="of_items",
             ),
-            closed({"count": whole(), "revision": whole()}),
+            closed({"count": whole(), "revision": whole()}, title="of_a_count"),
         ]
     },
     "Compare": _compare(),
@@ -136,7 +137,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "failure": several(ref("Operation"), 0, OPERATIONS_MAX),
         },
     ),
-    "Concluded": closed(
+    "TxnResult": closed(
         {"succeeded": _FLAG, "revision": whole(), "results": several(ref("Outcome"), 0, OPERATIONS_MAX)}
     ),
     "Outcome": one_of(
@@ -144,11 +145,11 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "put": ref("Written"),
             "get": {
                 "oneOf": [
-                    closed({"key": _KEY, "exists": {"const": False}}),
+                    closed({"key": _KEY, "exists": {"type": "boolean", "enum": [False]}}),
                     closed(
                         {
                             "key": _KEY,
-                            "exists": {"const": True},
+                            "exists": {"type": "boolean", "enum": [True]},
                             "value": nullable(_BASE64),
                             **_REVISIONS,
                         }
@@ -168,7 +169,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
                 {
                     "oneOf": [
                         ref("Written"),
-                        closed({"key": _KEY, "deleted": {"const": 1}, "revision": _REVISION}),
+                        closed({"key": _KEY, "deleted": {"type": "integer", "enum": [1]}, "revision": _REVISION}),
                         closed(
                             {
                                 "key": _KEY,
@@ -193,7 +194,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         "oneOf": [
             closed(
                 {
-                    "event": {"const": "put"},
+                    "event": {"type": "string", "enum": ["put"]},
                     "key": _KEY,
                     "value": _BASE64,
                     "content_type": _TYPE,
@@ -363,7 +364,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "Restored": closed({"revision": whole(), "items": whole(), "backup_revision": whole()}),
     "SessionBegun": closed({"subject": text(), "ends_at": whole(about="Seconds since 1970.")}, _OF_TOKEN),
     "Session": closed({"subject": text("The name of its token; admin where the node asks for none.")}, _OF_TOKEN),
-    "SessionEnded": closed({"ended": {"const": True}}),
+    "SessionEnded": closed({"ended": {"type": "boolean", "enum": [True]}}),
     "SessionKey": closed(
         {
             "number": whole(),
@@ -395,3 +396,5 @@ SCHEMAS: Final[dict[str, Schema]] = {
     ),
     "OldMember": closed({}, {"id": _NODE, "force": _FLAG}),
 }
+
+SCHEMAS: Final = named(_SCHEMAS)
