@@ -33,6 +33,14 @@ def open_browser() -> Iterator[Browser]:
             browser.close()
 
 
+def expect(locator: Any) -> Any:
+    """Playwright's assertions, which wait for what they expect."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=TIMEOUT_MS)
+    return expect(locator)
+
+
 class Visit:
     """One person's page. `check` holds what was never to happen: an error, or a request to another origin.
 

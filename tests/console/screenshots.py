@@ -71,6 +71,10 @@ def shot(visit: Visit, path: Path, key: str | None = None) -> None:
         visit.keys.get_by_role("button", name=key, exact=True).click()
     visit.page.wait_for_timeout(6_500)  # every section has been asked for once
     visit.page.screenshot(path=str(path), full_page=True)
+    with contextlib.suppress(ImportError):  # a third of the size where Pillow is there, which `make bench` brings
+        from PIL import Image
+
+        Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
     print(path, path.stat().st_size // 1024, "KiB", flush=True)
     visit.close()
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.cluster import PROJECT, Cluster, wait_until
-from tests.console.browser import Visit
+from tests.console.browser import Visit, expect
 
 AXE = PROJECT / ".venv" / "node_modules" / "axe-core" / "axe.min.js"
 Visiting = Callable[..., Visit]
@@ -32,13 +32,7 @@ def _all_there(cluster: Cluster) -> Iterator[None]:
     yield
     for name in cluster.nodes:
         cluster.request(cluster.awake()[0], "DELETE", f"/admin/api/v1/drain?node={name}")
-    cluster.wait_ready()
-
-
-def expect(locator: Any) -> Any:
-    from playwright.sync_api import expect
-
-    return expect(locator)
+    cluster.wait_ready(30.0)
 
 
 def fill(cluster: Cluster, prefix: str, count: int) -> None:
@@ -135,7 +129,7 @@ def test_a_removal_that_cannot_be_is_refused_in_the_nodes_own_words(cluster: Clu
         expect(seen.dialog.get_by_role("alert")).to_be_visible()
         assert len(cluster.request(other, "GET", "/admin/api/v1/members").json()["members"]) == 3
     finally:
-        cluster.restart(gone)
+        cluster.restart(gone, 30.0)
     seen.page.keyboard.press("Escape")
     expect(seen.member(gone)).to_contain_text("follower")
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
 from tests.certificates import Authority
 from tests.cluster import Cluster, wait_until
-from tests.console.browser import Visit
+from tests.console.browser import Visit, expect
 
 FIRST = "the-first-token-of-this-cluster"
 Visiting = Callable[..., Visit]
@@ -40,12 +39,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture
 def visiting(cluster: Cluster, visit: Visiting) -> Callable[[str], Visit]:
     return lambda name: visit(cluster.url(name), ignore_https_errors=True)
-
-
-def expect(locator: Any) -> Any:
-    from playwright.sync_api import expect
-
-    return expect(locator)
 
 
 def made(cluster: Cluster, name: str, role: str, *prefixes: str) -> str:

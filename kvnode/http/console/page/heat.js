@@ -6,14 +6,15 @@ import { h, s, section, setAttribute, setChildren, setText } from "./dom.js";
 import { clock, whole } from "./text.js";
 
 const EVERY_MS = 5_000;
-const ROW = 22;
+const ROW = 26;
 const CELL = 8;
 const SHADES = 6;
 const LEAST = 15; // columns, while nodes have seen less than that
 
 export function heatSection(choosePrefix) {
   const names = h("div", { class: "heat-names" });
-  const axis = Array.from({ length: 4 }, () => h("span", {}));
+  const since = [h("span", {}), h("span", {})];
+  const axis = ["Reads", "Writes"].map((kind, index) => h("div", {}, since[index], h("b", {}, kind), h("span", {}, "now")));
   const drawing = s("svg", { role: "img", "aria-label": "Heat", class: "heat-picture", preserveAspectRatio: "none" });
   const legend = h("div", { class: "heat-legend quiet" });
   const told = h("p", { class: "quiet small heat-told" }, "Each cell is a minute. Choose one to see its keys.");
@@ -51,7 +52,7 @@ export function heatSection(choosePrefix) {
     const begun = all.map((row) => row.reads.findIndex((count, minute) => count + row.writes[minute] > 0));
     const minutes = Math.min(kept, Math.max(LEAST, kept - Math.min(kept, ...begun)));
     const rows = all.map((row) => ({ ...row, reads: row.reads.slice(-minutes), writes: row.writes.slice(-minutes) }));
-    axis.forEach((each, index) => setText(each, index % 2 ? "now" : `${index ? "Writes" : "Reads"}, ${minutes} min ago`));
+    for (const each of since) setText(each, `${minutes} min ago`);
     body.hidden = rows.length === 0;
     empty.hidden = rows.length !== 0;
     told.hidden = rows.length === 0;

@@ -14,17 +14,16 @@ const MARKED_MS = 12_000; // a change can be seen for so long
 
 export function keysSection(may, choose) {
   const prefix = h("input", { type: "text", spellcheck: "false", autocomplete: "off", placeholder: may.prefixes.length ? may.prefixes[0] : "every key", value: may.prefixes[0] ?? "" });
-  const body = h("tbody");
+  const body = h("tbody", { role: "rowgroup" });
   const empty = h("p", { class: "empty", hidden: true });
   const said = h("p", { class: "refused", role: "alert", hidden: true });
   const counted = h("span", { class: "quiet" });
   const previous = h("button", { type: "button", disabled: true, onclick: () => turn(-1) }, "Previous");
   const next = h("button", { type: "button", disabled: true, onclick: () => turn(1) }, "Next");
-  const table = h("table", { "aria-label": "Keys" },
-    h("thead", {}, h("tr", {},
-      h("th", { scope: "col" }, "Key"), h("th", { scope: "col", class: "number" }, "Size"),
-      h("th", { scope: "col", class: "number" }, "Revision"), h("th", { scope: "col", class: "number" }, "TTL"),
-      h("th", { scope: "col" }, h("span", { class: "visually-hidden" }, "Changes")))),
+  const columns = [["Key"], ["Size", "number"], ["Revision", "number"], ["TTL", "number"], [h("span", { class: "visually-hidden" }, "Changes")]];
+  const table = h("table", { role: "table", "aria-label": "Keys" }, // the roles are said for the reason that members.js gives
+    h("thead", { role: "rowgroup" }, h("tr", { role: "row" },
+      columns.map(([name, kind]) => h("th", { role: "columnheader", scope: "col", class: kind }, name)))),
     body);
   const own = may.prefixes.length < 2 ? null : h("div", { class: "own" }, h("span", { class: "quiet" }, "Your token reaches"),
     may.prefixes.map((each) => h("button", { type: "button", class: "mono", onclick: () => { prefix.value = each; start(); } }, each)));
@@ -124,11 +123,12 @@ export function keysSection(may, choose) {
 
   function newRow(key) {
     const button = h("button", { type: "button", class: "key", title: key, onclick: (event) => { event.stopPropagation(); pick(); } }, key);
-    const size = h("td", { class: "number" });
-    const revision = h("td", { class: "number" });
-    const ttl = h("td", { class: "number" });
+    const size = h("td", { role: "cell", class: "number" });
+    const revision = h("td", { role: "cell", class: "number" });
+    const ttl = h("td", { role: "cell", class: "number" });
     const mark = h("span", { class: "mark", hidden: true });
-    const row = h("tr", { class: "choice", onclick: pick }, h("th", { scope: "row" }, button), size, revision, ttl, h("td", { class: "marks" }, mark));
+    const row = h("tr", { role: "row", class: "choice", onclick: pick }, h("th", { role: "rowheader", scope: "row" }, button),
+      size, revision, ttl, h("td", { role: "cell", class: "marks" }, mark));
     let markedAt = -Infinity;
     function pick() {
       chosen = key;
@@ -164,7 +164,7 @@ export function keysSection(may, choose) {
       prefix.value = text;
       start();
       prefix.focus();
-      prefix.scrollIntoView({ block: "center", behavior: "smooth" });
+      prefix.scrollIntoView({ block: "nearest" });
     },
     forget() {
       chosen = null;

@@ -8,15 +8,14 @@ import { whole } from "./text.js";
 const PATH = "/admin/api/v1";
 
 export function membersSection(may, refresh) {
-  const body = h("tbody");
+  const body = h("tbody", { role: "rowgroup" });
   const rows = new Map();
   const beside = h("span", { class: "quiet" });
-  const table = h("table", { "aria-label": "Members" },
-    h("thead", {}, h("tr", {},
-      h("th", { scope: "col" }, "Node"), h("th", { scope: "col" }, "Role"),
-      h("th", { scope: "col", class: "number" }, "Applied"), h("th", { scope: "col", class: "number" }, "Lag"),
-      h("th", { scope: "col" }, "Health"),
-      may.administrate ? h("th", { scope: "col", class: "actions" }, "Actions") : null)),
+  // With its roles said: where there is no room for a table, the style sheet makes cards of it, and it stays a table.
+  const columns = [["Node"], ["Role"], ["Applied", "number"], ["Lag", "number"], ["Health"], ...(may.administrate ? [["Actions", "actions"]] : [])];
+  const table = h("table", { role: "table", "aria-label": "Members" },
+    h("thead", { role: "rowgroup" }, h("tr", { role: "row" },
+      columns.map(([name, kind]) => h("th", { role: "columnheader", scope: "col", class: kind }, name)))),
     body);
   const element = section("Members", "members", beside, h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "All members" }, table));
 
@@ -38,18 +37,18 @@ export function membersSection(may, refresh) {
     const swatch = h("span", { class: "swatch", "aria-hidden": "true" });
     const address = h("span", { class: "quiet address" });
     const role = h("span", { class: "role" });
-    const applied = h("td", { class: "number" });
-    const lag = h("td", { class: "number" });
-    const health = h("td", { class: "health" });
+    const applied = h("td", { role: "cell", class: "number" });
+    const lag = h("td", { role: "cell", class: "number" });
+    const health = h("td", { role: "cell", class: "health" });
     const transfer = h("button", { type: "button", onclick: () => askTransfer(node, cluster) }, "Transfer leadership");
     const drain = h("button", { type: "button", onclick: () => askDrain(node) }, "Drain");
     const undrain = h("button", { type: "button", onclick: () => askUndrain(node) }, "Undrain");
     const remove = h("button", { type: "button", class: "danger", onclick: () => askRemove(node) }, "Remove");
     const buttons = h("div", { class: "row-buttons" });
-    const row = h("tr", {},
-      h("th", { scope: "row" }, h("div", { class: "node" }, swatch, h("div", {}, h("span", { class: "node-id" }, id), address))),
-      h("td", {}, role), applied, lag, health,
-      may.administrate ? h("td", { class: "actions" }, buttons) : null);
+    const row = h("tr", { role: "row" },
+      h("th", { role: "rowheader", scope: "row" }, h("div", { class: "node" }, swatch, h("div", {}, h("span", { class: "node-id" }, id), address))),
+      h("td", { role: "cell" }, role), applied, lag, health,
+      may.administrate ? h("td", { role: "cell", class: "actions" }, buttons) : null);
     return {
       element: row,
       update(seen, index, all) {
