@@ -15,6 +15,7 @@ import os
 import select
 import sys
 import threading
+import time
 from collections import deque
 from datetime import UTC, datetime
 from typing import Final, Literal, TextIO, cast
@@ -47,6 +48,7 @@ class Writer:
     """Writes lines to a file descriptor, in order, from a thread of its own. `put` waits no longer than it is told to.
 
     `dropped`: lines that were left out since the process began, because the queue was full or a write failed.
+    `writing_since`: when the write began that has not ended, in seconds of the monotonic clock; all others wait for it.
     """
 
     def __init__(self, descriptor: int, queue_bytes_max: int = QUEUE_BYTES_MAX) -> None:
@@ -60,6 +62,7 @@ class Writer:
         self._torn = False  # a write failed within a line: the next one begins a line of its own
         self._unsaid = 0
         self.dropped = 0
+        self.writing_since: float | None = None
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def put(self, line: str, wait_s: float = 0.0) -> None:
@@ -100,6 +103,7 @@ class Writer:
             with self._changed:
                 self._bytes -= len(data)
                 self._writing = False
+                self.writing_since = None
                 self.dropped += lost
                 self._unsaid += lost
                 self._changed.notify_all()
@@ -115,6 +119,7 @@ class Writer:
                 taken.append(self._lines.popleft())
                 size += len(taken[-1])
             self._writing = True
+            self.writing_since = time.monotonic()
             return b"".join(taken)
 
     def _write(self, data: bytes) -> int:
@@ -263,3 +268,8 @@ def flush() -> None:
 def dropped() -> int:
     """Lines that were left out since the process began, because stderr did not take them."""
     return _writer.dropped if _writer is not None else 0
+
+
+def writing_since() -> float | None:
+    """When the write of lines began that stderr has not taken yet, by the monotonic clock; None where there is none."""
+    return _writer.writing_since if _writer is not None else None

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from kvnode.configuration import Role
 from kvnode.errors import Fatal
+from kvnode.logs import writer
 from kvnode.node.catchup import Catchup
 from kvnode.node.commit_notices import CommitNotices
 from kvnode.node.compaction import Compaction
@@ -58,6 +59,8 @@ FAILURE_EVERY_S: Final = 1.0  # between two lines about commands that the state 
 NO_LEADER_S: Final = (0.1, 0.3)
 # A snapshot of some gigabytes on a slow disk takes minutes; longer than this, no job in a thread is getting anywhere.
 JOB_S_MAX: Final = 600.0
+# A reader that is alive takes lines in milliseconds. Below 4 MiB nothing is lost meanwhile, and nothing waits for it.
+LOG_S_MAX: Final = 10.0
 FORWARDED_S_MAX: Final = 6.0  # behind the deadline of a write, at which its client was told that the outcome is unknown
 
 
@@ -112,6 +115,7 @@ class Engine:
         self._jobs: dict[int, float] = {}  # when each job was begun that a worker thread has not ended, oldest first
         self._job_numbers = itertools.count()
         self.outstanding.watch("worker", JOB_S_MAX, lambda: next(iter(self._jobs.values()), None))
+        self.outstanding.watch("log", LOG_S_MAX, writer.writing_since)
         self._contents = Contents(store, self._work, self._may_go_on)
         self.replica = Replica(
             roster,

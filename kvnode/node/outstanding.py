@@ -11,6 +11,7 @@ is acknowledged any more. So everything that waits for something outside the eve
     forwarded      a group sent to the leader        one line in the log; its clients are told at their own deadline
     snapshot       a snapshot being written          one line in the log, a warning of `/readyz`
     worker         any other job in a thread         as above
+    log            log lines that stderr has to take as above, as far as there is somebody who reads the log
 """
 
 from __future__ import annotations

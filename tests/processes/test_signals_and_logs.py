@@ -112,6 +112,8 @@ def test_a_stderr_that_nobody_reads_stops_nothing(make_cluster: Callable[..., Cl
         for number in range(600):
             assert cluster.put(f"{number:0200}", b"v")["version"] == 1
         assert metric(cluster, "n1", "kvnode_log_lines_dropped_total") == 0, "four megabytes wait for the reader"
+        age = r'kvnode_outstanding_oldest_seconds\{kind="log"\}'
+        wait_until(lambda: metric(cluster, "n1", age) > 0.2, 5.0, "what stderr does not take is seen to wait")
         began = time.monotonic()
         assert cluster.terminate("n1", 12.0) == 0
         assert time.monotonic() - began < 5.0, "the end waits for the log no longer than half a second"
@@ -153,6 +155,7 @@ def test_a_closed_stderr_stops_nothing_and_no_file_of_the_node_takes_its_place(
 
 def test_the_last_lines_before_the_end_are_written(make_cluster: Callable[..., Cluster]) -> None:
     cluster = make_cluster(size=1).start()
+    assert metric(cluster, "n1", r'kvnode_outstanding_oldest_seconds\{kind="log"\}') == 0
     assert cluster.terminate("n1") == 0
     assert cluster.log("n1").endswith("Node n1 has stopped.\n")
     # step: a node that cannot start says why
