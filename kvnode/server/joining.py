@@ -15,7 +15,7 @@ from kvnode.client import Access, Client
 from kvnode.config import values
 from kvnode.config.values import HostPort
 from kvnode.configuration import Configuration, Member
-from kvnode.errors import Conflict, KvnodeError, StartupError, Unavailable
+from kvnode.errors import Conflict, Indefinite, KvnodeError, StartupError, Unavailable
 from kvnode.storage.identity import Invitation
 
 log = logging.getLogger(__name__)
@@ -55,15 +55,24 @@ async def join(urls: Sequence[str], node_id: str, address: HostPort, http_url: s
 async def _asked(client: Client, node_id: str, address: HostPort, http_url: str) -> dict[str, Any]:
     """Who the members are, this node among them. The leader says so, which is never behind."""
     me = {"id": node_id, "raft": values.show_host_port(address), "http": http_url}
-    try:
-        return await client.change_members("POST", "", **me)
-    except Conflict:
-        await asyncio.sleep(AGAIN_S)  # another change is under way, mostly
-        return await client.change_members("POST", "", **me)
-    except KvnodeError as e:
-        if e.code != "not_allowed":
-            raise
-        return await client.members()  # an operator has added it
+    clock = asyncio.get_running_loop().time
+    deadline, conflicts = clock() + WITHIN_S, 0
+    while True:
+        try:
+            return await client.change_members("POST", "", **me)
+        except Conflict:
+            conflicts += 1
+            if conflicts > 1:
+                raise
+            await asyncio.sleep(AGAIN_S)  # another change is under way, mostly
+        except Indefinite:  # asked once more, a leader says what became of it
+            if clock() >= deadline:
+                raise
+            await asyncio.sleep(AGAIN_S)
+        except KvnodeError as e:
+            if e.code != "not_allowed":
+                raise
+            return await client.members()  # an operator has added it
 
 
 def _invitation(membership: dict[str, Any]) -> Invitation:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from aiohttp.client_proto import ResponseHandler
 
 from kvnode.client import Access, Client, calls
 from kvnode.node.compaction import Bounds
+from kvnode.server.joining import join
 from tests.simulation.clock import _NoPoller, patched
 from tests.virtual.judge import Judge
 from tests.virtual.network import Network
@@ -63,6 +65,15 @@ class Cluster:
         peers = {name: (name, RAFT) for name in names}
         for name in names:
             self.nodes[name] = Node(self, name, peers)
+
+    def join(self) -> Node:
+        """One node more, which asks the others to let it in. It has not been started."""
+        name = f"n{len(self.nodes) + 1}"
+        urls = [node.url for node in self.nodes.values()]
+        node = Node(self, name, {name: (name, RAFT)})
+        node.join = partial(join, urls, name, (name, RAFT), node.url, Simulated())
+        self.nodes[name] = node
+        return node
 
     def start(self, *names: str) -> None:
         for name in names or self.nodes:
@@ -120,11 +131,8 @@ def simulated(seed: int, size: int = 3) -> Iterator[Cluster]:
 
     chance = random.getstate()
     random.seed(seed)
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # of coroutines that ended with their process
-    logging.disable(logging.CRITICAL)
-    gc.collect()
+    swept()
     gc.disable()  # what it would end early, it would end at a moment that no seed knows
-    logging.disable(logging.NOTSET)
     try:
         with (
             warnings.catch_warnings(),
@@ -134,6 +142,16 @@ def simulated(seed: int, size: int = 3) -> Iterator[Cluster]:
             warnings.simplefilter("ignore", RuntimeWarning)  # likewise of those that had not begun
             yield Cluster(world, size)
     finally:
-        sys.unraisablehook = hook
         gc.enable()
         random.setstate(chance)
+
+
+def swept() -> None:
+    """What is left of processes that ended goes, without a word: coroutines that had not, above all."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    logging.disable(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
+    logging.disable(logging.NOTSET)
+    sys.unraisablehook = hook

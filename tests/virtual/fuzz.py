@@ -65,4 +65,6 @@ if __name__ == "__main__":
             [sys.executable, "-m", "tests.virtual.fuzz", *sys.argv[1:]],
             os.environ | {"PYTHONHASHSEED": "0"},
         )
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # nothing that is left of ended processes has anything to say

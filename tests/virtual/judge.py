@@ -144,6 +144,11 @@ class Judge:
             return True  # a snapshot took its place
         return journal.durable_index >= index and journal.term_at(index) == term
 
+    def forget(self, node: str) -> None:
+        """It has lost its disk."""
+        self._groups.pop(node, None)
+        self._engines.pop(node, None)
+
     def _applied_in(self, term: int) -> None:
         if not self._terms or self._terms[-1][1] < term:
             self._terms.append((self.world.now, term))
@@ -214,7 +219,7 @@ class Judge:
         """By key: (revision, value) of each change; None: it went away."""
         histories: defaultdict[str, list[tuple[int, bytes | None]]] = defaultdict(list)
         for revision in sorted(self.changes):
-            for kind, key, _, packed in self.changes[revision]:
+            for kind, key, _, packed, *_ in self.changes[revision]:
                 histories[key].append((revision, unpacked(packed).value if kind == CHANGE_PUT else None))
         return histories
 
@@ -280,7 +285,7 @@ class Judge:
             (names.get(kind, "delete"), key, revision, unpacked(packed).value if kind == CHANGE_PUT else b"")
             for revision in sorted(self.changes)
             if watch.from_revision <= revision <= last
-            for kind, key, _, packed in self.changes[revision]
+            for kind, key, _, packed, *_ in self.changes[revision]
             if key.startswith(watch.prefix)
         ]
         if watch.events != expected[: len(watch.events)] or len(expected) - len(watch.events) > 1:
@@ -294,7 +299,7 @@ class Judge:
         for renewal in self.renewals:
             by_key[renewal.key].append(renewal)
         for revision, when in zip(self._revisions, self._times, strict=True):
-            for kind, key, _, _ in self.changes[revision]:
+            for kind, key, *_ in self.changes[revision]:
                 if kind != CHANGE_EXPIRE or key in self.revoked:
                     continue
                 for renewal in by_key.get(key, ()):
@@ -325,4 +330,4 @@ class Judge:
 
 
 def _shown(changes: Any) -> str:
-    return str([(kind, key, revision, packed[-24:]) for kind, key, revision, packed in changes])
+    return str([(kind, key, revision, packed[-24:]) for kind, key, revision, packed, *_ in changes])

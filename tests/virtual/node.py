@@ -40,10 +40,8 @@ class Node:
         self.world = cluster.world
         self.rate = 1.0 + cluster.world.draw.uniform(-DRIFT, DRIFT)
         self.boot_s = cluster.world.draw.uniform(10.0, 1e5)
-        directory = MemoryDisk()
-        directory.draw = random.Random(f"{cluster.world.seed} disk {name}")
-        self.device = Device(directory)
-        self.device.crashed = self.kill
+        self.new_disk()
+        self.removed = False  # somebody has asked for that, and it may be so
         self.process: Process | None = None
         self.group: RaftGroup | None = None
         self.starts = 0
@@ -62,6 +60,12 @@ class Node:
     @property
     def started(self) -> bool:
         return self.group is not None and self.group._engine is not None
+
+    @property
+    def has_forgotten(self) -> bool:
+        """It has lost its directory, and no cluster has let it in again: it is right to do nothing."""
+        engine = None if self.group is None else self.group._engine
+        return engine is not None and (engine.memory.fresh or engine.memory.lost)
 
     # --- life -------------------------------------------------------------------------------------------------
 
@@ -115,6 +119,12 @@ class Node:
         group._engine._compaction.bounds = self.cluster.log_bounds
         fatal = await group.fatal
         process.end(f"had to stop: {fatal.message}")
+
+    def new_disk(self) -> None:
+        """An empty one."""
+        directory = MemoryDisk()
+        directory.draw = random.Random(f"{self.world.seed} disk {self.name} {self.world.number()}")
+        self.device = Device(directory)
 
     def kill(self) -> None:
         """The process ends (SIGKILL); what the kernel has taken is written."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from kvnode import errors
 from kvnode.node.compaction import Bounds
-from tests.virtual.cluster import Cluster, simulated
+from tests.virtual.cluster import Cluster, simulated, swept
 from tests.virtual.judge import Violation
 from tests.virtual.network import Link
 from tests.virtual.node import ELECTION_S, Node
@@ -63,6 +63,7 @@ class Schedule:
         self.outcome = Outcome(seed, self.mix)
         self.workload = Workload(cluster)
         self.joined = 0
+        self.wiped = False
 
     def note(self, what: str) -> None:
         self.outcome.steps.append(f"{self.world.now:8.3f} {what}")
@@ -132,7 +133,7 @@ class Schedule:
 
     def start(self) -> None:
         for node in self.cluster.nodes.values():
-            if not node.up and self.draw.random() < 0.7:
+            if not node.up and not node.removed and self.draw.random() < 0.7:
                 self.note(f"start {node.name}")
                 node.start()
 
@@ -266,20 +267,62 @@ class Schedule:
             self._ask(lambda client, node=node: client.undrain(node.name))
         self.note("undrain all")
 
+    def add(self) -> None:
+        """A new node joins. At most two in a schedule."""
+        if self.joined < 2 and len(self.cluster.voters()) < 7:
+            self.joined += 1
+            node = self.cluster.join()
+            self.note(f"{node.name} joins")
+            node.start()
+
+    def remove(self) -> None:
+        """A member is removed, up or down; a few stay."""
+        members = [node for node in self.cluster.nodes.values() if not node.removed]
+        if len(members) > 3:
+            node = self.draw.choice(members)
+            self.note(f"remove {node.name}")
+
+            async def remove(client: Any) -> None:
+                try:
+                    await client.change_members("DELETE", f"/{node.name}")
+                except errors.Indefinite:
+                    node.removed = True
+                else:
+                    node.removed = True
+
+            self._ask(remove)
+
+    def wipe(self) -> None:
+        """A node loses its disk. Once in a schedule, while all others have theirs."""
+        if not self.wiped and (node := self._node(lambda node: node.started and not node.removed)) is not None:
+            self.wiped = True
+            self.note(f"{node.name} loses its disk, and starts with an empty one")
+            node.power_off()
+            node.new_disk()
+            self.cluster.judge.forget(node.name)
+            node.start()
+
     # --- what must be ----------------------------------------------------------------------------------------------
 
     def check_started(self) -> None:
         """A disk without damage lets its node start."""
         for node in self.cluster.nodes.values():
-            if node.refused_to_start:
+            if node.refused_to_start and not node.removed and not self._may_refuse(node):
                 raise Dead(f"{node.name} does not start: {node.refused_to_start}")
+
+    def _may_refuse(self, node: Node) -> bool:
+        """One that was not let in: it was to join while nobody could say yes."""
+        return node.join is not None and "joined now" in node.refused_to_start
 
     def _well(self) -> list[Node]:
         return [
             node
             for node in self.cluster.nodes.values()
             if node.up
+            and node.started
+            and not node.has_forgotten
             and not node.leaving
+            and not node.removed
             and node.process is not None
             and node.process.stalled_until <= self.world.now
             and node.device.hung_until <= self.world.now
@@ -312,7 +355,7 @@ class Schedule:
         names = " ".join(node.name for node in group)
         self.note(f"{names} must be alive")
         try:
-            self.world.run(lambda: self.cluster.leader in group or self._agrees(group), LEADER_S)
+            self.world.run(self._leads, LEADER_S)
         except Stuck:
             raise Dead(f"no leader among {names} within {LEADER_S:g} s, {TIMEOUTS_TO_LEADER} timeouts") from None
         checks = [(node, self.workload.process.spawn(self._served_by(node))) for node in group]
@@ -324,14 +367,14 @@ class Schedule:
         for node, check in checks:
             if check.done() and check.exception() is None:
                 served += 1
-            elif leader is None or self._talk(node, leader):
+            elif not node.removed and (leader is None or self._talk(node, leader)):
                 why = str(check.exception()) if check.done() else "no answer"
                 raise Dead(
                     f"{node.name} of {names} does not read and write within {ANSWER_S:g} s, "
                     f"leader {leader and leader.name} ({why})"
                 )
 
-        if not served:
+        if not served and not all(node.removed for node in group):
             raise Dead(f"none of {names} reads and writes, for which {leader and leader.name} leads that none reaches")
 
     def _talk(self, one: Node, other: Node) -> bool:
@@ -339,9 +382,12 @@ class Schedule:
         links = (self.network.link(one.name, other.name), self.network.link(other.name, one.name))
         return one is other or all(not link.blocked and link.latency_s[1] <= LINK_S for link in links)
 
-    def _agrees(self, group: list[Node]) -> bool:
-        leaders = {node.group.leader()[0] for node in group if node.group is not None}
-        return len(leaders) == 1 and None not in leaders
+    def _leads(self) -> bool:
+        """Whether somebody leads whom a majority talks to, of this group or not."""
+        leader, voters = self.cluster.leader, self.cluster.voters()
+        if leader is None:
+            return False
+        return sum(node.name in voters and self._talk(node, leader) for node in self._well()) > len(voters) // 2
 
     async def _served_by(self, node: Node) -> None:
         """A write and a linearizable read through this node alone, tried again while they are refused."""
@@ -363,7 +409,7 @@ class Schedule:
             node.device.directory.mend()
         self.world.pass_s(3.0)
         for node in self.cluster.nodes.values():
-            if not node.up:
+            if not node.up and not node.removed:
                 node.start()
             elif node.process is not None:
                 node.process.go_on()
@@ -373,7 +419,7 @@ class Schedule:
 
     def check_whole(self) -> None:
         """Every node has everything, and nothing failed inside of any."""
-        nodes = [node for node in self.cluster.nodes.values() if node.up and node.group is not None]
+        nodes = [node for node in self.cluster.nodes.values() if node.up and node.started and not node.removed]
 
         def alike() -> bool:
             return len({node.group.store.revision for node in nodes if node.group is not None}) == 1
@@ -391,6 +437,7 @@ class Schedule:
 NETWORK = ("cut", "one_way", "isolate", "slow_link", "slow_net", "fast_net", "reset", "swallow", "half", "unblock")
 PROCESSES = ("kill", "power", "crash_soon", "stop", "start", "start", "stall", "step_clock")
 DISKS = ("hang", "slow_disk", "full", "power", "crash_soon", "start", "unblock")
+MEMBERS = ("add", "add", "remove", "remove", "wipe", "kill", "start", "cut", "unblock", "transfer", "stall")
 OPERATORS = ("transfer", "drain", "undrain")
 MIXES: dict[str, tuple[str, ...]] = {
     "network": NETWORK,
@@ -399,7 +446,8 @@ MIXES: dict[str, tuple[str, ...]] = {
     "processes": PROCESSES,
     "disks": DISKS,
     "operators": (*OPERATORS, "transfer", "kill", "start", "slow_net", "stop"),
-    "everything": (*NETWORK, *PROCESSES, *DISKS, *OPERATORS),
+    "members": MEMBERS,
+    "everything": (*NETWORK, *PROCESSES, *DISKS, *OPERATORS, *MEMBERS),
 }
 
 
@@ -420,6 +468,13 @@ class _Lines(logging.Handler):
 
 def run_schedule(seed: int, mix: str | None = None, logged: bool = False, size: int | None = None) -> Outcome:
     """What came of it. The same seed and mix give the same, to the message."""
+    try:
+        return _run(seed, mix, logged, size)
+    finally:
+        swept()
+
+
+def _run(seed: int, mix: str | None, logged: bool, size: int | None) -> Outcome:
     size = size if size is not None else random.Random(f"{seed} size").choice((3, 3, 3, 5))
     with simulated(seed, size) as cluster:
         schedule = Schedule(seed, cluster, mix)
