@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -60,6 +60,7 @@ def routes(group: Group, leader_probe: LeaderProbe | None, timeout_s: float, met
     `timeout_s` is the deadline of every probe: GRACE_S after it a balancer has its answer, whatever is stuck.
     """
 
+    patience = Patience(timeout_s + GRACE_S)
     results = meters.probes
     # All that a probe may say is on the page of metrics before it is said: an alert can see it rise from 0.
     results.update({("leader", result): 0 for result in ("ok", *_REFUSALS)})
@@ -74,10 +75,9 @@ def routes(group: Group, leader_probe: LeaderProbe | None, timeout_s: float, met
         asked = leader_probe.ask()
         if isinstance(asked, str):
             return verdict(asked, began_at)
-        timer = asked.get_loop().call_later(timeout_s + GRACE_S, give_up, asked)
+        patience.end(asked)
 
         def answer(index: int | None) -> Answer:
-            timer.cancel()
             return verdict(leader_probe.confirmed(index), began_at)
 
         return Later(asked, answer)
@@ -103,9 +103,32 @@ def routes(group: Group, leader_probe: LeaderProbe | None, timeout_s: float, met
     return table
 
 
-def give_up(asked: asyncio.Future[int | None]) -> None:
-    if not asked.done():
-        asked.set_result(None)
+class Patience:
+    """Gives None to what has no result after `limit_s`. One timer for all: one for each is a fifth of a probe."""
+
+    __slots__ = ("_asked", "_limit_s", "_timer")
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._asked: deque[tuple[float, asyncio.Future[int | None]]] = deque()  # when each is given up
+        self._timer: asyncio.TimerHandle | None = None
+
+    def end(self, asked: asyncio.Future[int | None]) -> None:
+        waiting, loop = self._asked, asked.get_loop()
+        while waiting and waiting[0][1].done():
+            waiting.popleft()
+        waiting.append((loop.time() + self._limit_s, asked))
+        if self._timer is None:
+            self._timer = loop.call_later(self._limit_s, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer, waiting, now = None, self._asked, loop.time()
+        while waiting and (waiting[0][0] <= now or waiting[0][1].done()):
+            asked = waiting.popleft()[1]
+            if not asked.done():
+                asked.set_result(None)
+        if waiting:
+            self._timer = loop.call_at(waiting[0][0], self._look, loop)
 
 
 def _reading(handler: Handler, *parameters: str) -> Methods:
