@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from kvnode.configuration import Configuration
-from kvnode.deadline import LEAST_S, remaining_s
+from kvnode.deadline import LEAST_S, deadline, remaining_s
 from kvnode.errors import (
     Fatal,
     KvnodeError,
@@ -237,12 +237,12 @@ class RaftGroup:
         Raises Starting, ShuttingDown, DiskFull, Overloaded or (no time left) Unavailable at once, NoLeader or
         OutcomeUnknown from the future.
         """
-        engine = self._running()
-        engine.writes.admit(command)
+        engine = self._engine
+        if engine is None or self._stopping:
+            engine = self._running()
+        left_s = deadline_s if deadline.get() is None else _time_for_answer_s(deadline_s)
         future: asyncio.Future[Result] = self._loop.create_future()
-        deadline = engine.clock() + _time_for_answer_s(deadline_s)
-        engine.proposals.submit(command, future, deadline, request_ids.request_id.get())
-        if engine.writes.open:
+        if engine.writes.submit(command, future, engine.clock() + left_s, request_ids.request_id.get()):
             engine.schedule()
         return future
 
@@ -253,12 +253,11 @@ class RaftGroup:
         """
         engine = self._running()
         bulk = WriteBatch(len(commands))
-        deadline = engine.clock() + _time_for_answer_s(WRITE_DEADLINE_S)
+        ends_at = engine.clock() + _time_for_answer_s(WRITE_DEADLINE_S)
         for number, command in enumerate(commands):
             share = Share(bulk, number)
             try:
-                engine.writes.admit(command)
-                engine.proposals.submit(command, share, deadline, request_ids.request_id.get())
+                engine.writes.submit(command, share, ends_at, request_ids.request_id.get())
             except KvnodeError as error:
                 share.set_exception(error)
         engine.schedule()
@@ -284,8 +283,10 @@ class RaftGroup:
 
     def read_index(self) -> asyncio.Future[int | None] | None:
         """One try of `read_barrier`: an index that the store must hold (`holds`). None without a leader to ask."""
-        engine = self._running()
-        return None if engine.leader_id is None else engine.reads.index(_time_for_answer_s(READ_DEADLINE_S))
+        engine = self._engine
+        if engine is None or self._stopping:
+            engine = self._running()
+        return engine.reads.index(READ_DEADLINE_S if deadline.get() is None else _time_for_answer_s(READ_DEADLINE_S))
 
     def holds(self, index: int | None) -> bool:
         """Whether the store has applied `index`."""
@@ -294,7 +295,7 @@ class RaftGroup:
     def verify_leader(self, timeout_s: float) -> asyncio.Future[int | None]:
         """Not None once a majority confirmed, in a round that began after this call, that this node leads."""
         engine = self._engine
-        if engine is None or self.leader_refusal() is not None:
+        if engine is None or not engine.replica.is_leader:
             refused: asyncio.Future[int | None] = self._loop.create_future()
             refused.set_result(None)
             return refused

@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import inf
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from kvnode.errors import DiskFull, KvnodeError, NoLeader, OutcomeUnknown, Overloaded
 from kvnode.metrics.meters import RaftMeters
@@ -39,12 +40,14 @@ class Waiter(Protocol):
     def set_exception(self, exception: Any, /) -> None: ...
 
 
-@dataclass(slots=True)
-class _Write:
+class _Write(NamedTuple):
     command: bytes
     waiter: Waiter
     deadline: float
     request_id: str | None
+
+
+_write: Final = partial(tuple.__new__, _Write)  # as `_Write(…)`, of a tuple and in a third of the time
 
 
 @dataclass(slots=True)
@@ -81,7 +84,7 @@ class Proposals:
         if len(self._waiting) >= WAITING_COMMANDS_MAX or self._waiting_bytes + len(command) > WAITING_BYTES_MAX:
             self.meters.refused += 1
             raise Overloaded("Too many writes are waiting on this node: send the request again in a moment.")
-        self._waiting.append(_Write(command, waiter, deadline, request_id))
+        self._waiting.append(_write((command, waiter, deadline, request_id)))
         if request_id is not None:
             self.traced = True
         self._waiting_bytes += len(command)
@@ -211,8 +214,7 @@ class Proposals:
 
     def abandon(self) -> None:
         """The node stops: what was never sent is definite, the rest stays in doubt."""
-        for write in self._waiting:
-            write.deadline = 0.0
+        self._waiting = deque(write._replace(deadline=0.0) for write in self._waiting)
         self._soonest = 0.0
         self.expire()
         self.skipped()

@@ -19,11 +19,12 @@ async def read_barrier(
     deadline = engine.clock() + timeout_s - waited_s
     heard_of_leader = waited_s > 0
     while (left_s := deadline - engine.clock()) > 0 and not stopping():
-        if engine.leader_id is None:
+        asked = engine.reads.index(left_s)
+        if asked is None:
             await engine.leadership.wait(left_s)
             continue
         heard_of_leader = True
-        index = await engine.reads.index(left_s)
+        index = await asked
         if index is None:
             await engine.leadership.wait(min(left_s, heartbeat_s))
         elif await engine.reads.applied(index, left_s):

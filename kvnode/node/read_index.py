@@ -48,10 +48,14 @@ class ReadIndex:
         self._wanted = False
         self._answering: set[asyncio.Task[None]] = set()
 
-    def index(self, timeout_s: float) -> asyncio.Future[int | None]:
-        """An index that a read taking place now must have applied; None where nobody confirmed it in time."""
+    def index(self, timeout_s: float) -> asyncio.Future[int | None] | None:
+        """An index that a read taking place now must have applied; its result is None where nobody confirmed it in
+        time. None where there is nobody to ask.
+        """
         if self._replica.is_leader:
             return self.confirm(timeout_s)
+        if self._leader() is None:
+            return None
         self._wanted = True
         if not self._in_flight:
             self._loop.call_soon(self._ask)  # whoever else comes in this iteration of the loop shares the question
@@ -60,7 +64,7 @@ class ReadIndex:
     def confirm(self, timeout_s: float) -> asyncio.Future[int | None]:
         """Only while this node claims to lead: the index of a round that begins after this call, once confirmed."""
         self._schedule()
-        return self._own.wait(self._replica.request_read(), timeout_s)
+        return self._own.wait(self._replica.rounds.request(), timeout_s)
 
     async def applied(self, index: int, timeout_s: float) -> bool:
         """This node's store holds everything up to `index`."""

@@ -8,7 +8,7 @@ from typing import Final
 
 from kvnode.errors import DiskFull, Overloaded, Unavailable
 from kvnode.node.disk_health import DiskHealth
-from kvnode.node.proposals import GROUP_BYTES, Proposals
+from kvnode.node.proposals import GROUP_BYTES, Proposals, Waiter
 from kvnode.peers.network import Network
 from kvnode.raft import messages
 from kvnode.raft.messages import Message
@@ -70,11 +70,21 @@ class Writes:
         self._leader_full: tuple[float, str] = (0.0, "")  # until when, in the leader's words
         self.transferring = False  # nothing is proposed, so that the next leader can draw level
 
-    def admit(self, command: bytes) -> None:
-        """Raises DiskFull where the leader's disk has no room for this command, Unavailable where its own hangs.
+    def submit(self, command: bytes, waiter: Waiter, deadline: float, request_id: str | None) -> bool:
+        """Queues one encoded command. True: a step would hand it on. While a leader has all entries in flight, what
+        comes only waits: the step in which one of them is applied takes it.
 
-        A follower learns from its own log what became of a write, and its log does not go on while its disk hangs.
+        Raises DiskFull where the leader's disk has no room for this command, Unavailable where its own hangs (a
+        follower learns from its own log what became of a write, and its log does not go on while its disk hangs), or
+        Overloaded.
         """
+        leading, storage = self._replica.is_leader, self._storage
+        if storage.hangs or (storage.full is not None if leading else self._leader_full[0] > 0.0):
+            self._admit(command)
+        self._proposals.submit(command, waiter, deadline, request_id)
+        return not leading or not self._unapplied or self._another()
+
+    def _admit(self, command: bytes) -> None:
         if self._storage.hangs:
             self._proposals.meters.refused += 1
             raise Unavailable("This node's disk does not answer: send the request to another node.")
@@ -86,12 +96,6 @@ class Writes:
         if full is not None and not frees_space(command):
             self._proposals.meters.refused += 1
             raise DiskFull(full)
-
-    @property
-    def open(self) -> bool:
-        """Whether `pump` may have something to do. While a leader has all entries in flight, what comes only waits:
-        the step in which one of them is applied takes it."""
-        return not self._replica.is_leader or self._another()
 
     def pump(self) -> bool:
         """Hands on what waits to be written. True: something was proposed."""
@@ -133,7 +137,7 @@ class Writes:
 
     def _is_due(self) -> bool:
         """Whether what waits here need not wait for what is in flight."""
-        return len(self._proposals) >= GROUP_WORTHWHILE or self._clock() - self._handed_on_at >= ENTRY_GAP_S
+        return self._clock() - self._handed_on_at >= ENTRY_GAP_S or len(self._proposals) >= GROUP_WORTHWHILE
 
     def applied(self, index: int) -> None:
         """The entry at `index` is applied: there is room for another."""
