@@ -32,7 +32,7 @@ VALUE: Final = (
 )
 
 _STATUS_LINES: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
-_OK: Final = _STATUS_LINES[200]
+STATUS_LINE_200: Final = _STATUS_LINES[200]
 _BODILESS: Final = frozenset((204, 304))
 
 
@@ -67,7 +67,7 @@ class Answer:
         body, status = self.body, self.status
         if self.keep_alive and status == 200 and request.version is HttpVersion11 and request.method != "HEAD":
             # Nearly every answer. The same as below, without the questions.
-            head = b"%b%b%bContent-Length: %d\r\n\r\n" % (_OK, self.stamp, self.headers, len(body))
+            head = b"%b%b%bContent-Length: %d\r\n\r\n" % (STATUS_LINE_200, self.stamp, self.headers, len(body))
             return head + body
         head, body = self.parts(request)
         return head + body

@@ -6,6 +6,7 @@ would merge keys, and its middle layers cost more time than the rest of a reques
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection
@@ -52,7 +53,7 @@ from kvnode.http import (
     txn,
     watch,
 )
-from kvnode.http.answer import JSON_TYPE, Answer, json_bytes
+from kvnode.http.answer import JSON_TYPE, STATUS_LINE_200, Answer, json_bytes
 from kvnode.http.audit import audited
 from kvnode.http.budget import SMALL_BYTES, Budgets
 from kvnode.http.connection import IDLE_S, Connection
@@ -200,19 +201,32 @@ def create_probe_server(
 
 
 class Stamp:
-    """The header lines of every answer: Date, and who answers under whom, as far as that is known."""
+    """The header lines of every answer: Date, and who answers under whom, as far as that is known.
 
-    __slots__ = ("_group", "_known", "_lines", "_node", "_wall_clock")
+    `now` is the loop's time: it stands still while the loop runs what has come in one turn, and so do the lines.
+    """
+
+    __slots__ = ("_at", "_group", "_known", "_lines", "_node", "_now", "_wall_clock", "draining")
 
     def __init__(self, group: Group, node_id: str, wall_clock: Callable[[], float] = time.time) -> None:
+        self._now = asyncio.get_running_loop().time
+        self._at: float | None = None
         self._wall_clock = wall_clock
         self._group = group
         self._node = b"Kvnode-Node: %b\r\n" % node_id.encode()
         self._known: tuple[str | None, int, int] | None = None
         self._lines = b""
+        self.draining = False  # what the group said when `lines` asked last
 
     def lines(self) -> bytes:
         """Rendered again only when the second, the leader or the term changes."""
+        now = self._now()
+        if now != self._at:
+            self._at, self.draining = now, self._group.draining
+            self._look()
+        return self._lines
+
+    def _look(self) -> None:
         leader_id, term = self._group.leader()
         now_s = int(self._wall_clock())
         known = (leader_id, term, now_s)
@@ -223,7 +237,6 @@ class Stamp:
             if term > 0:
                 lines += b"Kvnode-Term: %d\r\n" % term
             self._known, self._lines = known, lines
-        return self._lines
 
 
 class App:
@@ -325,12 +338,21 @@ class App:
         """
         self._codes[answer.status] += 1
         answer.stamp = self._stamp.lines()
-        if self._group.draining and not answer.close:
+        if self._stamp.draining and not answer.close:
             if queued:
                 answer.headers += b"Connection: close\r\n"
             else:
                 answer.close = True
         return answer
+
+    def lines_of_200(self) -> bytes:
+        """Counts an answer that needs nothing else of `sealed`, and gives its first lines. b"": the node drains."""
+        stamp = self._stamp
+        lines = stamp.lines()
+        if stamp.draining:
+            return b""
+        self._codes[200] += 1
+        return STATUS_LINE_200 + lines
 
     def client(self, request: web.BaseRequest) -> str:
         """The address of whoever sent the request, behind the balancers that are believed."""

@@ -75,6 +75,7 @@ class App(Protocol):
     async def awaited(self, request: web.BaseRequest, outcome: Awaitable[Answer]) -> Answer: ...
     def held(self, method: str, answer: Answer) -> Answer: ...
     def sealed(self, answer: Answer, queued: bool = False) -> Answer: ...
+    def lines_of_200(self) -> bytes: ...
     def malformed(self, error: BaseException | None) -> Answer: ...
     def follows(self, request: web.BaseRequest) -> bool: ...
 
@@ -278,8 +279,9 @@ class Connection(Arrivals):
         if raw_query is not None:
             query = raw_query.decode()
             target = f"{path}?{query}"
-        request = KnownRequest(head, METHODS[method], target, data[end:], self)
-        self._proceed(request, app.begin(request, path, query, head is self.admitted))
+        free = head is self.admitted
+        request = KnownRequest(head, METHODS[method], target, data[end:], self, free)
+        self._proceed(request, app.begin(request, path, query, free))
         return True
 
     def _has_large_head(self) -> bool:
@@ -330,7 +332,10 @@ class Connection(Arrivals):
             return
         except Exception as error:
             outcome = self._app.failed(request, error)
-        self._proceed(request, outcome)
+        if type(outcome) is Answer:
+            self._send(request, outcome)
+        else:
+            self._proceed(request, outcome)
 
     def _send(self, request: Request, answer: Answer) -> None:
         """Writes an answer that is complete."""
@@ -338,6 +343,19 @@ class Connection(Arrivals):
         if transport is None:
             self._over(False)
             return
+        if type(request) is KnownRequest and answer.status == 200 and not answer.close and request.method != "HEAD":
+            # Nearly every answer, in fewer steps: the same as below, as nothing of this request is to come any more.
+            body = answer.body
+            plain = len(body) <= SMALL_BYTES and not self._messages and self._newest is None and self._arrived is None
+            if plain and (lines := self._app.lines_of_200()):
+                transport.write(b"%b%bContent-Length: %d\r\n\r\n%b" % (lines, answer.headers, len(body), body))
+                if not self._paused:
+                    self._over(True)
+                    return
+                self._hold_unread()
+                answer.keep_alive, answer.body = True, b""
+                self._take_time(request, answer.drained(request, transport))
+                return
         if len(answer.body) > SMALL_BYTES:
             answer = self._app.held(request.method, answer)
         self._app.sealed(answer, bool(self._messages) and request.keep_alive)

@@ -19,6 +19,7 @@ from aiohttp.http import RawRequestMessage
 from multidict import istr
 
 from kvnode.http.timeout import TIMEOUT
+from kvnode.state.limits import CONTENT_TYPE_BYTES_MAX
 
 SEC_FETCH_SITE: Final = istr("Sec-Fetch-Site")
 _PLAIN: Final = rb"[A-Za-z0-9/._~:@!$&'()*+,;=%-]"  # RFC 3986, 3.3
@@ -44,12 +45,13 @@ class Head:
     `of_page`: a browser says which page asks. `timed`: the sender says how long it waits.
     """
 
-    __slots__ = ("body_bytes", "headers", "message", "of_page", "timed")
+    __slots__ = ("body_bytes", "content_type", "headers", "message", "of_page", "timed")
 
     def __init__(self, message: RawRequestMessage, body_bytes: int) -> None:
         self.message = message
         self.headers = headers = message.headers
         self.body_bytes = body_bytes
+        self.content_type = headers.get(hdrs.CONTENT_TYPE, "")
         self.of_page = hdrs.ORIGIN in headers or SEC_FETCH_SITE in headers
         self.timed = TIMEOUT in headers
 
@@ -83,6 +85,8 @@ class Heads:
         """Only where these bytes alone say what the parser says: it may have had the beginning of another head."""
         if any(name in message.headers for name in _NOT_KEPT):
             return
+        if content_type_fault(message.headers.get(hdrs.CONTENT_TYPE, "")) is not None:
+            return
         lines = [each.partition(b":") for each in head[: -len(END)].split(b"\r\n")]
         said = tuple((name, value.strip(b" \t")) for name, _, value in lines)
         if said != message.raw_headers or _target(line) != message.path or line[1].decode() != message.method:
@@ -90,6 +94,15 @@ class Heads:
         if len(self._kept) >= KEPT_MAX:
             del self._kept[next(iter(self._kept))]
         self._kept[head] = Head(message, body_bytes)
+
+
+def content_type_fault(content_type: str) -> str | None:
+    """What is wrong with it, as it comes back with the value; None where nothing is."""
+    if len(content_type) > CONTENT_TYPE_BYTES_MAX:
+        return f"The Content-Type is longer than {CONTENT_TYPE_BYTES_MAX} bytes."
+    if not (content_type.isascii() and content_type.isprintable()):
+        return "The Content-Type has characters that are not printable ASCII."
+    return None
 
 
 def _target(line: re.Match[bytes]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -16,20 +17,25 @@ from kvnode.http.consistency import consistency, stale
 from kvnode.http.credentials import REVIEW_S, check_still_admitted
 from kvnode.http.etags import check_read, write_expectation
 from kvnode.http.group import Group
+from kvnode.http.heads import content_type_fault
 from kvnode.http.later import Later
 from kvnode.http.leases import leasing, remaining_s
 from kvnode.http.past import asked_revision, item_at
 from kvnode.http.paths import Query, decode_key
+from kvnode.http.request import KnownRequest
 from kvnode.http.rights import READ, WRITE, Rights, rights_of
 from kvnode.http.route import Endpoint, Methods
 from kvnode.http.writing import idempotency_key, not_written
 from kvnode.metrics.recent import Traffic
 from kvnode.state.commands import Delete, Put, encode_put
-from kvnode.state.items import Item, unpacked
-from kvnode.state.limits import CONTENT_TYPE_BYTES_MAX, VALUE_BYTES_MAX
+from kvnode.state.items import MARKS, Item, unpacked
+from kvnode.state.limits import VALUE_BYTES_MAX
 from kvnode.state.results import Deleted, Result, Written
 
 BINARY: Final = "application/octet-stream"
+_FOUND: Final = VALUE + b'ETag: "%d"\r\nKvnode-Revision: %d\r\n'
+_PLAIN: Final = _FOUND + b"Content-Type: %b\r\n" % BINARY.encode()
+_WRITTEN: Final = JSON_TYPE + b'ETag: "%d"\r\nKvnode-Revision: %d\r\n'
 
 
 def routes(group: Group, budgets: Budgets, traffic: Traffic | None = None) -> dict[str, Methods]:
@@ -53,11 +59,17 @@ class Keys:
 
     def put(self, request: web.BaseRequest, rest: str, query: str) -> Awaitable[Answer]:
         key = decode_key(rest)
-        rights = rights_of(request)
-        rights.check_key(key)
+        free = type(request) is KnownRequest and request.free
+        if not free:
+            rights_of(request).check_key(key)
         self._traffic.left -= 1  # here and below without a call: it is one for each of many requests
         if self._traffic.left <= 0:
             self._traffic.wrote(key)
+        if type(request) is KnownRequest and free and not query and len(request.body) <= VALUE_BYTES_MAX:
+            # Nearly every put of an open node. Heads with a condition or an Idempotency-Key are not kept.
+            command = encode_put(key, request.body, request.head.content_type, None, None, 0, 0)
+            return Later(self._group.propose(command), partial(_put, key))
+        rights = rights_of(request)
         lease, ttl_s = leasing(Query(query)) if query else (0, 0)
         rights.check_lease(self._group.store, lease)
         idempotency = idempotency_key(request, self._group)
@@ -70,7 +82,7 @@ class Keys:
         command = encode_put(key, value, content_type, expect, idempotency, lease, ttl_s)
         if lease:
             command = rights.on_leases(self._group.store, command, (lease,))
-        return Later(self._group.propose(command), lambda result: _put(key, result))
+        return Later(self._group.propose(command), partial(_put, key))
 
     async def _put_as_it_comes(self, request: web.BaseRequest, put: Put, rights: Rights) -> Answer:
         # The command alone is kept while it waits, or the value would be there twice.
@@ -91,7 +103,9 @@ class Keys:
 
     def get(self, request: web.BaseRequest, rest: str, query: str) -> Answer | Awaitable[Answer]:
         key = decode_key(rest)
-        rights_of(request).check_key(key)
+        free = type(request) is KnownRequest and request.free
+        if not free:
+            rights_of(request).check_key(key)
         self._traffic.left -= 1
         if self._traffic.left <= 0:
             self._traffic.read(key)
@@ -105,10 +119,10 @@ class Keys:
             return self._get_in_time(request, key, 0.0)
 
         def read(index: int | None) -> Answer | Awaitable[Answer]:
-            if self._clock() - began_at > REVIEW_S:
+            if not free and self._clock() - began_at > REVIEW_S:
                 check_still_admitted(request)
             if self._group.holds(index):
-                return self._found(request, key, b"")
+                return (free and self._found_plain(key)) or self._found(request, key, b"")
             return self._get_in_time(request, key, self._clock() - began_at)
 
         return Later(read_index, read)
@@ -133,6 +147,17 @@ class Keys:
             return self._found_in_turn(request, key, headers)
         return self._shown(request, None if packed is None else unpacked(packed), headers)
 
+    def _found_plain(self, key: str) -> Answer | None:
+        """For a request without a condition: as `_found`, where the value has no type, no lease and is small."""
+        store = self._group.store
+        packed = store.packed(key)
+        if packed is None or len(packed) > SMALL_BYTES:
+            return None
+        _, mod_revision, _, name_bytes = MARKS.unpack_from(packed)
+        if name_bytes:
+            return None
+        return Answer(200, _PLAIN % (mod_revision, store.revision), packed[MARKS.size :])
+
     async def _found_in_turn(self, request: web.BaseRequest, key: str, headers: bytes) -> Answer:
         """A large one: copying it for hundreds of clients in one turn of the loop would hold up everything else."""
         await self._turns.take()
@@ -146,8 +171,7 @@ class Keys:
             )
             missing.applied_lag = self._group.applied_lag() if headers else None
             raise missing
-        marks = (VALUE, item.mod_revision, then or store.revision)
-        headers += b'%bETag: "%d"\r\nKvnode-Revision: %d\r\n' % marks
+        headers += _FOUND % (item.mod_revision, then or store.revision)
         if item.lease and then is None:
             left_s = remaining_s(self._group, item.lease)
             headers += b"Kvnode-Lease: %d\r\nKvnode-TTL: %d\r\n" % (item.lease, left_s)
@@ -166,7 +190,7 @@ def _put(key: str, result: Result) -> Answer:
     created = "true" if version == 1 else "false"
     end = f',"lease":{lease}}}\n' if lease else "}\n"
     body = f'{{"key":{json_string(key)},"revision":{revision},"version":{version},"created":{created}{end}'
-    return Answer(200, b'%bETag: "%d"\r\nKvnode-Revision: %d\r\n' % (JSON_TYPE, revision, revision), body.encode())
+    return Answer(200, _WRITTEN % (revision, revision), body.encode())
 
 
 def _deleted(result: Result) -> Answer:
@@ -181,8 +205,6 @@ def _deleted(result: Result) -> Answer:
 def _content_type(request: web.BaseRequest) -> str:
     """The Content-Type as it was sent, '' without one; it comes back with the value."""
     content_type = request.headers.get(hdrs.CONTENT_TYPE, "")
-    if len(content_type) > CONTENT_TYPE_BYTES_MAX:
-        raise BadRequest(f"The Content-Type is longer than {CONTENT_TYPE_BYTES_MAX} bytes.")
-    if not (content_type.isascii() and content_type.isprintable()):
-        raise BadRequest("The Content-Type has characters that are not printable ASCII.")
+    if (fault := content_type_fault(content_type)) is not None:
+        raise BadRequest(fault)
     return content_type

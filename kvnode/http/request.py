@@ -47,12 +47,18 @@ class Request(web.BaseRequest):
 
 
 class KnownRequest(Request):
-    """A request whose head was known (`heads.py`), with its body as it came. `content` is at its end."""
+    """A request whose head was known (`heads.py`), with its body as it came. `content` is at its end.
 
-    __slots__ = ("head",)
+    `free`: the door lets anybody in with this head, and so who asks has every right.
+    """
 
-    def __init__(self, head: Head, method: str, target: str, body: bytes, protocol: web.RequestHandler) -> None:
+    __slots__ = ("free", "head")
+
+    def __init__(
+        self, head: Head, method: str, target: str, body: bytes, protocol: web.RequestHandler, free: bool
+    ) -> None:
         self.head = head
+        self.free = free
         self._protocol = protocol
         self.body = body
         self.content = EMPTY_PAYLOAD
