@@ -23,10 +23,11 @@ DEV_ARGS ?=
 CHAOS_ARGS ?=
 LOADERS_ARGS ?=
 ROLLING_ARGS ?=
+PATRONI_ARGS ?=
 HOSTILE_ARGS ?=
 SCREENSHOTS_ARGS ?=
 
-.PHONY: help setup haproxy proxies browser dev test lint format fuzz hostile-loaders chaos hostile pages rolling screenshots bench cost bench-failover bench-million compose-up compose-up-secure compose-down compose-test clean
+.PHONY: help setup haproxy proxies browser dev test lint format fuzz hostile-loaders chaos hostile pages patroni rolling screenshots bench cost bench-failover bench-million compose-up compose-up-secure compose-down compose-test clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -119,6 +120,17 @@ hostile: $(STAMP) ## crafted files, frames, JSON, HTTP, transactions and slow re
 
 pages: $(STAMP) ## does what docs/OPERATIONS.md says, from the first cluster on, and compares what is printed
 	KVNODE_PAGES=1 $(BIN)/python -m pytest tests/test_operating.py
+
+# Patroni has a virtual environment of its own: what it depends on is no business of kvnode's.
+patroni: $(STAMP) ## PostgreSQL under Patroni on three nodes, as etcd's client: failovers, faults of kvnode, and their times
+	@if [ ! -x /usr/lib/postgresql/15/bin/postgres ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing PostgreSQL 15 with apt-get"; export DEBIAN_FRONTEND=noninteractive; \
+	  { apt-get install -y -qq --no-install-recommends postgresql-15 || \
+	    { apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql-15; }; } >/dev/null; \
+	fi
+	@test -x $(VENV)/patroni/bin/patroni || { $(PYTHON) -m venv $(VENV)/patroni && \
+	  $(VENV)/patroni/bin/pip install --quiet --disable-pip-version-check 'patroni[etcd3]==4.1.5' 'psycopg[binary]==3.3.9'; }
+	$(BIN)/python -m pytest -v -s tests/gateway/test_patroni.py $(PATRONI_ARGS)
 
 rolling: $(STAMP) haproxy ## restarts three nodes behind HAProxy one by one, under load; nothing may fail or be lost
 	$(BIN)/python -m tests.rolling.run $(ROLLING_ARGS)
