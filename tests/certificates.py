@@ -22,9 +22,11 @@ class Authority:
     def ca(self) -> Path:
         return self.folder / "ca.pem"
 
-    def sign(self, name: str, alternatives: Sequence[str] = ("127.0.0.1", "127.0.0.2")) -> None:
+    def sign(
+        self, name: str, alternatives: Sequence[str] = ("127.0.0.1", "127.0.0.2"), common_name: str | None = None
+    ) -> None:
         """A certificate for the DNS name, and for these; takes the place of the one before."""
-        certificate = self._ca.issue_cert(name, *alternatives)
+        certificate = self._ca.issue_cert(name, *alternatives, common_name=common_name)
         # Each file is whole at any moment: a node may read them now.
         for path, pem in (
             (self.folder / f"{name}-key.pem", certificate.private_key_pem.bytes()),

@@ -26,9 +26,23 @@ def _keep(ctx: click.Context, param: click.Parameter, value: str | None) -> None
 
 
 def access_options(command: F) -> F:
-    """Adds --token, --token-file and --cacert; `access` is what was given."""
+    """Adds --token, --token-file, --cacert, --cert and --key; `access` is what was given."""
     keep: dict[str, Any] = {"callback": _keep, "expose_value": False}
     for option in (
+        click.option(
+            "--key",
+            metavar="FILE",
+            envvar="KVNODE_CLIENT_KEY",
+            help="The key of --cert; or KVNODE_CLIENT_KEY.",
+            **keep,
+        ),
+        click.option(
+            "--cert",
+            metavar="FILE",
+            envvar="KVNODE_CLIENT_CERT",
+            help="A certificate in the place of a token; or KVNODE_CLIENT_CERT.",
+            **keep,
+        ),
         click.option(
             "--cacert",
             metavar="FILE",
@@ -64,8 +78,8 @@ def access() -> Access:
     file_by_flag, file = given.get("token_file", (False, ""))
     if file and (not token or (file_by_flag and not by_flag)):
         token = _read(file)
-    ca = given.get("cacert", (False, ""))[1]
-    return Access(token, Path(ca) if ca else None)
+    ca, cert, key = (given.get(name, (False, ""))[1] for name in ("cacert", "cert", "key"))
+    return Access(token, *(Path(each) if each else None for each in (ca, cert, key)))
 
 
 def _read(file: str) -> str:

@@ -15,10 +15,15 @@ from kvnode.net.tls import trusting
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A token, or '' for none; and who has signed the certificates of https:// URLs, None: whom the system trusts."""
+    """A token, or '' for none; and who has signed the certificates of https:// URLs, None: whom the system trusts.
+
+    `cert` and `key`: a client's own certificate, with its chain, and its unencrypted key; a token counts before it.
+    """
 
     token: str = field(default="", repr=False)
     ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
 
     def session(self, *, connections: int = 100, **settings: Any) -> aiohttp.ClientSession:
         """With the loop running; `connections` at most, 0 for no bound. Raises BadRequest for what cannot be used."""
@@ -27,12 +32,22 @@ class Access:
             if not all("!" <= character <= "~" for character in self.token):
                 raise BadRequest("The token is ASCII without spaces, as 'kvnode token create' prints it.")
             headers["Authorization"] = f"Bearer {self.token}"
-        connector = aiohttp.TCPConnector(limit=connections, ssl=True if self.ca is None else self.context())
+        connector = aiohttp.TCPConnector(limit=connections, ssl=self.context() if self.ca or self.cert else True)
         return aiohttp.ClientSession(auto_decompress=False, headers=headers, connector=connector, **settings)
 
     def context(self) -> ssl.SSLContext:
         """For a connection to an https:// URL outside of a session. Raises BadRequest for what cannot be used."""
-        return ssl.create_default_context() if self.ca is None else _trusting(self.ca)
+        context = ssl.create_default_context() if self.ca is None else _trusting(self.ca)
+        if self.cert is not None:
+            try:
+                context.load_cert_chain(self.cert, self.key, password="")
+            except (OSError, ValueError) as e:
+                reason = e.strerror if isinstance(e, OSError) and e.strerror else "they are no pair in PEM"
+                raise BadRequest(
+                    f"The certificate {str(self.cert)!r} and its key cannot be used ({reason}); give both, the key "
+                    "unencrypted."
+                ) from None
+        return context
 
 
 OPEN = Access()

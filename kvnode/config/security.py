@@ -38,6 +38,7 @@ class Security:
     token: str = field(repr=False)
     insecure: bool
     tls: tuple[Path, Path] | None
+    tls_client_ca: Path | None
     tls_ca: Path | None
     token_file: Path | None  # where the token stands, to be read again on SIGHUP; None where the environment has it
     raft_tls: tuple[Path, Path, Path] | None
@@ -61,7 +62,14 @@ def load(given: Settings, environ: Mapping[str, str], http: HostPort, raft: Host
     insecure = given.parse("insecure", values.switch)
     _check_exposure(given, http, raft, secret, token, insecure)
     tls, raft_tls = _files(given, "tls-cert", "tls-key"), _files(given, "raft-cert", "raft-key", "raft-ca")
-    tls_ca = given.get("tls-ca")
+    tls_ca, tls_client_ca = given.get("tls-ca"), given.get("tls-client-ca")
+    if tls_client_ca is not None and tls is None:
+        raise tls_client_ca.refused("clients show certificates over TLS alone; give --tls-cert and --tls-key as well")
+    if tls_client_ca is not None and not token:
+        raise tls_client_ca.refused(
+            "a certificate is as good as the token that has its name, and this node asks for no tokens; give "
+            "--token-file as well"
+        )
     probes = given.parse("probes", values.host_port)
     if probes in (http, raft):
         raise given.refused("probes", "probes need a port that nothing else has; choose another, or leave it out")
@@ -84,6 +92,7 @@ def load(given: Settings, environ: Mapping[str, str], http: HostPort, raft: Host
         token=token,
         insecure=insecure,
         tls=None if tls is None else (tls[0], tls[1]),
+        tls_client_ca=Path(tls_client_ca.text) if tls_client_ca else None,
         tls_ca=Path(tls_ca.text) if tls_ca else None,
         secret_files=tuple(
             (option, file)

@@ -26,6 +26,7 @@ from kvnode.http.credentials import Admission
 from kvnode.http.heads import END, METHODS, REQUEST_LINE, Head, Heads
 from kvnode.http.later import Later
 from kvnode.http.request import KnownRequest, Request
+from kvnode.net.tls import common_name
 
 # For the head of a connection's first request, and of any other from the first piece that came alone: silence, or one
 # byte a minute, would hold a place for ever.
@@ -207,6 +208,8 @@ class Connection(Arrivals):
         carrier.set_write_buffer_limits(high=1, low=0)
         self._came_at = self._loop.time()
         self._late = self._loop.call_later(HEAD_S, self.force_close)
+        if self.ssl_context is not None:
+            self.common_name = common_name(carrier.get_extra_info("peercert"))
         if self._limits is not None:
             self._limits.came(self)
 

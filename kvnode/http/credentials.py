@@ -134,7 +134,7 @@ class Credentials:
         else:
             admission = self.session(request) if hdrs.COOKIE in request.headers else None
             if admission is None and connection.common_name is not None:
-                admission = self._certified(connection.common_name)
+                admission = self._certified(connection.common_name, None if known is None else known[1])
         if admission is None or admission.until_s <= now_s:
             connection.credential = None
             return None
@@ -216,9 +216,15 @@ class Credentials:
             return admission if admission.until_s > time.time() else None
         return None
 
-    def _certified(self, name: str) -> Admission | None:
-        """By a certificate with this common name. A name that two tokens have, from before level 1, is nobody's."""
-        named = [token for token in self._group.store.tokens.view() if token.name == name]
+    def _certified(self, name: str, known: Admission | None) -> Admission | None:
+        """By a certificate with this common name. A name that two tokens have, from before level 1, is nobody's.
+
+        `known`: what the connection's last request was let in with.
+        """
+        tokens = self._group.store.tokens
+        if known is not None and known.certified and tokens.get(known.token.id) is known.token:
+            return known
+        named = [token for token in tokens.view() if token.name == name]
         return Admission(self, named[0], b"", None, True) if len(named) == 1 else None
 
 

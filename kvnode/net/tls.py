@@ -17,11 +17,13 @@ class Certificate:
     """A node's certificate for its clients. `context` is the present one: connections keep the one they began with.
 
     TLS 1.2 at least: balancers and clients of ten years ago have it. `option` is the flag's stem, for messages.
+    `client_ca`: who signs the certificates that clients may show; one that shows none comes in without. None: clients
+    are asked for none.
     """
 
-    def __init__(self, option: str, cert: Path, key: Path) -> None:
+    def __init__(self, option: str, cert: Path, key: Path, client_ca: Path | None = None) -> None:
         """Raises StartupError."""
-        self.option, self.cert, self.key = option, cert, key
+        self.option, self.cert, self.key, self.client_ca = option, cert, key, client_ca
         self.context = self._server_context()
 
     def reload(self) -> None:
@@ -33,6 +35,15 @@ class Certificate:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
         self._load(context)
+        if self.client_ca is not None:
+            context.verify_mode = ssl.CERT_OPTIONAL
+            try:
+                context.load_verify_locations(self.client_ca)
+            except (OSError, ValueError) as error:
+                raise StartupError(
+                    f"--{self.option}-client-ca {str(self.client_ca)!r} cannot be used ({_reason(error)}); give the "
+                    "certificate that signs those of clients, in PEM."
+                ) from None
         return context
 
     def _load(self, context: ssl.SSLContext) -> None:
@@ -88,6 +99,13 @@ def names(certificate: Mapping[str, Any] | None, node_id: str) -> bool:
     """Whether a verified certificate (as `SSLSocket.getpeercert` gives it) has this name among its DNS names."""
     alternatives = (certificate or {}).get("subjectAltName", ())
     return any(kind == "DNS" and name.lower() == node_id.lower() for kind, name in alternatives)
+
+
+def common_name(certificate: Mapping[str, Any] | None) -> str | None:
+    """The one common name of a verified certificate; None where there is no certificate, or not one name."""
+    parts = [part for group in (certificate or {}).get("subject", ()) for part in group]
+    found = [text for kind, text in parts if kind == "commonName"]
+    return found[0] if len(found) == 1 else None
 
 
 def trusting(ca: Path) -> ssl.SSLContext:

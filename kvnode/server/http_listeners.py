@@ -46,7 +46,7 @@ class HttpListeners:
         """Raises StartupError for a certificate that cannot be used."""
         self._config = config
         security = config.security
-        self.certificate = Certificate("tls", *security.tls) if security.tls else None
+        self.certificate = Certificate("tls", *security.tls, security.tls_client_ca) if security.tls else None
         self.token_file = security.token_file
         self._spans = Spans(config.node_id, __version__) if config.otel else None
         probe = LeaderProbe(group, config.probe_timeout_s) if config.leader_probe else None
