@@ -26,11 +26,12 @@ def _keep(ctx: click.Context, param: click.Parameter, value: str | None) -> None
 
 
 def access_options(command: F) -> F:
-    """Adds --token, --token-file, --cacert, --cert and --key; `access` is what was given."""
+    """Adds --token, --token-file, --cacert, --cert and --cert-key; `access` is what was given."""
     keep: dict[str, Any] = {"callback": _keep, "expose_value": False}
     for option in (
         click.option(
-            "--key",
+            "--cert-key",
+            "cert_key",
             metavar="FILE",
             envvar="KVNODE_CLIENT_KEY",
             help="The key of --cert; or KVNODE_CLIENT_KEY.",
@@ -38,6 +39,7 @@ def access_options(command: F) -> F:
         ),
         click.option(
             "--cert",
+            "client_cert",
             metavar="FILE",
             envvar="KVNODE_CLIENT_CERT",
             help="A certificate in the place of a token; or KVNODE_CLIENT_CERT.",
@@ -78,7 +80,7 @@ def access() -> Access:
     file_by_flag, file = given.get("token_file", (False, ""))
     if file and (not token or (file_by_flag and not by_flag)):
         token = _read(file)
-    ca, cert, key = (given.get(name, (False, ""))[1] for name in ("cacert", "cert", "key"))
+    ca, cert, key = (given.get(name, (False, ""))[1] for name in ("cacert", "client_cert", "cert_key"))
     return Access(token, *(Path(each) if each else None for each in (ca, cert, key)))
 
 

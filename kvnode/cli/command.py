@@ -36,8 +36,8 @@ def options_in_front() -> list[click.Parameter]:
         click.Option(["--token"], metavar="TOKEN", help="For nodes that ask for one; better KVNODE_TOKEN.", **keep),
         click.Option(["--token-file"], metavar="FILE", help="A file with the token.", **keep),
         click.Option(["--cacert"], metavar="FILE", help="Who signs the nodes' https://.", **keep),
-        click.Option(["--cert"], metavar="FILE", help="A certificate in the place of a token.", **keep),
-        click.Option(["--key"], metavar="FILE", help="The key of --cert.", **keep),
+        click.Option(["--cert", "client_cert"], metavar="FILE", help="A certificate in the place of a token.", **keep),
+        click.Option(["--cert-key"], metavar="FILE", help="The key of --cert.", **keep),
         click.Option(["--timeout"], metavar="SECONDS", help="For each call to the cluster.", **keep),
         click.Option(["-o", "--output"], type=click.Choice(["text", "json"]), help="What to print.", **keep),
         click.Option(
