@@ -72,6 +72,7 @@ class Node:
     def start(self) -> None:
         assert not self.up
         self.starts += 1
+        self.group = None
         self.wanted, self.leaving, self.refused_to_start = True, False, ""
         self.cluster.network.host_up(self.name)
         self.process = Process(self.world, self.cluster.network, self.name, self.rate, self.boot_s)

@@ -2,91 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
-from typing import Any
-
-from kvnode.client import Client
-from kvnode.node.engine import Engine
-from tests.virtual.cluster import Cluster, simulated
-from tests.virtual.judge import Operation
-from tests.virtual.node import Node
-from tests.virtual.workload import Workload
-
-
-class Scene:
-    """A cluster with its leader and a client that does one thing at a time on a node of its choice."""
-
-    def __init__(self, cluster: Cluster, leader: str = "n1") -> None:
-        self.cluster, self.world, self.network = cluster, cluster.world, cluster.network
-        cluster.start()
-        cluster.await_leader()
-        self.world.pass_s(1.0)
-        self.work = Workload(cluster)
-        self.clients: dict[str, Client] = {}
-        for name in cluster.nodes:
-            self.finish(self.open(name))
-        self.lead(leader)
-        self.finish(self.work.put(self.clients[leader], "x"))
-        self.world.pass_s(0.5)
-
-    async def open(self, name: str, timeout_s: float = 8.0) -> None:
-        """A client of this node alone, in place of the one that there was."""
-        if name in self.clients:
-            await self.clients[name].__aexit__()
-        self.clients[name] = await self.cluster.client(name, timeout_s=timeout_s).__aenter__()
-
-    def end(self) -> None:
-        """Everything is mended, every call ends, and the judge has his say."""
-        self.network.mend()
-        self.world.pass_s(3.0)
-        for client in self.clients.values():
-            self.finish(client.__aexit__())
-        self.cluster.judge.check()
-
-    def node(self, name: str) -> Node:
-        return self.cluster.nodes[name]
-
-    def engine(self, name: str) -> Engine:
-        group = self.node(name).group
-        assert group is not None
-        assert group._engine is not None
-        return group._engine
-
-    def begin(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return self.work.process.spawn(coroutine)
-
-    def finish(self, coroutine: Coroutine[Any, Any, Any], for_s: float = 10.0) -> Any:
-        return self.cluster.run(self.work.process, coroutine, for_s)
-
-    def lead(self, name: str) -> None:
-        """Leadership goes there, wherever it is."""
-
-        async def transfer() -> None:
-            await self.clients[next(iter(self.clients))].transfer(name)
-
-        if self.cluster.leader is not self.node(name):
-            self.finish(transfer())
-        assert self.cluster.leader is self.node(name)
-
-    def slow(self, source: str, target: str, latency_s: float) -> None:
-        self.network.link(source, target).latency_s = (latency_s, latency_s)
-
-    def cut(self, *pairs: str) -> None:
-        """Such as `n1>n2`, and `n1-n2` for both directions."""
-        for pair in pairs:
-            one, other = pair[:2], pair[3:]
-            self.network.block(one, other)
-            if pair[2] == "-":
-                self.network.block(other, one)
-
-
-@contextmanager
-def scene_of(seed: int, size: int = 3) -> Iterator[Scene]:
-    with simulated(seed, size) as cluster:
-        scene = Scene(cluster)
-        yield scene
-        scene.end()
+from tests.virtual.scene import scene_of
 
 
 def test_an_echo_of_an_earlier_round_confirms_no_leader() -> None:
@@ -104,17 +20,12 @@ def test_an_echo_of_an_earlier_round_confirms_no_leader() -> None:
         scene.world.run(lambda: scene.cluster.leader is not scene.node("n1"), 0.3)
         led = scene.cluster.leader
         assert led is not None
-        newer: Operation = scene.finish(_noted(scene, scene.work.put(scene.clients[led.name], "x")), 0.1)
+        newer = scene.write(led.name, "x", 0.1)
         assert newer.outcome == "ok"
         read = scene.begin(scene.work.get(scene.clients["n1"], "x"))
         scene.world.pass_s(6.0)
         scene.network.mend()
         scene.world.run(read.done, 10.0)
-
-
-async def _noted(scene: Scene, write: Coroutine[Any, Any, None]) -> Operation:
-    await write
-    return scene.cluster.judge.operations[-1]
 
 
 def test_a_read_on_a_follower_does_not_join_a_question_that_was_asked_before_it() -> None:
