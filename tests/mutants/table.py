@@ -1,4 +1,4 @@
-"""Each mutant breaks one promise; a test or a fuzz run must notice. All of them once survived every test there was."""
+"""Each mutant breaks one promise; a test or a fuzz run must notice. The first eight survived all earlier tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ def _test(file: str, name: str = "") -> tuple[str, ...]:
     return ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file, *(("-k", name) if name else ()))
 
 
+def _fuzz(mix: str) -> tuple[str, ...]:
+    return ("-m", "tests.virtual.fuzz", "--schedules", "1000", "--mix", mix)
+
+
 _PROMISES = "tests/virtual/test_promises.py"
+_LIVENESS = "tests/virtual/test_liveness.py"
 
 MUTANTS = (
     Mutant(
@@ -78,5 +83,84 @@ MUTANTS = (
         "    store.leases.last_id = min(store.leases.last_id + LEAP, COUNTER_MAX)\n",
         "",
         _test("tests/storage"),
+    ),
+    # What was mended once, and must not come back.
+    Mutant(
+        "a leader whose disk hangs keeps its leadership",
+        "kvnode/node/transfer.py",
+        "        if engine.storage.hangs:\n",
+        "        if False:\n",
+        _test(_LIVENESS, "makes_way"),
+    ),
+    Mutant(
+        "the leader probe does not look at the disk",
+        "kvnode/node/status.py",
+        "    if status.storage_error is not None:\n        # Before",
+        "    if False:\n        # Before",
+        _test(_LIVENESS, "makes_way"),
+    ),
+    Mutant(
+        "a node that drains never leads",
+        "kvnode/raft/election.py",
+        "        return now - self._unfit_since < UNFIT_TIMEOUTS * self._timeout_min_s\n",
+        "        return True\n",
+        _test(_LIVENESS, "drained"),
+    ),
+    # Of the log, the votes and what is acknowledged.
+    Mutant(
+        "an acknowledgement does not wait for the disk",
+        "kvnode/raft/outbox.py",
+        "        if not self._held and self._journal.clean:\n",
+        "        if True:\n",
+        _fuzz("disks"),
+    ),
+    Mutant(
+        "a leader counts itself before its disk has the entry",
+        "kvnode/raft/guard.py",
+        "                next_index = limit  # G9",
+        "                pass  # G9",
+        _fuzz("disks"),
+    ),
+    Mutant(
+        "a read is answered before its index is applied",
+        "kvnode/node/group.py",
+        "index <= self._engine.replica.raftLastApplied",
+        "True",
+        _fuzz("latency"),
+    ),
+    Mutant(
+        "a read round confirms without echoes",
+        "kvnode/raft/read_rounds.py",
+        "        if len(self._echoes) >= majority_of_others:\n",
+        "        if True:\n",
+        _fuzz("network"),
+    ),
+    Mutant(
+        "leases go on from where the former leader was",
+        "kvnode/node/lease_clock.py",
+        "        ends = self._now_s + lease.ttl_s\n",
+        "        ends = self._now_s + lease.ttl_s / 2\n",
+        _fuzz("operators"),
+    ),
+    Mutant(
+        "a stale leader keeps saying yes to the probe",
+        "kvnode/node/group.py",
+        "        return engine.reads.confirm(timeout_s)\n",
+        "        refused = self._loop.create_future()\n        refused.set_result(0)\n        return refused\n",
+        _fuzz("network"),
+    ),
+    Mutant(
+        "frames of a superseded connection are read",
+        "kvnode/peers/network.py",
+        "        if self._accepted.get(node_id) is link:\n            self.listener.received",
+        "        if True:\n            self.listener.received",
+        _fuzz("connections"),
+    ),
+    Mutant(
+        "a group that was not seen is sent again in the same term",
+        "kvnode/node/proposals.py",
+        "            if all(write.waiter.done() for write in group.writes):\n                del self._sent[sequence]",
+        "            if True:\n                self.taken_back(sequence)",
+        _fuzz("latency"),
     ),
 )

@@ -123,9 +123,12 @@ class Judge:
             return
         self._highest = index
         term = engine.replica.journal.term_at(index)
-        voters = engine.roster.at(index).voters
-        holders = [each for each in voters if self._holds(each, index, term)]
-        if len(holders) <= len(voters) // 2:
+        # The latest configuration in the leader's log counts, also for entries before it (dissertation 4.1).
+        configurations = [engine.roster.at(index), *(each.roster.current for each in self._engines.values())]
+        majorities = {each.voters for each in configurations}
+        holders = {each for voters in majorities for each in voters if self._holds(each, index, term)}
+        if not any(len(holders & set(voters)) > len(voters) // 2 for voters in majorities):
+            voters = configurations[0].voters
             self.world.found = Violation(
                 f"{name} applied entry {index} of term {term} at {self.world.now:.3f}, which is durable on "
                 f"{', '.join(sorted(holders)) or 'none'} of {len(voters)} voters"

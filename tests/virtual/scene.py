@@ -105,8 +105,9 @@ class Scene:
 
 
 @contextmanager
-def scene_of(seed: int, size: int = 3) -> Iterator[Scene]:
+def scene_of(seed: int, size: int = 3, leader: str = "n1") -> Iterator[Scene]:
+    """At its end everything is mended, and the judge looks at all that has happened."""
     with simulated(seed, size) as cluster:
-        scene = Scene(cluster)
+        scene = Scene(cluster, leader)
         yield scene
         scene.end()

@@ -494,6 +494,7 @@ def _run(seed: int, mix: str | None, logged: bool, size: int | None) -> Outcome:
             log.propagate = before[1]
         outcome.fingerprint, outcome.seconds = cluster.world.fingerprint, cluster.world.now
         outcome.operations, outcome.answered = len(cluster.judge.operations), schedule.workload.answered
+        cluster.world.found = None
         for node in cluster.nodes.values():
             node.kill()
         cluster.world.pass_s(0.01)
