@@ -345,7 +345,8 @@ class Schedule:
         """While nothing changes: a majority that can talk has a leader, and its nodes answer their clients.
 
         Where that leader is another node, which some of them cannot talk to, these have no leader to turn to: they hear
-        of none, and those that hear one give no votes (stickiness, Raft dissertation 4.2.3).
+        of none, and those that hear one give no votes (stickiness, Raft dissertation 4.2.3). The same holds for one
+        whose messages are all late: they come as often as ever.
         """
         for node in self.cluster.nodes.values():
             node.device.crash_at = None
@@ -374,8 +375,12 @@ class Schedule:
                     f"leader {leader and leader.name} ({why})"
                 )
 
-        if not served and not all(node.removed for node in group):
+        if not served and any(leader is None or self._talk(node, leader) for node in group if not node.removed):
             raise Dead(f"none of {names} reads and writes, for which {leader and leader.name} leads that none reaches")
+
+    def _hear(self, one: Node, other: Node) -> bool:
+        links = (self.network.link(one.name, other.name), self.network.link(other.name, one.name))
+        return one is other or not any(link.blocked for link in links)
 
     def _talk(self, one: Node, other: Node) -> bool:
         """Whether they do, and soon enough for a connection that is dialled and a read that is confirmed."""
@@ -383,11 +388,11 @@ class Schedule:
         return one is other or all(not link.blocked and link.latency_s[1] <= LINK_S for link in links)
 
     def _leads(self) -> bool:
-        """Whether somebody leads whom a majority talks to, of this group or not."""
+        """Whether somebody leads whom a majority hears, of this group or not, and however late."""
         leader, voters = self.cluster.leader, self.cluster.voters()
         if leader is None:
             return False
-        return sum(node.name in voters and self._talk(node, leader) for node in self._well()) > len(voters) // 2
+        return sum(node.name in voters and self._hear(node, leader) for node in self._well()) > len(voters) // 2
 
     async def _served_by(self, node: Node) -> None:
         """A write and a linearizable read through this node alone, tried again while they are refused."""
