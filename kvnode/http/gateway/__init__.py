@@ -11,14 +11,17 @@ from kvnode.http.gateway import cluster, keys, leases, txn, watch
 from kvnode.http.gateway.header import Headers
 from kvnode.http.group import Group
 from kvnode.http.route import Methods
+from kvnode.metrics.recent import Traffic
 
 
-def routes(group: Group, budgets: Budgets, credentials: Credentials, heartbeat_s: float) -> dict[str, Methods]:
+def routes(
+    group: Group, budgets: Budgets, credentials: Credentials, heartbeat_s: float, traffic: Traffic
+) -> dict[str, Methods]:
     headers = Headers(group)
     known = {
         **cluster.routes(group, headers, credentials),
-        **keys.routes(group, budgets, headers),
-        **txn.routes(group, budgets, headers),
+        **keys.routes(group, budgets, headers, traffic),
+        **txn.routes(group, budgets, headers, traffic),
         **leases.routes(group, budgets, headers),
         **watch.routes(group, headers, heartbeat_s),
     }

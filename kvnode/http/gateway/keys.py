@@ -43,6 +43,7 @@ from kvnode.http.past import range_at
 from kvnode.http.rights import READ, WRITE, Rights, rights_of
 from kvnode.http.route import Endpoint, Methods
 from kvnode.http.writing import not_written
+from kvnode.metrics.recent import Traffic
 from kvnode.state.commands import Delete, encode_put
 from kvnode.state.etcd import Budget, Order, OverBudget, read_range, select
 from kvnode.state.etcd_requests import DESCEND, KEY, UNSORTED, DeleteRange, Put, Range
@@ -94,8 +95,8 @@ RANGE: Final = table(
 _PLAIN_PUT: Final = {"key", "value"}
 
 
-def routes(group: Group, budgets: Budgets, headers: Headers) -> dict[str, Methods]:
-    keys = Keys(group, budgets, headers)
+def routes(group: Group, budgets: Budgets, headers: Headers, traffic: Traffic) -> dict[str, Methods]:
+    keys = Keys(group, budgets, headers, traffic)
     return {
         "/v3/kv/range": {"POST": Endpoint(keys.range, right=READ, scoped=True)},
         "/v3/kv/put": {"POST": Endpoint(keys.put, right=WRITE, scoped=True)},
@@ -106,9 +107,10 @@ def routes(group: Group, budgets: Budgets, headers: Headers) -> dict[str, Method
 class Keys:
     """The handlers."""
 
-    __slots__ = ("_budgets", "_group", "_headers")
+    __slots__ = ("_budgets", "_group", "_headers", "_traffic")
 
-    def __init__(self, group: Group, budgets: Budgets, headers: Headers) -> None:
+    def __init__(self, group: Group, budgets: Budgets, headers: Headers, traffic: Traffic) -> None:
+        self._traffic = traffic
         self._group = group
         self._budgets = budgets
         self._headers = headers
@@ -135,6 +137,9 @@ class Keys:
             check_lease(self._group, rights_of(request), put.lease)
             key, command = put.key, put.encode()
         rights_of(request).check_key(key)
+        self._traffic.left -= 1
+        if self._traffic.left <= 0:
+            self._traffic.wrote(key)
 
         def was_put(result: Result) -> Answer:
             if type(result) is Written:
@@ -154,6 +159,7 @@ class Keys:
         self._headers.check_ready()
         delete = delete_in(sent)
         check_span(rights_of(request), delete.span)
+        self._traffic.wrote_each((delete.span.start,))
         one = delete.span.end is None and not delete.prev_kv
         result = await self._group.propose(Delete(delete.span.start).encode() if one else delete.encode())
         if isinstance(result, Deleted):
@@ -179,6 +185,9 @@ class Keys:
         self._headers.check_ready()
         wanted = range_in(sent)
         check_span(rights_of(request), wanted.range.span)
+        self._traffic.left -= 1
+        if self._traffic.left <= 0:
+            self._traffic.read(wanted.range.span.start)
         if wanted.serializable:
             stale(self._group)
             return self._read(request, wanted)

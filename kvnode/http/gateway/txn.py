@@ -47,6 +47,7 @@ from kvnode.http.gateway.message import data, enum, int64, raw, read, repeated, 
 from kvnode.http.group import Group
 from kvnode.http.rights import READ, Rights, rights_of
 from kvnode.http.route import Endpoint, Methods
+from kvnode.metrics.recent import Traffic
 from kvnode.state.etcd import evaluate
 from kvnode.state.etcd_requests import (
     COMPARE_VALUE,
@@ -93,7 +94,7 @@ class Step(NamedTuple):
     branches: tuple[tuple[Step, ...], tuple[Step, ...]] = ((), ())
 
 
-def routes(group: Group, budgets: Budgets, headers: Headers) -> dict[str, Methods]:
+def routes(group: Group, budgets: Budgets, headers: Headers, traffic: Traffic) -> dict[str, Methods]:
     async def txn(request: web.BaseRequest, rest: str, query: str) -> Answer:
         sent = await large_message(request, budgets, None, _TXN)
         headers.check_ready()
@@ -124,6 +125,8 @@ def routes(group: Group, budgets: Budgets, headers: Headers) -> dict[str, Method
             result = await group.propose(command)
         if type(result) is not TxnDone:
             raise refusal(result)
+        ran = root.branches[0 if result.succeeded else 1]
+        traffic.wrote_each(step.operation.key for step in ran if isinstance(step.operation, Put))
         if hold.size > SMALL_BYTES:
             await budgets.turns.take(done=transaction.writes)
         return message_answer(headers.of(result.revision), *_done(root, result)).holding(hold)
