@@ -54,7 +54,7 @@ def load(cluster: Cluster, stop: threading.Event, seed: int) -> None:
                 cluster.request(node, "PUT", f"/v1/kv/{key}", body.encode(), {"Content-Type": "application/json"})
             else:
                 cluster.request(node, "GET", f"/v1/kv/{key}")
-        stop.wait(0.012 + 0.012 * math.sin(passed_s / 40))
+        stop.wait(0.06 + 0.04 * math.sin(passed_s / 40))
 
 
 def signed_in(browser: Any, url: str, token: str, scheme: str, size: tuple[int, int]) -> Visit:
@@ -66,15 +66,20 @@ def signed_in(browser: Any, url: str, token: str, scheme: str, size: tuple[int, 
     return visit
 
 
-def shot(visit: Visit, path: Path, key: str | None = None) -> None:
+def shot(visit: Visit, path: Path, key: str | None = None, down_to: str | None = None) -> None:
+    """`down_to`: the section that the picture ends with."""
     if key is not None:
         visit.keys.get_by_role("button", name=key, exact=True).click()
     visit.page.wait_for_timeout(6_500)  # every section has been asked for once
-    visit.page.screenshot(path=str(path), full_page=True)
+    clip = None
+    if down_to is not None:
+        box = visit.page.get_by_role("region", name=down_to).bounding_box()
+        clip = {"x": 0, "y": 0, "width": 1360, "height": box["y"] + box["height"] + 24}
+    visit.page.screenshot(path=str(path), full_page=True, clip=clip)
     with contextlib.suppress(ImportError):  # a third of the size where Pillow is there, which `make bench` brings
         from PIL import Image
 
-        Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
+        Image.open(path).convert("RGB").quantize(224).save(path, optimize=True)
     print(path, path.stat().st_size // 1024, "KiB", flush=True)
     visit.close()
 
@@ -122,6 +127,7 @@ def pictures(cluster: Cluster, browser: Any, into: Path, seconds: float) -> None
     wide, narrow = (1360, 900), (390, 844)
     url = cluster.url("n1")
     shot(signed_in(browser, url, FIRST, "light", wide), into / "healthy-light.png", "app/sessions/12")
+    shot(signed_in(browser, url, FIRST, "light", wide), into / "console.png", "app/sessions/12", "Heat")
     shot(signed_in(browser, url, FIRST, "dark", wide), into / "healthy-dark.png", "app/sessions/12")
     shot(signed_in(browser, url, FIRST, "light", narrow), into / "healthy-narrow.png")
     shot(signed_in(browser, url, secrets[0], "light", wide), into / "restricted-light.png", "shop/carts/12")

@@ -48,6 +48,9 @@ def test_the_page_goes_on_at_another_member(cluster: Cluster, visit: Visiting, i
         expect(alert.filter(has_text=f"{gone} went away. This page goes on at")).to_be_visible()
         expect(seen.status).to_contain_text("leads in term")
         expect(seen.member(gone)).to_contain_text("unreachable")
+        if is_leader:
+            newest = seen.page.get_by_role("list", name="Timeline").get_by_role("listitem").first
+            expect(newest).to_contain_text(re.compile(rf"leads in term.*{gone}.* without a leader", re.S))
         expect(seen.prefix).to_have_value("away/a")
         expect(seen.value).to_have_value("kept")
         assert "gone=" not in seen.page.url

@@ -272,6 +272,19 @@ def test_of_two_who_edit_one_key_neither_runs_over_the_other(cluster: Cluster, v
     expect(anna.page.get_by_role("list", name="History").get_by_role("listitem")).to_have_count(3)
 
 
+def test_a_key_that_is_not_there_is_written(cluster: Cluster, visit: Visiting) -> None:
+    seen = visit(cluster.url("n1"))
+    seen.prefix.fill("console/written/by hand")
+    seen.button("Write a key of this name").click()
+    seen.value.fill("new")
+    seen.page.get_by_label("Content type").fill("text/plain")
+    seen.button("Save").click()
+    expect(seen.page.get_by_text("Saved.", exact=True)).to_be_visible()
+    answer = cluster.request("n1", "GET", "/v1/kv/console/written/by%20hand")
+    assert (answer.body, answer.headers["Content-Type"]) == (b"new", "text/plain")
+    expect(seen.keys.get_by_role("button", name="console/written/by hand")).to_be_visible()
+
+
 def test_a_key_with_a_time_to_live_keeps_it_when_it_is_saved(cluster: Cluster, visit: Visiting) -> None:
     cluster.request("n1", "PUT", "/v1/kv/mortal?ttl=300", b"1")
     seen = visit(cluster.url("n1"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,28 @@ async def test_an_open_node_says_that_it_asks_for_nothing(node: Served) -> None:
     access = (await node.ask("GET", "/admin/api/v1/access")).json
     assert access["admitted"]
     assert not access["asks_for_tokens"]
+
+
+async def test_a_member_whose_version_gives_no_report_is_shown_as_this_node_sees_it(node: Served) -> None:
+    async def reports(what: str, since_ms: int = 0) -> dict[str, dict[str, Any]]:
+        return {"n1": node.group.own_reports[what](since_ms), "n2": {}}
+
+    node.group.reports = reports  # type: ignore[method-assign]
+    older = (await node.ask("GET", "/admin/api/v1/nodes")).json["nodes"][1]
+    assert (older["id"], older["role"], older["ready"], older["version"]) == ("n2", "follower", False, None)
+    assert older["health"] == "Runs a version that says nothing of its health"
+
+
+async def test_what_a_node_says_of_itself_is_shown(node: Served) -> None:
+    async def reports(what: str, since_ms: int = 0) -> dict[str, dict[str, Any]]:
+        own = node.group.own_reports[what](since_ms)
+        return {"n1": own, "n2": own | {"draining": True, "ready": False, "health": "This node is draining", "lag": 4}}
+
+    node.group.reports = reports  # type: ignore[method-assign]
+    node.group.becomes(storage_error="The disk is full")
+    first, second = (await node.ask("GET", "/admin/api/v1/nodes")).json["nodes"]
+    assert (first["role"], first["ready"], first["health"]) == ("leader", False, "The disk is full")
+    assert (second["role"], second["draining"], second["lag"]) == ("draining", True, 4)
 
 
 async def test_a_member_that_does_not_answer_is_unreachable(node: Served) -> None:

@@ -15,7 +15,9 @@ const MARKED_MS = 12_000; // a change can be seen for so long
 export function keysSection(may, choose) {
   const prefix = h("input", { type: "text", spellcheck: "false", autocomplete: "off", placeholder: may.prefixes.length ? may.prefixes[0] : "every key", value: may.prefixes[0] ?? "" });
   const body = h("tbody", { role: "rowgroup" });
-  const empty = h("p", { class: "empty", hidden: true });
+  const nothing = h("p", {});
+  const write = h("button", { type: "button", hidden: true, onclick: () => choose(prefix.value) }, "Write a key of this name");
+  const empty = h("div", { class: "empty", hidden: true }, nothing, write);
   const said = h("p", { class: "refused", role: "alert", hidden: true });
   const counted = h("span", { class: "quiet" });
   const previous = h("button", { type: "button", disabled: true, onclick: () => turn(-1) }, "Previous");
@@ -90,7 +92,8 @@ export function keysSection(may, choose) {
     previous.disabled = next.disabled = true;
     setText(counted, "");
     empty.hidden = false;
-    setText(empty, `Your token reaches the keys under ${may.prefixes.join(", ")} alone.`);
+    write.hidden = true;
+    setText(nothing, `Your token reaches the keys under ${may.prefixes.join(", ")} alone.`);
   }
 
   function say(sentence) {
@@ -118,7 +121,8 @@ export function keysSection(may, choose) {
     for (const key of rows.keys()) if (!known.has(key)) rows.delete(key);
     table.hidden = page.items.length === 0;
     empty.hidden = page.items.length !== 0;
-    setText(empty, prefix.value ? "No key begins with this." : "There are no keys yet.");
+    write.hidden = !may.write || prefix.value === "";
+    setText(nothing, prefix.value ? "No key begins with this." : "There are no keys yet.");
   }
 
   function newRow(key) {

@@ -102,7 +102,7 @@ export function valueSection(may, onClose) {
     type.readOnly = !may.write;
     original = content.value;
     type.value = originalType = found?.content_type ?? "";
-    if (found === null) tell("This key does not exist any more. Save writes it anew.", "warn");
+    if (found === null) tell("This key is not there. Save writes it.", "warn");
     if (long) tell(`The first ${bytes(HEX_BYTES_MAX)} of ${bytes(value.length)}.`, "warn");
     describe(found, value.length);
     buttonsFit();
