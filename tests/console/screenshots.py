@@ -74,7 +74,7 @@ def shot(visit: Visit, path: Path, key: str | None = None, down_to: str | None =
     clip = None
     if down_to is not None:
         box = visit.page.get_by_role("region", name=down_to).bounding_box()
-        clip = {"x": 0, "y": 0, "width": 1360, "height": box["y"] + box["height"] + 24}
+        clip = {"x": 0, "y": 0, "width": 1360, "height": box["y"] + box["height"] + 10}
     visit.page.screenshot(path=str(path), full_page=True, clip=clip)
     with contextlib.suppress(ImportError):  # a third of the size where Pillow is there, which `make bench` brings
         from PIL import Image
