@@ -49,6 +49,9 @@ defaults
   retry-on conn-failure 503
   option http-buffer-request
 
+  # A read whose client has closed ends at once: a node would have an etcd watch until something happens to its keys.
+  option abortonclose
+
   # HAProxy's own errors, in the words of the nodes.
   http-error status 502 content-type application/json string '@502@'
   http-error status 503 content-type application/json string '@503@' hdr Retry-After 1 hdr Cache-Control no-store
@@ -60,6 +63,11 @@ frontend clients
   acl reads method GET HEAD
   acl stale_ok url_param(consistency) -m str stale
   acl watching path /v1/watch
+  # etcd's API reads by POST as well. Its watches may be silent for ever.
+  acl reads path /v3/kv/range /v3/lease/timetolive /v3/cluster/member/list /v3/maintenance/status
+  acl etcd_watching path /v3/watch /v3beta/watch
+  option clitcpka
+  use_backend etcd_watches if etcd_watching { nbsrv(etcd_watches) gt 0 }
   use_backend watches if reads watching { nbsrv(watches) gt 0 }
   use_backend stale if reads stale_ok { nbsrv(stale) gt 0 }
   use_backend reads if reads
@@ -76,6 +84,7 @@ backend leader
 # The leader if it is known, else any node that can forward the request or hold it.
 backend writes
   balance roundrobin
+  no option abortonclose
   option httpchk
   http-check send meth GET uri /readyz?exclude=leader&exclude=applied_lag ver HTTP/1.1 hdr Host kvnode
   http-check expect status 200 error-status L7OKC
@@ -106,6 +115,14 @@ backend watches
   balance leastconn
   timeout server 75s
   retry-on conn-failure empty-response 503
+  default-server on-marked-down shutdown-sessions
+@tracking_stale@
+
+# etcd's watches: nothing is in such a stream but events, so silence says nothing.
+backend etcd_watches
+  balance leastconn
+  timeout server 24h
+  option srvtcpka
   default-server on-marked-down shutdown-sessions
 @tracking_stale@
 

@@ -33,7 +33,7 @@ def caddy_config(port: int, folder: Path) -> str:
 
 
 def nginx_config(port: int, folder: Path) -> str:
-    text = (DEPLOY / "nginx" / "nginx.conf").read_text().replace("listen 8080;", f"listen 127.0.0.1:{port};")
+    text = (DEPLOY / "nginx" / "nginx.conf").read_text().replace("listen 8080 ", f"listen 127.0.0.1:{port} ")
     text = text.replace("/var/cache/nginx/kvnode", f"{folder}/cache")
     # Where Debian's build would keep these, only root may write.
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")

@@ -9,6 +9,7 @@ import pytest
 
 from tests.cluster import Cluster, key_path, wait_until
 from tests.deploy.proxy import Proxy, needs
+from tests.gateway.recording import Stream
 from tests.haproxy.load import steady_load
 
 
@@ -76,3 +77,18 @@ def test_keys_watches_and_long_values_pass_as_they_are(trio: Cluster, proxy: Pro
     assert watched.status == 200
     assert {event["key"] for event in watched.json()["events"]} == {"long"}
     assert proxy.request("GET", "/nowhere").json()["error"] == "not_found"
+
+
+def test_etcds_watch_comes_through_message_by_message(trio: Cluster, proxy: Proxy) -> None:
+    stream = Stream(proxy.address, "/v3/watch", [{"create_request": {"key": "d2F0Y2hlZA=="}}])
+    try:
+        stream.until(lambda: len(stream.messages) == 1)
+        for number in range(1, 4):
+            written = proxy.request("POST", "/v3/kv/put", b'{"key":"d2F0Y2hlZA==","value":"MQ=="}')
+            assert written.status == 200
+            stream.until(lambda wanted=number + 1: len(stream.messages) >= wanted)
+        created, *told = [message["result"] for message in stream.messages]
+        assert created["created"] is True
+        assert [len(each["events"]) for each in told] == [1, 1, 1]
+    finally:
+        stream.close()

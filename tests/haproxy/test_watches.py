@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvnode.client import Client
+from kvnode.state.commands import LEVEL
 from tests import balancer as balancers
 from tests.balancer import Balancer, needs_haproxy
 from tests.cluster import free_ports, wait_until
@@ -81,5 +82,25 @@ async def test_silence_longer_than_the_timeouts_breaks_neither_stream_nor_long_p
         async with asyncio.timeout(5):
             heard = await reader.readuntil(b"event: put")
     assert heard.count(b": heartbeat") >= 2
+    writer.close()
+    await asyncio.to_thread(wait_until, lambda: len(group.watches) == 0, 5, "the watch ended with its client")
+
+
+async def test_silence_longer_than_the_timeouts_does_not_break_etcds_watch(
+    behind: tuple[SingleGroup, Balancer],
+) -> None:
+    """Nothing is sent on it meanwhile, no heartbeat either."""
+    group, balancer = behind
+    group.store.apply([LEVEL, 1])
+    reader, writer = await asyncio.open_connection(*balancer.address)
+    body = b'{"create_request":{"key":"YQ=="}}'
+    writer.write(b"POST /v3/watch HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    async with asyncio.timeout(10):
+        await reader.readuntil(b'"created":true}}\n\r\n')
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.read(1), SILENCE_S)
+        async with Client([balancer.url], 5) as client:
+            await client.put("a", b"1")
+        assert b'"events":[{"kv":{"key":"YQ=="' in await reader.readuntil(b"}]}}\n\r\n")
     writer.close()
     await asyncio.to_thread(wait_until, lambda: len(group.watches) == 0, 5, "the watch ended with its client")
