@@ -273,7 +273,9 @@ async def test_the_matrix(caller: str, way: str) -> None:
             target = path
             for name, text in PATHS.items():
                 target = target.replace(name, text)
-            for method in METHODS:
+            # What is refused, and the older paths of what is served, are the same endpoints: a part of this is enough.
+            again = path.startswith("/v3beta/") or path.removeprefix("/v3/") in REFUSED
+            for method in ("POST",) if again else METHODS:
                 if way == "in two pieces" and method not in WRITING:
                     continue
                 rule = "anyone" if "anyone" in rules.values() else rules.get(method)
