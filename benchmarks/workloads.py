@@ -16,6 +16,7 @@ from typing import Final, Literal
 System = Literal["kvnode", "etcd", "aiohttp", "laden"]  # laden: kvnode with a million keys more
 Target = Literal["leader", "follower", "haproxy"]
 
+GATEWAY: Final = "gateway "  # before work that both are asked for in etcd's words, to the same bytes
 KEYS: Final = 10_000
 BATCH: Final = 100
 
@@ -65,6 +66,8 @@ def rows() -> list[Row]:
         Row("linearizable GET, 64 clients, leader", "get", 64, systems=everybody),
         Row("linearizable GET, 64 clients, follower", "get", 64, "follower"),
         Row("stale GET, 64 clients, follower", "stale get", 64, "follower"),
+        *(Row(f"etcd's own put, {crowds[clients]}", f"{GATEWAY}put", clients) for clients in (64, 256)),
+        Row("etcd's own range of a key, 64 clients", f"{GATEWAY}get", 64),
         Row("leader probe, 16 clients", "probe", 16),
     ]
 
@@ -74,16 +77,16 @@ def key(number: int) -> str:
 
 
 def request_of(system: System, row: Row) -> Callable[[int], Request]:
-    """The row's work in a system's words. etcd's are those of its JSON gateway (v3)."""
+    """The row's work in a system's words. etcd's are those of its JSON gateway (v3), which kvnode has as well."""
     value = "v" * row.value_bytes
-    if system == "etcd":
+    if _in_etcds_words(system, row):
         coded = _b64(value)
         return {
             "put": lambda n: Request("POST", "/v3/kv/put", _json({"key": _b64(key(n)), "value": coded})),
             "get": lambda n: Request("POST", "/v3/kv/range", _json({"key": _b64(key(n))})),
             "stale get": lambda n: Request("POST", "/v3/kv/range", _json({"key": _b64(key(n)), "serializable": True})),
             "probe": lambda n: Request("GET", "/health"),
-        }[row.work]
+        }[row.work.removeprefix(GATEWAY)]
     return {
         "put": lambda n: Request("PUT", f"/v1/kv/{key(n)}", value),
         "get": lambda n: Request("GET", f"/v1/kv/{key(n)}"),
@@ -100,7 +103,8 @@ def script(system: System, row: Row, in_order: bool = False) -> str:
     """
     make = request_of(system, row)
     count = 1 if row.work == "probe" else KEYS // row.writes_per_request
-    value = "v" * row.value_bytes if system != "etcd" and row.work != "batch" else _b64("v" * row.value_bytes)
+    is_coded = _in_etcds_words(system, row) or row.work == "batch"
+    value = _b64("v" * row.value_bytes) if is_coded else "v" * row.value_bytes
     lines = [f"local requests, value = {{}}, {_lua(value)}", "function init(args)"]
     for number in range(count):
         asked = make(number)
@@ -113,6 +117,10 @@ def script(system: System, row: Row, in_order: bool = False) -> str:
     following = f"last % {count} + 1" if in_order else f"math.random({count})"
     lines += ["end", "local last = 0", f"function request() last = {following}; return requests[last] end"]
     return "\n".join(lines) + "\n" + _DONE
+
+
+def _in_etcds_words(system: System, row: Row) -> bool:
+    return system == "etcd" or row.work.startswith(GATEWAY)
 
 
 def _batch(number: int, coded: str) -> str:
