@@ -176,7 +176,7 @@ def create_server(
         ),
     )
     # Neither the page's files nor etcd's API are part of the one that is described.
-    others = console.routes(), gateway.routes(group, budgets, credentials, heartbeat_s, meters.traffic)
+    others = console.routes(), gateway.routes(group, budgets, credentials, heartbeat_s, meters)
     table = RouteTable(*tables, *others, openapi.routes(tables, STATUS_OF, version))
     stamp = Stamp(group, node_id, wall_clock)
     app = App(group, table, stamp, meters, log_requests, door, spans, door.client, budgets=budgets)

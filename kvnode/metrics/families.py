@@ -170,6 +170,8 @@ def _http(reading: Reading) -> Iterator[Metric]:
     )
     codes = {(str(code),): count for code, count in enumerate(http.codes) if count}
     yield _counters("kvnode_http_answers", "Answers of the HTTP server, by status.", ("code",), codes)
+    calls = {(call,): count for call, count in http.etcd_calls.items()}
+    yield _counters("kvnode_etcd_requests", "Requests of etcd's API that were let in, by call.", ("call",), calls)
     yield _gauge("kvnode_http_connections", "Connections of clients that are open.", http.connections)
     closed = {(reason,): http.connections_closed[reason] for reason in ("made_room", "refused")}
     yield _counters(

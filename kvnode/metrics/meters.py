@@ -69,6 +69,7 @@ class HttpMeters:
         "codes",
         "connections",
         "connections_closed",
+        "etcd_calls",
         "figures",
         "loop_lag_s",
         "probe_s",
@@ -83,6 +84,7 @@ class HttpMeters:
         self.loop_lag_s = Histogram(SECONDS)
         self.connections = 0  # of clients, at this moment
         self.connections_closed: Counter[str] = Counter()  # by the limits of connections, by reason
+        self.etcd_calls: dict[str, int] = {}  # requests of etcd's API that were let in, by call
         self.traffic = Traffic()  # of the last hour
         self.figures = Figures(SECONDS)  # of the last quarter of an hour
 

@@ -167,3 +167,12 @@ def test_each_failure_has_etcds_code_and_text(raised: KvnodeError, status: int, 
     assert (b"Retry-After" in answer.headers) is (status == 503)
     inner = json.loads(stream_failure(cast(web.BaseRequest, None), raised).body)["error"]
     assert (inner["grpc_code"], inner["http_code"], inner["message"]) == (code, status, message)
+
+
+async def test_each_call_is_counted_under_both_of_its_paths(node: Served) -> None:
+    for path in ("/v3/maintenance/status", "/v3beta/maintenance/status"):
+        assert (await node.ask("POST", path, None, b"{}")).status == 200
+    page = (await node.ask("GET", "/metrics")).body.decode()
+    assert 'kvnode_etcd_requests_total{call="maintenance/status"} 2.0' in page
+    assert 'kvnode_etcd_requests_total{call="kv/put"} 0.0' in page
+    assert "compaction" not in page
