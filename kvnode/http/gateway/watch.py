@@ -279,7 +279,8 @@ class WatchStream(Stream):
             watcher = watch.watcher
             if watch.progress_notify and now - watch.spoke_at >= PROGRESS_S and watcher.audience is not None:
                 watch.spoke_at = now
-                self._write(self._result(watch.id, b"", watcher.revision))
+                # One that begins in the future has not been told of what is still to come.
+                self._write(self._result(watch.id, b"", min(watcher.revision, self._streams.group.store.revision)))
 
     # --- messages --------------------------------------------------------------------------------------
 
