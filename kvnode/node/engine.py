@@ -209,7 +209,6 @@ class Engine:
 
     def _turn(self) -> None:
         replica = self.replica
-        self._flusher.kick()  # a follower's promise waits for its disk: that begins before what is committed is applied
         self._step_due = True  # what one of these asks for, those behind it do in this very step
         replica.advance()
         if self.store.level < FEATURE_LEVEL:
@@ -219,6 +218,8 @@ class Engine:
         self._step_due = False
         self.last_step_at = self.clock()
         self.reads.advanced(replica.raftLastApplied)
+        # Last: the thread that writes gets the interpreter only when this one waits for the network. Woken earlier it
+        # would wait for that, and be woken once more.
         self._flusher.kick()
         if replica.has_more_to_apply:
             self.schedule()
