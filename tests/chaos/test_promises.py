@@ -153,6 +153,12 @@ def test_a_watch_that_is_told_the_history_is_fine() -> None:
     assert watched_findings([*HISTORY[:4], late], [*HISTORY[:4], late], HISTORY[:4], (("put", "key/a", "u"),)) == []
 
 
+def test_an_empty_store_may_begin_at_revision_1() -> None:
+    later: list[Telling] = [(revision + 1, *rest) for revision, *rest in HISTORY]  # type: ignore[misc]
+    assert watch(Chronicle(), "all", "", later).findings == []
+    assert "revision 3 after 0" in watch(Chronicle(), "all", "", later[1:]).findings[0]
+
+
 def altered(number: int, **fields: object) -> list[Telling]:
     revision, kind, key, value, version = HISTORY[number]
     given = {"revision": revision, "kind": kind, "key": key, "value": value, "version": version} | fields

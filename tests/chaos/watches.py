@@ -29,6 +29,8 @@ BLOCK_BYTES_MAX = 1 << 24
 CONNECT_S = 1.0
 SILENCE_S = 12.0  # a node says something every ten
 SHOWN_MAX = 20
+EMPTY_REVISION = 1  # of a store in which nothing has been written, as in etcd's
+FIRST = (0, EMPTY_REVISION + 1)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Watched:
     def block(self, revision: int, changes: tuple[Change, ...], versions: set[int]) -> None:
         """All changes of one revision."""
         whole = not self.prefix
-        if revision <= self.at or (whole and revision != self.at + 1):
+        if revision <= self.at or (whole and revision != self.at + 1 and (self.at, revision) != FIRST):
             self._complain(f"was told revision {revision} after {self.at}: {changes}")
         self.at = max(self.at, revision)
         self.told += 1
@@ -80,7 +82,7 @@ class Watched:
 
     def reached(self, revision: int) -> None:
         """The node says that all was told up to here. For a watch of every key that is what it was told of last."""
-        if not self.prefix and revision > self.at:
+        if not self.prefix and revision > self.at and revision != EMPTY_REVISION:
             self._complain(f"was told that all is told up to {revision}, and the last was {self.at}")
         self.at = max(self.at, revision)
 
