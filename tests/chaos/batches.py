@@ -16,7 +16,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.chaos.chronicle import Chronicle
-from tests.chaos.clients import JSON, SETTLE_S, Connections, NotSent, Reply, Unanswered, encode
+from tests.chaos.clients import (
+    ANSWER_DEADLINE_S,
+    JSON,
+    PATIENCE_S,
+    SETTLE_S,
+    Connections,
+    NotSent,
+    Reply,
+    Unanswered,
+    encode,
+)
 from tests.cluster import Cluster
 
 KEYS = 400  # in each batch
@@ -113,11 +123,11 @@ class Batches:
         """Whether the first try was answered in full."""
         headers = JSON + (f"Idempotency-Key: b{batch.name}\r\n" if keyed else "")
         until = time.monotonic() + SETTLE_S
+        patience_s = self._chance.choice(PATIENCE_S) if keyed else ANSWER_DEADLINE_S
         for tries in range(1, 1_000):
+            connection = connections[names[turn % len(names)]]
             try:
-                batch.answered(
-                    await connections[names[turn % len(names)]].request("POST", "/v1/batch", batch.body, headers)
-                )
+                batch.answered(await connection.request("POST", "/v1/batch", batch.body, headers, patience_s))
             except NotSent:
                 pass
             except Unanswered:
@@ -127,7 +137,7 @@ class Batches:
                 self.complaints.append(f"batch {batch.name}: {error!r}")
             if not keyed or not batch.in_doubt or time.monotonic() > until:
                 return tries == 1 and not batch.open
-            turn += 1
+            turn, patience_s = turn + 1, ANSWER_DEADLINE_S
             await asyncio.sleep(0.1)
         return False
 

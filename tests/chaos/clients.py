@@ -24,6 +24,8 @@ CONNECT_DEADLINE_S = 1.0
 ANSWER_DEADLINE_S = 7.0  # longer than a node's own deadlines: what it knows, it gets to say
 KEY_LIFE = 500  # operations on a key before its slot takes a fresh one
 SETTLE_S = 20.0  # for how long a write that is in doubt is sent again under its idempotency key
+# A client that gives up early sends again what is still under way, or done: that is what the key is for.
+PATIENCE_S = (0.05, 0.3, ANSWER_DEADLINE_S)
 MEMBERS = ("a", "b", "c")  # of the keys that a transaction holds together
 JSON = "Content-Type: application/json\r\n"
 
@@ -302,10 +304,17 @@ class Load:
         self._recorder.end(operation)
         return operation
 
-    async def _once(self, connection: Connection, operation: Operation, size_bytes: int, more: str = "") -> Operation:
+    async def _once(
+        self,
+        connection: Connection,
+        operation: Operation,
+        size_bytes: int,
+        more: str = "",
+        timeout_s: float = ANSWER_DEADLINE_S,
+    ) -> Operation:
         method, path, body, headers = asked(operation, size_bytes, self._consistency)
         try:
-            return told(operation, await connection.request(method, path, body, headers + more))
+            return told(operation, await connection.request(method, path, body, headers + more, timeout_s))
         except NotSent:
             return replace(operation, outcome="failed")
         except Unanswered:
@@ -319,8 +328,10 @@ class Load:
         names = list(self._addresses)
         turn, doubtful, until = names.index(operation.node), False, operation.began + SETTLE_S
         key = f"Idempotency-Key: {operation.number}.{operation.value or operation.kind}\r\n"
+        patience_s = self._chance.choice(PATIENCE_S)
         while True:
-            tried = await self._once(connections[names[turn % len(names)]], operation, 0, key)
+            tried = await self._once(connections[names[turn % len(names)]], operation, 0, key, patience_s)
+            patience_s = ANSWER_DEADLINE_S
             doubtful = doubtful or tried.outcome == "unknown"
             if tried.certain or not doubtful:
                 return tried

@@ -17,6 +17,7 @@ from kvnode.client import Client
 from tests.chaos.clients import JSON, Connections, NotSent, Reply, Unanswered
 from tests.chaos.prober import Claim
 from tests.cluster import Cluster
+from tests.relays import Link
 
 TTL_S = (1, 3)
 LATE_S = 3.0  # after its time, on a leader that is confirmed all the while
@@ -52,9 +53,10 @@ class Holding:
 class Leaseholders:
     """Clients of leases and of locks; they write down what they saw."""
 
-    def __init__(self, cluster: Cluster, seed: int) -> None:
+    def __init__(self, cluster: Cluster, detours: Sequence[Link], seed: int) -> None:
         self._addresses = {node.id: node.http for node in cluster.nodes.values()}
         self._urls = [cluster.url(name) for name in cluster.nodes]
+        self._detours = [f"http://127.0.0.1:{link.port}" for link in detours]
         self._chance = random.Random(f"leases {seed}")
         self.leases: list[Lease] = []
         self.ids: list[int] = []  # of all leases, as they were granted
@@ -128,9 +130,12 @@ class Leaseholders:
 
     # --- locks ----------------------------------------------------------------------------------------
 
-    async def contend(self, lock: str) -> None:
-        """Takes the lock with the client library again and again, and holds it for a while."""
-        async with Client(self._urls, 5.0) as client:
+    async def contend(self, lock: str, detour: bool) -> None:
+        """Takes the lock with the client library again and again, and holds it for a while.
+
+        One that takes the detours is cut off with them, while those that do not may take the lock from it.
+        """
+        async with Client(self._detours if detour else self._urls, 5.0) as client:
             while not self.stopping:
                 held = client.lock(lock, ttl_s=self._chance.randint(2, 4))
                 try:

@@ -37,9 +37,9 @@ Clients put, compare and set, read and delete the same few keys, some of them by
 some writes carry an idempotency key and are sent again, through other nodes, until they are settled. Others write
 batches of hundreds, hold leases, and take turns at locks. Watches go from node to node. After each 200 of a
 leader probe a write goes through that node. Meanwhile nodes are killed with -9, frozen and restarted, links are cut in
-both directions or in one, slowed down and broken by halves, disks are full or hang, members are added, removed and
-replaced, and the whole cluster is killed and recovered from one directory. Between times of faults a backup is
-restored, into the running cluster and into a new one by turns.
+both directions or in one, slowed down and broken by halves, clients that hold locks are cut off, disks are full or
+hang, members are added, removed and replaced, and the whole cluster is killed and recovered from one directory. Between
+times of faults a backup is restored, into the running cluster and into a new one by turns.
 
 The verdict:
 

@@ -10,7 +10,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from http.client import HTTPException
@@ -20,6 +20,7 @@ from tests.chaos.disk import HangingDisk, SmallDisk
 from tests.chaos.members import Changes
 from tests.chaos.network import Links, Network
 from tests.cluster import LEADER_PROBE, Cluster, Refused
+from tests.relays import Link
 
 Kinds = dict[str, Callable[[], AbstractContextManager[str]]]
 
@@ -43,6 +44,7 @@ class Nemesis:
         full: dict[str, SmallDisk],
         hanging: dict[str, HangingDisk],
         changes: Changes | None = None,
+        detours: Sequence[Link] = (),
         pace: float = 1.0,
         only: Collection[str] = (),
     ) -> None:
@@ -52,6 +54,7 @@ class Nemesis:
         self._full = full
         self._hanging = hanging
         self._changes = changes
+        self._detours = detours
         self._pace = pace
         self._stop = threading.Event()
         self._bag: list[tuple[str, str]] = []
@@ -107,6 +110,7 @@ class Nemesis:
         }
         groups = {
             "processes": processes,
+            "clients": {"clients cut off": self._clients_cut_off} if self._detours else {},
             "links": links if self._links else {},
             "disks": (full if self._full else {}) | (hanging if self._hanging else {}),
             "members": members if self._changes else {},
@@ -312,6 +316,18 @@ class Nemesis:
             self._links.heal()
             self._pause(0.05, 0.5)
         yield f"isolate {victim}, five times"
+
+    @contextmanager
+    def _clients_cut_off(self) -> Iterator[str]:
+        """Clients that hold locks reach no node for longer than their leases last; others do."""
+        for link in self._detours:
+            link.hold()
+        try:
+            self._pause(2.0, 8.0)
+            yield "some clients are cut off"
+        finally:
+            for link in self._detours:
+                link.release()
 
     # --- disks ----------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -41,8 +41,8 @@ from tests.chaos.prober import Prober, broken_claims, broken_promises
 from tests.chaos.report import Report, gaps, returns_s
 from tests.chaos.restores import Restores, agreed_content
 from tests.chaos.watches import Follower, Mover, Watched, broken_watches
-from tests.cluster import Cluster
-from tests.relays import RelayedCluster
+from tests.cluster import Cluster, free_ports
+from tests.relays import Link, RelayedCluster
 
 RECOVERY_DEADLINE_S = 60.0
 WATCHES_DEADLINE_S = 60.0
@@ -85,8 +85,14 @@ def run(options: Options) -> Report:
         stack.enter_context(cluster).start(30.0)
         for disk in hanging.values():
             stack.callback(disk.thaw)  # before the processes are killed: in the kernel no signal reaches them
-        nemesis = Nemesis(cluster, options.seed, links, full, hanging, changes, options.pace, options.faults)
-        asyncio.run(_drive(options, cluster, nemesis, changes, report))
+        detours = [
+            Link(port, node.http) for port, node in zip(free_ports(len(names)), cluster.nodes.values(), strict=True)
+        ]
+        for link in detours:
+            stack.callback(link.close)
+        nemesis = Nemesis(cluster, options.seed, links, full, hanging, changes, detours, options.pace, options.faults)
+        clients = _clients(options, cluster, detours)
+        asyncio.run(_drive(options, cluster, clients, nemesis, changes, report))
         for name in cluster.nodes:
             report.snapshots["written"] += cluster.log(name).count(" Snapshot at index ")
             report.snapshots["installed from a leader"] += cluster.log(name).count("Installed the snapshot")
@@ -146,6 +152,8 @@ def _disks(
 class Clients:
     """Everybody who asks something of the cluster, and what they were told."""
 
+    recorder: Recorder
+    chronicle: Chronicle
     load: Load
     batches: Batches
     holders: Leaseholders
@@ -169,7 +177,7 @@ class Clients:
         for number in range(LEASEHOLDERS):
             yield self.holders.lease(number)
         for number in range(CONTENDERS):
-            yield self.holders.contend(f"lock{number % 2}")
+            yield self.holders.contend(f"lock{number // 2}", detour=number % 2 == 0)
 
     def stop(self, stopping: bool = True) -> None:
         for each in (self.load, self.batches, self.holders, self.prober):
@@ -181,16 +189,19 @@ class Clients:
         return all(watch.at >= revision for watch in self.complete) and all(end == ends[0] for end in ends)
 
 
-def _clients(options: Options, cluster: Cluster, recorder: Recorder, chronicle: Chronicle) -> Clients:
+def _clients(options: Options, cluster: Cluster, detours: Sequence[Link]) -> Clients:
     seed = options.seed
+    recorder, chronicle = Recorder(options.folder / "history.jsonl"), Chronicle()
     complete = [Watched(name, "", chronicle) for name in ("moved", "followed")]
     partial = [Watched("moved, of some keys", WATCHED, chronicle)]
     for watched in (complete[0], *partial):
         watched.revisions[WATCHED] = []
     return Clients(
+        recorder,
+        chronicle,
         Load(cluster, recorder, chronicle, options.keys, seed, options.pause_s, options.consistency),
         Batches(cluster, chronicle, options.writers, options.batch_writes_per_s, seed),
-        Leaseholders(cluster, seed),
+        Leaseholders(cluster, detours, seed),
         Prober(cluster, chronicle),
         complete,
         partial,
@@ -199,11 +210,11 @@ def _clients(options: Options, cluster: Cluster, recorder: Recorder, chronicle: 
     )
 
 
-async def _drive(options: Options, cluster: Cluster, nemesis: Nemesis, changes: Changes | None, report: Report) -> None:
+async def _drive(
+    options: Options, cluster: Cluster, clients: Clients, nemesis: Nemesis, changes: Changes | None, report: Report
+) -> None:
     """Load and faults together, then quiet and the last word of every node; a restore, and again; then judgement."""
-    recorder, chronicle = Recorder(options.folder / "history.jsonl"), Chronicle()
-    clients = _clients(options, cluster, recorder, chronicle)
-    restores = Restores(cluster, changes, chronicle, options.folder, clients.holders.ids)
+    restores = Restores(cluster, changes, clients.chronicle, options.folder, clients.holders.ids)
     report.diary = nemesis.diary
     spans: list[tuple[float, float]] = []
     async with asyncio.TaskGroup() as watching:
@@ -225,7 +236,7 @@ async def _drive(options: Options, cluster: Cluster, nemesis: Nemesis, changes: 
         assert set(codes.values()) == {0}, f"exit codes on SIGTERM: {codes}"
     except AssertionError as finding:
         report.findings.append(str(finding))
-    report.operations = recorder.close()
+    report.operations = clients.recorder.close()
     report.keys = len(clients.load.keys)
     for began, ended in spans:
         report.load_s += ended - began
@@ -234,7 +245,7 @@ async def _drive(options: Options, cluster: Cluster, nemesis: Nemesis, changes: 
     report.returns_s = returns_s(report.operations, report.diary)
     report.restores = restores.done
     leaps = restores.leaps + (changes.leaps if changes is not None else [])
-    _judge(clients, chronicle, leaps, report)
+    _judge(clients, leaps, report)
 
 
 async def _part(
@@ -284,9 +295,10 @@ async def _faults(options: Options, nemesis: Nemesis, cluster: Cluster, report: 
         nemesis.stop()
 
 
-def _judge(clients: Clients, chronicle: Chronicle, leaps: list[tuple[int, int]], report: Report) -> None:
+def _judge(clients: Clients, leaps: list[tuple[int, int]], report: Report) -> None:
     began = time.monotonic()
     load, batches, holders, prober = clients.load, clients.batches, clients.holders, clients.prober
+    chronicle = clients.chronicle
     for verdict in checker.check(report.operations):
         report.findings.append(f"{verdict.result}: {verdict.explanation}")
     complaints = [*load.complaints, *holders.complaints]

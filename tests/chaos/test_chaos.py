@@ -16,6 +16,7 @@ from tests.chaos.run import Options, run
 BRIEF = (
     "kill leader", "kill follower", "freeze leader", "restart", "transfer", "isolate leader", "deafen leader",
     "half-open links", "cut one link", "disk full", "leader's disk hangs", "member added", "member replaced",
+    "clients cut off",
 )  # fmt: skip
 
 
