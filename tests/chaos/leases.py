@@ -137,7 +137,7 @@ class Leaseholders:
         """
         async with Client(self._detours if detour else self._urls, 5.0) as client:
             while not self.stopping:
-                held = client.lock(lock, ttl_s=self._chance.randint(2, 4))
+                held = client.lock(lock, ttl_s=self._chance.randint(1, 3))
                 try:
                     if not await held.acquire(wait_s=3.0):
                         continue
@@ -148,7 +148,7 @@ class Leaseholders:
                 now = time.monotonic()
                 holding = Holding(lock, held.token, now, now)
                 self.holdings.append(holding)
-                until = now + self._chance.choice([0.05, 0.5, 5.0])
+                until = now + self._chance.choice([0.05, 0.5, 8.0])
                 while held.held and time.monotonic() < until:
                     holding.ended = time.monotonic()
                     await asyncio.sleep(0.02)
@@ -178,16 +178,19 @@ def broken_leases(leases: Iterable[Lease], claims: Sequence[Claim]) -> list[str]
 
 
 def _reigns(claims: Sequence[Claim]) -> Iterable[tuple[float, float]]:
-    """The times during which one node was confirmed as the leader of one term again and again."""
+    """The times during which one node was confirmed as the leader of one term again and again.
+
+    A leader that was frozen for a moment is silent for as long, though the probe that it answers then began before: its
+    clock of leases stood still with it.
+    """
     began = ended = 0.0
     term: int | None = None
-    for claim in sorted(claims):
-        if claim.term == term and claim.began - ended < SILENT_S:
-            ended = max(ended, claim.ended)
-            continue
-        if term is not None:
-            yield began, ended
-        term, began, ended = claim.term, claim.began, claim.ended
+    for claim in sorted(claims, key=lambda each: each.ended):
+        if claim.term != term or claim.ended - ended > SILENT_S:
+            if term is not None:
+                yield began, ended
+            term, began = claim.term, claim.ended
+        ended = claim.ended
     if term is not None:
         yield began, ended
 

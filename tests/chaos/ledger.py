@@ -39,7 +39,8 @@ batches of hundreds, hold leases, and take turns at locks. Watches go from node 
 leader probe a write goes through that node. Meanwhile nodes are killed with -9, frozen and restarted, links are cut in
 both directions or in one, slowed down and broken by halves, clients that hold locks are cut off, disks are full or
 hang, members are added, removed and replaced, and the whole cluster is killed and recovered from one directory. Between
-times of faults a backup is restored, into the running cluster and into a new one by turns.
+times of faults the cluster goes back: by a backup that is restored into it, or into a new one, or by a recovery from a
+member that was away while others were acknowledged writes.
 
 The verdict:
 
@@ -52,7 +53,7 @@ The verdict:
 - The tokens of each lock rise, and it has one holder at a time. So they do over a recovery and a restore.
 - One leader in a term; none is confirmed after a newer one; and no node says for longer than 2.5 s that it leads while
   writes through it fail, unless its link is slow.
-- After a restore the content is the backup's, and revisions and lease ids are above all that were given.
+- When it went back, the content is what it was then, and revisions and lease ids are above all that were given.
 - In the end all nodes hold the same, and end with exit code 0.
 
 "Unavailable" is a time in which nobody was acknowledged a write. A seed repeats the choice of faults, not their timing.

@@ -72,18 +72,24 @@ class Changes:
         del self.cluster.nodes[name]
         self.cluster.joined.discard(name)
 
-    def recover(self) -> str:
-        """Makes a cluster of one of the best of the stopped nodes, and starts it; its name."""
+    def best(self) -> str:
+        """The stopped node whose log is the longest."""
         with ThreadPoolExecutor() as looking:
             reaches = list(looking.map(self._reach, self.cluster.nodes))
-        _, name = max(zip(reaches, self.cluster.nodes, strict=True))
+        return max(zip(reaches, self.cluster.nodes, strict=True))[1]
+
+    def recover(self, name: str) -> None:
+        """Makes a cluster of one of this node, and starts it; the others join it with nothing."""
         folder = self.cluster.nodes[name].data_dir
         done = command("recover", "--data-dir", str(folder), "--force-new-cluster")
         self.leaps.append((done["revision"] - done["leap"], done["revision"]))
         shutil.rmtree(done["kept"])
-        self.cluster.joined = set(self.cluster.nodes) - {name}
+        # From now on the id that --peers makes is that of the old cluster: a member that is wiped later joins, too.
+        self.cluster.joined = set(self.cluster.nodes)
         self.cluster.spawn(name)
-        return name
+        for other in self.cluster.joined - {name}:
+            self.wipe(other)
+            self.cluster.spawn(other)
 
     def rebuild(self, backup: Path) -> None:
         """Makes a new cluster of a backup, in the place of one whose nodes are all stopped."""
@@ -93,7 +99,7 @@ class Changes:
         node = self.cluster.nodes[first]
         raft = f"{node.raft[0]}:{node.raft[1]}"
         command("restore", str(backup), "--data-dir", str(node.data_dir), "--node-id", first, "--raft", raft)
-        self.cluster.joined = set(others)
+        self.cluster.joined = {first, *others}
         self.cluster.spawn(first)
         for name in others:
             self.cluster.spawn(name)

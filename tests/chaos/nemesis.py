@@ -407,14 +407,12 @@ class Nemesis:
         nodes = list(self._cluster.nodes)
         self._kill(nodes)
         self._majority.judge()
-        kept = self._changes.recover()
+        kept = self._changes.best()
+        self._changes.recover(kept)
         self._majority.starting.add(kept)
         others = [name for name in nodes if name != kept]
         self._majority.newcomers.update(others)
         try:
-            for name in others:
-                self._changes.wipe(name)
-                self._changes.join(name)
             yield f"kill -9 {' '.join(nodes)}; recover {kept}, which the others join"
         finally:
             for name in others:

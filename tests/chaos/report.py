@@ -110,7 +110,7 @@ class Report:
                 f"watch        {name}: {told} revisions, on {moves} streams, {gaps} gaps"
                 for name, (told, moves, gaps) in self.watches.items()
             ),
-            *(f"restore      {each}: the content is the backup's, no number is given twice" for each in self.restores),
+            *(f"restore      {each}: the content is what it was, no number is given twice" for each in self.restores),
             f"snapshots    {_counts(self.snapshots) or 'none'}",
             f"nodes        ready {self.recovered_s:.1f} s after the last fault; "
             f"{self.keys} keys, the same on all, at revision {self.revision}",

@@ -1,7 +1,7 @@
-"""Going back to a backup between two times of faults: the content is the backup's, and no number is given again.
+"""Going back between two times of faults, to a backup or to what a member knew that was away. No number is given again.
 
-What is written after the backup is gone with the restore, as it has to be. What was told of it is not taken back: the
-revisions and lease ids that follow are above all that were, and watches hear that they missed something.
+What was written since is gone, as it has to be. What was told of it is not taken back: the revisions and lease ids that
+follow are above all that were, and watches hear that they missed something.
 """
 
 from __future__ import annotations
@@ -69,36 +69,61 @@ class Restores:
     clusters: int = 0  # how many new ones were made
 
     async def restore(self) -> None:
-        """Takes a backup, writes on, and goes back: into the running cluster and into a new one by turns."""
-        file = self.folder / f"backup-{len(self.done)}.kvnb"
-        url = self.cluster.url(next(iter(self.cluster.nodes)))
+        """Writes on after a moment, and goes back to it: in one of three ways by turns."""
+        ways = [self._into_the_running_cluster]
+        if self.changes is not None:
+            ways += [self._of_a_member_that_was_away, self._into_a_new_cluster]
         before = await asyncio.to_thread(agreed_content, self.cluster)
-        # With -o json it still prints nothing else to stdout than what it says of the backup.
-        await asyncio.to_thread(command, "backup", str(file), "--url", url)
-        await self._write("between")
-        reached = self.chronicle.newest
-        offline = self.changes is not None and len(self.done) % 2 == 1
-        if offline and self.changes is not None:
-            await asyncio.to_thread(self.cluster.stop)
-            await asyncio.to_thread(self.changes.rebuild, file)
-            self.clusters += 1
-        else:
-            await asyncio.to_thread(command, "restore", str(file), "--url", url, "--yes", "--timeout", "120")
+        kind = await ways[len(self.done) % len(ways)]()
         await asyncio.to_thread(self.cluster.wait_ready, READY_S)
         after = await asyncio.to_thread(agreed_content, self.cluster)
-        kind = "restored into a new cluster" if offline else "restored into the running cluster"
         self.leaps.append((before.revision, after.revision))
         self.done.append(kind)
         assert after.items == before.items, f"{kind}: {_difference(before, after)}"
-        assert after.digest == before.digest, f"{kind}: the items are not the backup's"
+        assert after.digest == before.digest, f"{kind}: the items are not those of before"
+        reached, ids = self.chronicle.newest, max(self.ids)
         assert after.revision > reached, f"{kind}: revision {after.revision}, and {reached} was given before"
-        ids = max(self.ids)
-        await self._write("after")
+        await self._write("after", next(iter(self.cluster.nodes)))
         assert self.ids[-1] > ids, f"{kind}: a lease has the id {self.ids[-1]}, and {ids} was given before"
 
-    async def _write(self, when: str) -> None:
-        """Some keys that nobody else writes, and a lease."""
+    async def _into_the_running_cluster(self) -> str:
+        file = await self._backup()
+        url = self.cluster.url(next(iter(self.cluster.nodes)))
+        await asyncio.to_thread(command, "restore", str(file), "--url", url, "--yes", "--timeout", "120")
+        return "a backup into the running cluster"
+
+    async def _into_a_new_cluster(self) -> str:
+        assert self.changes is not None
+        file = await self._backup()
+        await asyncio.to_thread(self.cluster.stop)
+        await asyncio.to_thread(self.changes.rebuild, file)
+        self.clusters += 1
+        return "a backup into a new cluster"
+
+    async def _of_a_member_that_was_away(self) -> str:
+        """All others are lost for good, with what they acknowledged meanwhile."""
+        assert self.changes is not None
+        away, other = (await asyncio.to_thread(self.cluster.followers))[:2]
+        self.cluster.kill(away)
+        await self._write("between", other)
+        for name in self.cluster.awake():
+            self.cluster.kill(name)
+        await asyncio.to_thread(self.changes.recover, away)
+        for name in sorted(self.cluster.joined - {away}):
+            await asyncio.to_thread(self.changes.settle, name)
+        self.clusters += 1
+        return "a recovery from a member that was away"
+
+    async def _backup(self) -> Path:
+        """Taken, and written on after it."""
+        file = self.folder / f"backup-{len(self.done)}.kvnb"
         node = next(iter(self.cluster.nodes))
+        await asyncio.to_thread(command, "backup", str(file), "--url", self.cluster.url(node))
+        await self._write("between", node)
+        return file
+
+    async def _write(self, when: str, node: str) -> None:
+        """Some keys that nobody else writes, and a lease."""
         for number in range(BETWEEN):
             key, value = f"{when}/{len(self.done)}/{number}", f"{when}.{len(self.done)}"
             done = await asyncio.to_thread(self.cluster.put, key, encode(value, 0), node)

@@ -68,7 +68,7 @@ class Options:
     nodes: int = 3
     links: str = "namespaces"  # or "relays", or "none"
     disks: bool = True
-    restores: int = 0  # of a backup, between as many and one times of faults
+    restores: int = 0  # of what was before, between as many and one times of faults
     consistency: str = "linearizable"
     faults: tuple[str, ...] = ()
 
@@ -338,7 +338,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--faults", type=lambda text: tuple(text.split(",")), default=(), help="kinds, with commas")
     parser.add_argument("--nodes", type=int, default=3, choices=(3, 5, 7))
     parser.add_argument("--links", default="namespaces", choices=("namespaces", "relays", "none"))
-    parser.add_argument("--restores", type=int, default=2, help="of a backup, between times of faults (default 2)")
+    parser.add_argument(
+        "--restores", type=int, default=3, help="of what was before, between times of faults (default 3)"
+    )
     parser.add_argument("--no-disks", dest="disks", action="store_false", help="no disks that are full or hang")
     parser.add_argument(
         "--consistency", default="linearizable", choices=("linearizable", "stale"), help="stale: see it find something"

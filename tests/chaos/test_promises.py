@@ -226,6 +226,9 @@ def test_a_lease_that_is_over_in_its_time_is_fine() -> None:
     # A new leader begins its time anew, and without one it lasts.
     moved = [*REIGN[:5], *[Claim(at, at + 0.1, "n2", 2) for at in (6.0, 6.5, 7.0)]]
     assert broken_leases([Lease("k", 2, 1.0, 1.1, held_at=7.9, gone_at=8.0)], moved) == []
+    # A leader that is frozen for two seconds, and goes on in its term: its clock stands still meanwhile.
+    frozen = [*REIGN[:5], Claim(2.5, 4.6, "n1", 1), *REIGN[10:]]
+    assert broken_leases([Lease("k", 2, 1.0, 1.1, held_at=7.9, gone_at=8.0)], frozen) == []
 
 
 @pytest.mark.parametrize(
