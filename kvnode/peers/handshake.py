@@ -231,8 +231,9 @@ class Acceptor:
             self._said += framed(body)
         if self._cluster_id != me.cluster_id:  # not before the proof: what is refused unproved makes no node unfit
             raise Refused(
-                f"it belongs to cluster {self._cluster_id.hex()[:12]}, this node to {me.cluster_id.hex()[:12]}: start "
-                "all nodes of one cluster with the same --peers (or the same --cluster-id) and empty data directories",
+                f"it belongs to cluster {self._cluster_id.hex()[:12]}, this node to {me.cluster_id.hex()[:12]}: with "
+                "an empty --data-dir and --join it becomes a member of this one; --peers (or --cluster-id), the same "
+                "for all, are for the first members of a cluster that was not recovered or restored",
                 code=OTHER_CLUSTER,
                 kind="it belongs to another cluster",
             )
