@@ -77,7 +77,7 @@ def page(runs: list[dict[str, Any]], report: str, facts: str) -> str:
     kinds: Counter[str] = Counter()
     for run in runs:
         kinds.update(run["faults"])
-    bad = sum(bool(run["findings"]) for run in runs)
+    bad = sum(_unexplained(run) for run in runs)
     head = ("where", "runs", "minutes", "faults", "operations", "acknowledged writes", "with findings")
     rows = [
         (
@@ -87,23 +87,29 @@ def page(runs: list[dict[str, Any]], report: str, facts: str) -> str:
             f"{sum(sum(run['faults'].values()) for run in those):,}",
             f"{sum(run['operations'] for run in those):,}",
             f"{sum(run['acknowledged'] for run in those):,}",
-            str(sum(bool(run["findings"]) for run in those)),
+            str(sum(_unexplained(run) for run in those)),
         )
         for where, those in groups.items()
     ]
     by_kind = ", ".join(
         f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda each: (-each[1], each[0]))
     )
+    explained = [f"Seed {run['seed']}: {run['explained']}" for run in runs if "explained" in run]
     return PAGE.format(
         runs=len(runs),
         minutes=sum(run["seconds"] for run in runs) / 60,
         faults=sum(kinds.values()),
         writes=sum(run["acknowledged"] for run in runs),
         lost="none lost, none done twice" if not bad else f"with findings in {bad} of the runs",
-        table=f"{table(head, rows)}\n\nFaults by kind: {by_kind}.",
+        table="\n\n".join([table(head, rows), f"Faults by kind: {by_kind}.", *explained]),
         preamble=facts,
         report=report,
     )
+
+
+def _unexplained(run: dict[str, Any]) -> bool:
+    """It has findings, and nobody has written into its line, as `explained`, why they were the checker's own fault."""
+    return bool(run["findings"]) and "explained" not in run
 
 
 def _entry(report: Report, command: str) -> dict[str, Any]:

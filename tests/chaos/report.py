@@ -105,7 +105,7 @@ class Report:
             f"             after a majority was back {max(self.returns_s, default=0.0):.2f} s",
             f"leader probe {self.claims} confirmations in {self.terms} terms, of {self.probes} answers",
             f"             believed by writes: {_counts(self.probe_writes)}",
-            f"leases       {self.leases}, none over early or late; locks were held {self.holdings} times",
+            f"leases       {self.leases}; locks were held {self.holdings} times",
             *(
                 f"watch        {name}: {told} revisions, on {moves} streams, {gaps} gaps"
                 for name, (told, moves, gaps) in self.watches.items()

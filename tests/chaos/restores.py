@@ -78,13 +78,13 @@ class Restores:
         await asyncio.to_thread(self.cluster.wait_ready, READY_S)
         after = await asyncio.to_thread(agreed_content, self.cluster)
         self.leaps.append((before.revision, after.revision))
-        self.done.append(kind)
         assert after.items == before.items, f"{kind}: {_difference(before, after)}"
         assert after.digest == before.digest, f"{kind}: the items are not those of before"
         reached, ids = self.chronicle.newest, max(self.ids)
         assert after.revision > reached, f"{kind}: revision {after.revision}, and {reached} was given before"
         await self._write("after", next(iter(self.cluster.nodes)))
         assert self.ids[-1] > ids, f"{kind}: a lease has the id {self.ids[-1]}, and {ids} was given before"
+        self.done.append(kind)
 
     async def _into_the_running_cluster(self) -> str:
         file = await self._backup()
