@@ -47,6 +47,7 @@ from kvnode.state.table import Table, TableView
 CHUNK_LEASES: Final = 4_096
 _ID_DIGITS: Final = 16
 _LEASE: Final = struct.Struct("<QQ?")
+_PRIVATE_AT: Final = 16  # of its bytes, which mark the lease of one key alone
 
 
 class Lease(NamedTuple):
@@ -232,23 +233,22 @@ class Leases:
             self._counters = (self.last_id, self.shared)
 
     def attach(self, lease_id: int, key: str) -> None:
-        self.moved.append(entry := _entry(lease_id, key))
+        self.moved.append(entry := attached_entry(lease_id, key))
         self._attached.add(entry)
 
     def detach(self, lease_id: int, key: str) -> None:
         """The key has left, or has another lease now."""
-        self.detach_all({lease_id: [key]})
+        self.detach_all([lease_id], [attached_entry(lease_id, key)])
 
-    def detach_all(self, leased: dict[int, list[str]]) -> None:
-        """As above, for the keys of several leases."""
+    def detach_all(self, lease_ids: list[int], entries: list[str]) -> None:
+        """As above, for many keys of any leases, by their entries."""
         # One command may take a hundred thousand keys with a lease each: neighbours go together.
-        entries = [_entry(lease_id, key) for lease_id, keys in leased.items() for key in keys]
         self.moved += entries
         forget(self._attached, entries)
         granted = self._granted
-        for lease_id in leased:
+        for lease_id in dict.fromkeys(lease_ids):
             record = granted.get(lease_id)
-            if record is not None and _LEASE.unpack_from(record)[2]:
+            if record is not None and record[_PRIVATE_AT]:
                 self._emptied.append(lease_id)
 
     def settle(self) -> None:
@@ -256,15 +256,29 @@ class Leases:
         if not self._emptied:
             return
         emptied, self._emptied = dict.fromkeys(self._emptied), []
+        still = self._with_keys(emptied)
         ended: list[int] = []
+        granted, before = self._granted, self.before
         for lease_id in emptied:
-            found = self._granted.get(lease_id)
-            if found is not None and not self.keys(lease_id, 1):
-                self.before.setdefault(lease_id, found)
-                del self._granted[lease_id]
+            if lease_id not in still and (found := granted.discard(lease_id)) is not None:
+                before.setdefault(lease_id, found)
                 ended.append(lease_id)
-                self._note(lease_id)
+        if self.touched is not None:
+            self.touched += ended
         forget(self._ids, ended)
+
+    def _with_keys(self, leases: dict[int, None]) -> set[int]:
+        """Those of the leases that have a key.
+
+        Each is looked up, or all that lies between them is walked once, whichever is less: a deleted prefix empties
+        leases by the hundred thousand, and leaves little between them.
+        """
+        attached = self._attached
+        first, behind = _span(min(leases))[0], _span(max(leases))[1]
+        between = attached.bisect_left(behind) - attached.bisect_left(first)
+        if between > len(leases):
+            return {lease_id for lease_id in leases if self.keys(lease_id, 1)}
+        return {int(entry[:_ID_DIGITS], 16) for entry in attached.irange(first, behind, (True, False))}
 
     def end(self, lease_id: int) -> None:
         """Forgets a lease; nothing happens where it is gone. Its keys are detached one by one, as they leave."""
@@ -293,7 +307,7 @@ class Leases:
                 self._ids.add(lease_id)
         if self._counters is not None:
             self.last_id, self.shared = self._counters
-        entries = [_entry(lease_id, key) for lease_id, key in attached if lease_id]
+        entries = [attached_entry(lease_id, key) for lease_id, key in attached if lease_id]
         for entry in dict.fromkeys((*self.moved, *entries)):
             self._attached.discard(entry)
         self._attached.update(entries)
@@ -349,13 +363,13 @@ class Leases:
 
     def attach_all(self, attached: list[tuple[int, str]]) -> None:
         """For `staged_restore.py`: keys of leases that are there."""
-        self._attached.update([_entry(lease_id, key) for lease_id, key in attached])
+        self._attached.update([attached_entry(lease_id, key) for lease_id, key in attached])
 
     def reattach(self, attached: list[tuple[int, str]]) -> None:
         """The keys of all leases, as the items of a snapshot name them. ValueError where a lease is not there."""
         if not all(lease_id in self._granted for lease_id, _ in attached):
             raise ValueError("an item of the snapshot has a lease that the snapshot does not hold")
-        self._attached = SortedList(in_order(_entry(lease_id, key) for lease_id, key in attached))
+        self._attached = SortedList(in_order(attached_entry(lease_id, key) for lease_id, key in attached))
 
 
 class Holder(Protocol):
@@ -405,7 +419,7 @@ def _unpacked(record: bytes) -> Lease:
     return Lease(ttl_s, renewals, private, record[_LEASE.size :].decode())
 
 
-def _entry(lease_id: int, key: str) -> str:
+def attached_entry(lease_id: int, key: str) -> str:
     return f"{lease_id:016x}{key}"
 
 

@@ -61,7 +61,7 @@ from kvnode.state.items import (
     unpacked,
 )
 from kvnode.state.key_order import forget
-from kvnode.state.leases import Leases
+from kvnode.state.leases import Leases, attached_entry
 from kvnode.state.limits import COUNTER_MAX
 from kvnode.state.results import (
     Deleted,
@@ -435,17 +435,20 @@ class KeyValueStore:
         """Removes keys that are there."""
         # A million keys can go in one command, and every node stands still for it: no call that can be spared.
         shard_of, changes, before = self._items.shard, self.changes, self._before
-        leased: dict[int, list[str]] = {}
+        # Two flat lists: a list for each lease would be a hundred thousand containers for the garbage collector.
+        leased: list[int] = []
+        entries: list[str] = []
         for key in keys:
             before[key] = packed = shard_of(key).pop(key)
             if packed[LEASED_AT] & LEASED_BIT:
-                leased.setdefault(lease_of(packed), []).append(key)
+                leased.append(lease_id := lease_of(packed))
+                entries.append(attached_entry(lease_id, key))
             if changes is not None:
                 changes.append((kind, key, revision, b"", packed))
         self._items.removed(len(keys))
         forget(self._keys, keys)
         if leased:
-            self.leases.detach_all(leased)
+            self.leases.detach_all(leased, entries)
 
     def with_prefix(self, prefix: str) -> list[str]:
         return list(self._keys.irange(prefix, prefix_end(prefix), (True, False)))
