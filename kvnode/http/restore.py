@@ -191,7 +191,10 @@ def _replaced(result: Result) -> Replaced:
     if isinstance(result, Replaced):
         return result
     if isinstance(result, RestoreMissing):
-        raise Conflict("Another restore has begun meanwhile: nothing of this one was restored.")
+        raise Conflict(
+            "The restore has ended meanwhile, because no part came for a minute or another one has begun: "
+            "nothing of this one was restored; send it again."
+        )
     if isinstance(result, Invalid):
         raise BadRequest(f"The backup breaks a limit, or is not whole ({result.reason}): nothing was restored.")
     raise BadRequest("This node takes the backup for whole and the cluster does not: nothing was restored.")

@@ -9,13 +9,16 @@ been renewed, and after which restore, so that a renewal or a restore which stan
 
 Leases are filed under the tick at which they end, each in one place, so a look costs what ends in it and nothing for
 those that do not, be they a million. A node that begins to lead files those that it finds in slices.
+
+The same clock ends a restore that was begun and is not gone on with.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final, Protocol
 
-from kvnode.state.commands import Expire
+from kvnode.state.commands import AbortRestore, Expire
 from kvnode.state.entries import encode_entry, encode_unawaited
 from kvnode.state.limits import EXPIRED_MAX
 from kvnode.state.table import Table
@@ -27,12 +30,17 @@ if TYPE_CHECKING:
     from kvnode.node.engine import Engine
     from kvnode.state.store import KeyValueStore
 
+log = logging.getLogger("kvnode.raft")
+
 LOOK_S: Final = 0.05
 STALL_S: Final = 0.5  # so long without a look: the process stood still, and so does the clock
 TICK_S: Final = 0.1
 SLICE: Final = 2_048  # leases that are filed in one look: some milliseconds, and a million in 25 s
 TOUCHED_AT_ONCE: Final = 8_192  # that were granted, renewed or ended: some ten milliseconds of a look
 AGAIN_TICKS: Final = 20  # an expiry that came to nothing is proposed again
+# A restore whose next piece does not come for so long has been abandoned: its sender gives up a piece after 20 s
+# (`http/restore.py`), and the node that took it may be gone. What has come takes as much memory as the keys it brings.
+STAGED_S: Final = 60.0
 KEYS_AT_ONCE: Final = 4_096  # keys that leave with one entry, but for a lease that has more
 
 
@@ -83,6 +91,8 @@ class LeaseClock:
         self._ends: Table[int, float] = Table()  # lease -> when it ends
         self._due: dict[int, dict[int, None]] = {}  # tick -> leases
         self._tick = 0
+        self._staged: tuple[bytes, int] | None = None  # a restore that has begun, and how many of its pieces have come
+        self._staged_ends = 0.0
         self.visited = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -113,6 +123,7 @@ class LeaseClock:
         # Not while one is left that may have been renewed.
         if self._leader.applied_index() >= self._proposed and not self._store.leases.touched:
             self._end_those_due()
+            self._end_abandoned_restore()
 
     def _follow(self) -> bool:
         """Moves the clock, and files what was granted or renewed; False where this node does not keep the time."""
@@ -141,6 +152,7 @@ class LeaseClock:
         self._term = term
         self._ticks, self._ends, self._due = Table(), Table(), {}
         self._tick, self._filed_to, self._proposed = int(self._now_s / TICK_S), 0, 0
+        self._staged = None
         self._store.leases.touched = None if term is None else []
 
     def _file(self, lease_id: int) -> None:
@@ -186,6 +198,17 @@ class LeaseClock:
             self._tick += 1
         if over:
             self._propose(over)
+
+    def _end_abandoned_restore(self) -> None:
+        """Its time begins anew with each piece, and with each leader."""
+        staging = self._store.staging
+        staged = None if staging is None else (staging.id, staging.pieces)
+        if staged is None or staged != self._staged:
+            self._staged, self._staged_ends = staged, self._now_s + STAGED_S
+        elif self._now_s >= self._staged_ends:
+            self._staged = None  # should this come to nothing, it is tried again
+            log.warning("A restore was abandoned after %d pieces: what has come of it is dropped.", staged[1])
+            self._proposed = self._leader.propose(encode_entry([encode_unawaited(AbortRestore(staged[0]).encode())]))
 
     def _propose(self, over: list[tuple[int, int]]) -> None:
         group = encode_unawaited(Expire(tuple(over), self._store.leases.generation).encode())

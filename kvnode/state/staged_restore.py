@@ -6,7 +6,8 @@ keys would have to be decoded in one entry, for which every node stands still fo
 
 Pieces are numbered, and the ones that are there already are taken again without effect: who sends them may send them
 again whenever it does not know what became of them. What is staged is in every snapshot, so that a node that is
-restarted or catches up goes on in the middle. There is one such backup at a time: the next one to begin drops it.
+restarted or catches up goes on in the middle. There is one such backup at a time: the next one to begin drops it,
+and the leader drops one whose pieces have stopped to come (`node/lease_clock.py`).
 It takes as much memory as the keys that it brings; no reader sees any of it before the end.
 """
 

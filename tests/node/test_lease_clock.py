@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgpack
+
 from kvnode.node.lease_clock import (
     LOOK_S,
     SLICE,
+    STAGED_S,
     STALL_S,
     LeaseClock,
 )
@@ -18,10 +21,14 @@ from kvnode.state.commands import (
     PUT,
     RENEW,
     REPLACE,
+    RESTORE_ABORT,
+    RESTORE_BEGIN,
+    RESTORE_PIECE,
     REVOKE,
 )
 from kvnode.state.entries import decode_entry
-from kvnode.state.limits import EXPIRED_MAX
+from kvnode.state.limits import EXPIRED_MAX, RESTORE_ID_BYTES
+from kvnode.state.results import RestoreMissing, Staged
 from kvnode.state.store import KeyValueStore
 
 
@@ -191,3 +198,60 @@ def test_an_expiry_that_a_restore_overtakes_ends_nothing_and_the_time_begins_aga
     group.passes(0.3)
     group.commit()
     assert group.store.get("a") is None
+
+
+def staged(group: Group, restore_id: bytes) -> None:
+    group.store.apply([RESTORE_BEGIN, [restore_id, 9, 2, 0, 0]])
+
+
+def piece(group: Group, restore_id: bytes, number: int) -> None:
+    chunk = msgpack.packb([[f"r{number}", b"1", "", 1, 1, 1]])
+    result = group.store.apply([RESTORE_PIECE, [restore_id, number, chunk]])
+    assert isinstance(result, Staged)
+    assert result.pieces == number + 1
+
+
+def test_a_restore_that_is_not_gone_on_with_is_dropped_after_its_time_and_not_before() -> None:
+    group, restore_id = Group(), b"r" * RESTORE_ID_BYTES
+    group.store.apply([LEVEL, 1])
+    staged(group, restore_id)
+    group.passes(STAGED_S - 1)
+    piece(group, restore_id, 0)
+    group.passes(STAGED_S - 1)
+    assert group.log == [], "its time begins anew with each piece"
+    group.passes(2)
+    assert group.log == [[RESTORE_ABORT, [restore_id, 0, 0]]]
+    group.commit()
+    assert group.store.staging is None
+    late = [RESTORE_PIECE, [restore_id, 1, msgpack.packb([["r1", b"1", "", 1, 1, 1]])]]
+    assert isinstance(group.store.apply(late), RestoreMissing)
+    group.passes(2 * STAGED_S)
+    assert len(group.log) == 1
+
+
+def test_the_next_leader_gives_a_restore_its_whole_time_again() -> None:
+    group, restore_id = Group(), b"r" * RESTORE_ID_BYTES
+    group.store.apply([LEVEL, 1])
+    staged(group, restore_id)
+    group.passes(STAGED_S - 1)
+    group.term = None
+    group.passes(1)
+    group.term = 2
+    group.passes(STAGED_S - 1)
+    assert group.log == []
+    group.passes(2)
+    assert len(group.log) == 1
+
+
+def test_an_end_that_came_to_nothing_is_proposed_again_and_meets_no_other_restore() -> None:
+    group, first, second = Group(), b"1" * RESTORE_ID_BYTES, b"2" * RESTORE_ID_BYTES
+    group.store.apply([LEVEL, 1])
+    staged(group, first)
+    group.passes(STAGED_S + 1)
+    assert len(group.log) == 1
+    staged(group, second)  # before the end of the first in the log
+    group.commit()
+    assert group.store.staging is not None
+    assert group.store.staging.id == second
+    group.passes(STAGED_S + 1)
+    assert group.log[1:] == [[RESTORE_ABORT, [second, 0, 0]]]
