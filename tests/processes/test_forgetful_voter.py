@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -45,6 +47,17 @@ def test_an_acknowledged_write_outlives_a_voter_that_forgot_it(make_cluster: Cal
         assert [cluster.probe(name, LEADER_PROBE) for name in (wiped, late)] == [503, 503]
         assert cluster.status(wiped)["leader_id"] is None
         time.sleep(0.1)
+    for asked in (wiped, late):  # whichever of them it is pointed at
+        found = subprocess.run(
+            [sys.executable, "-m", "kvnode", "doctor", "--url", cluster.url(asked), "--data-dir", str(cluster.folder)],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert found.returncode == 1
+        assert f"{wiped} has lost its data directory and does not vote" in found.stdout, found.stdout + found.stderr
+        assert f"kvnode member replace {wiped}" in found.stdout
+        assert f"do not reach {wiped}" not in found.stdout, "it runs, and to start it would not help"
     cluster.spawn(holder)
     cluster.leader()
     wait_until(lambda: role(cluster, wiped, via=holder) == "new voter", 15.0, "it has caught up and votes again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -26,6 +27,8 @@ from kvnode.tools.doctor.finding import (
 WAIT_S: Final = 2.0
 # Nothing in kvnode goes by the wall clock; certificates do, and whoever reads two nodes' logs side by side.
 SKEW_MAX_S: Final = 1.0
+# What a node says of such a voter, in its own readiness and in that of the others (`node/promises.py`).
+FORGETFUL: Final = re.compile(r"the data directory of node (\S+) is empty, and it has acknowledged writes")
 CLUSTER: Final = "/admin/api/v1/cluster"
 
 
@@ -109,8 +112,25 @@ async def cluster(client: Client, urls: Iterable[str]) -> Iterator[Finding]:
         findings.append(
             ok("cluster", f"{group['leader_id']} leads {len(group['members'])} members in term {group['term']}.")
         )
-    findings += await asyncio.gather(*(_member(client, member) for member in group["members"]))
+    forgetful = await _forgetful(client, [*urls, *(member["http"] for member in group["members"] if member["http"])])
+    findings += [
+        problem(
+            "cluster",
+            f"{name} has lost its data directory and does not vote: the leader makes a learner of it by itself once a "
+            f"majority of the others answers; start those, or run 'kvnode member replace {name}'.",
+        )
+        for name in sorted(forgetful)
+    ]
+    well = [member for member in group["members"] if member["id"] not in forgetful]
+    findings += await asyncio.gather(*(_member(client, member) for member in well))
     return iter(findings)
+
+
+async def _forgetful(client: Client, urls: Iterable[str]) -> set[str]:
+    """The voters that the nodes there, these voters among them, say have forgotten what they promised."""
+    answers = await asyncio.gather(*(client.look(url, "/readyz", WAIT_S) for url in dict.fromkeys(urls)))
+    said = (answer.body.decode(errors="replace") for answer in answers if answer is not None)
+    return {name for text in said for name in FORGETFUL.findall(text)}
 
 
 async def _not_seen(client: Client) -> Finding:
