@@ -262,6 +262,11 @@ def cookie_name(request: web.BaseRequest) -> str:
     return SECURE_COOKIE if request.secure else COOKIE
 
 
+def sent_session(request: web.BaseRequest) -> bool:
+    """Whether the request has a session's cookie, be it good or not."""
+    return hdrs.COOKIE in request.headers and _cookie(request) is not None
+
+
 def _cookie(request: web.BaseRequest) -> str | None:
     """The one cookie of the name that is right here. With two of them somebody else has put one there: neither."""
     name = cookie_name(request)

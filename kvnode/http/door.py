@@ -28,7 +28,7 @@ from kvnode.config import values
 from kvnode.errors import Forbidden, MethodNotAllowed, NotFound, TooManyRequests, Unauthorized, UnsupportedMediaType
 from kvnode.http.connection import Connection
 from kvnode.http.console import PUBLIC
-from kvnode.http.credentials import Admission, Credentials
+from kvnode.http.credentials import Admission, Credentials, sent_session
 from kvnode.http.heads import SEC_FETCH_SITE
 from kvnode.http.request import KnownRequest
 from kvnode.http.rights import ROLE_NAMES, WRITE
@@ -262,6 +262,8 @@ def _why_not(request: web.BaseRequest) -> str:
     name = cast(Connection, request.protocol).common_name
     if hdrs.AUTHORIZATION in request.headers:
         return "The token is not valid, or not any more; ask an administrator for another one."
+    if sent_session(request):
+        return "The session has ended, or it is not this cluster's: sign in again, or send a token."
     if name is not None:
         return (
             f"The client certificate names {name!r}, and no token of this name is valid now: make one with 'kvnode "

@@ -145,7 +145,7 @@ class Dialer:
 
     def challenged(self, body: bytes) -> bytes:
         answer = unpacked(body)
-        raise_if_refused(answer)
+        raise_if_refused(answer, self._me.cluster_level())
         if not has_types(answer, bool, bytes) or not answer[0] or len(answer[1]) != NONCE_BYTES:
             raise Refused("it answers in an unknown protocol")
         self._said += framed(body)
@@ -166,7 +166,7 @@ class Dialer:
             if genuine:
                 raise Refused(f"it refused: {printable(reason, 200)}", told, code)
             raise Refused(f"it refused: {printable(reason)}", kind="it refused")
-        raise_if_refused(answer)
+        raise_if_refused(answer, self._me.cluster_level())
         if not has_types(answer, bool, str, bytes, int, bool, bytes):
             raise Refused("it answers in an unknown protocol")
         *fields, proof = answer
@@ -198,8 +198,7 @@ class Acceptor:
         hello = unpacked(body)
         if hello[:1] == [VERSION_0_1]:
             raise Refused(
-                "it is of version 0.1, and nothing protects what that sends: upgrade it, "
-                "or start this node with --allow-old-peers for the time of a rolling upgrade",
+                "it is of version 0.1, and nothing protects what that sends: " + _upgrade(self._me.cluster_level()),
                 kind="it is of version 0.1",
             )
         if not hello or hello[0] != _VERSION or not has_types(hello, int, bytes, str, str, bytes):
@@ -301,14 +300,21 @@ def has_types(fields: list[Any], *types: type) -> bool:
     return len(fields) == len(types) and all(type(f) is t for f, t in zip(fields, types, strict=True))
 
 
-def raise_if_refused(answer: list[Any]) -> None:
+def _upgrade(cluster_level: int) -> str:
+    """What to do about a node of 0.1: once the cluster has reached a level that it does not know, no flag helps."""
+    if cluster_level >= 1:
+        return f"upgrade it, since all members have been and the cluster has reached feature level {cluster_level}"
+    return "upgrade it, or start this node with --allow-old-peers for the time of a rolling upgrade"
+
+
+def raise_if_refused(answer: list[Any], cluster_level: int) -> None:
     """A bare refusal, which anybody on the way can make up: its sentence is for the log, nothing follows from it."""
     if has_types(answer, bool, str) and answer[0] is False:
         # In this node's own words: those of 0.1 do not name the flag, and are cut before they end, as a stranger's are.
         if answer[1] == OTHER_VERSION:
             raise Refused(
-                "it is of another version, such as 0.1, which does not protect what it sends: upgrade it, "
-                "or start this node with --allow-old-peers for the time of a rolling upgrade",
+                "it is of another version, such as 0.1, which does not protect what it sends: "
+                + _upgrade(cluster_level),
                 kind="it refused",
             )
         raise Refused(f"it refused: {printable(answer[1])}", kind="it refused")

@@ -75,8 +75,8 @@ class Dialer:
 
     def challenged(self, body: bytes) -> bytes:
         answer = unpacked(body)
-        _raise_if_coded(answer)
-        raise_if_refused(answer)
+        _raise_if_coded(answer, self._me.cluster_level())
+        raise_if_refused(answer, self._me.cluster_level())
         if not has_types(answer, bool, str, bytes, bytes, bytes):
             raise Refused("it answers in an unknown protocol")
         _, http_url, instance, nonce, proof = answer
@@ -92,8 +92,8 @@ class Dialer:
             _, reason, told, proof = answer
             genuine = hmac.compare_digest(proof, _proof(self._me.secret, b"verdict", self._said + told))
             raise Refused(f"it refused: {printable(reason)}", told if genuine else b"", kind="it refused")
-        _raise_if_coded(answer)
-        raise_if_refused(answer)
+        _raise_if_coded(answer, self._me.cluster_level())
+        raise_if_refused(answer, self._me.cluster_level())
         if answer != [True] or self._peer is None:
             raise Refused("it answers in an unknown protocol")
         raise_if_too_old(LEVEL, self._me.cluster_level())
@@ -158,6 +158,6 @@ def _proof(secret: bytes, role: bytes, said: bytes) -> bytes:
     return hmac.digest(secret, role + b"\x00" + said, "sha256")
 
 
-def _raise_if_coded(answer: list[Any]) -> None:
+def _raise_if_coded(answer: list[Any], cluster_level: int) -> None:
     if has_types(answer, bool, str, str) and answer[0] is False:
-        raise_if_refused(answer[:2])
+        raise_if_refused(answer[:2], cluster_level)

@@ -235,7 +235,10 @@ async def test_below_the_level_that_can_note_it_the_end_of_a_session_is_refused(
         assert (await node.ask("GET", SESSION, cookie)).status == 200
         group.store.apply([LEVEL, 1])
         assert (await node.ask("DELETE", SESSION, cookie)).status == 200
-        assert (await node.ask("GET", SESSION, cookie)).status == 401
+        late = await node.ask("GET", SESSION, cookie)
+        assert late.status == 401
+        assert "session has ended" in late.json["message"]
+        assert "sign in again" in late.json["message"]
 
 
 async def test_the_audit_log_names_what_was_made_and_ended_and_by_which_session(

@@ -18,6 +18,7 @@ from kvnode.peers.handshake import (
     OTHER_VERSION,
     STRANGER,
     TOO_OLD,
+    VERSION_0_1,
     Acceptor,
     Dialer,
     Identity,
@@ -81,6 +82,16 @@ def test_a_refusal_by_a_node_of_0_1_names_the_flag_for_an_upgrade() -> None:
     dialer.hello()
     with pytest.raises(Refused, match=r"such as 0\.1, .* start this node with --allow-old-peers .* upgrade$"):
         dialer.challenged(msgpack.packb([False, OTHER_VERSION]))
+
+
+def test_at_level_1_nobody_is_told_of_the_flag_which_would_not_help() -> None:
+    me = replace(identity("n1"), cluster_level=lambda: 1)
+    dialer = Dialer(me, "n2", MEMBERS)
+    dialer.hello()
+    with pytest.raises(Refused, match=r"such as 0\.1, .*: upgrade it, .* has reached feature level 1$"):
+        dialer.challenged(msgpack.packb([False, OTHER_VERSION]))
+    with pytest.raises(Refused, match=r"version 0\.1, .*: upgrade it, .* has reached feature level 1$"):
+        Acceptor(me, MEMBERS).greeted(msgpack.packb([VERSION_0_1, bytes(16), "n2", "n1", bytes(16)]))
 
 
 def test_the_dialer_notices_an_acceptor_without_the_secret() -> None:
