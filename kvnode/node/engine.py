@@ -46,6 +46,7 @@ from kvnode.state.entries import ORIGIN_BYTES
 from kvnode.state.store import KeyValueStore
 from kvnode.storage.flusher import Flusher
 from kvnode.storage.identity import Claim
+from kvnode.storage.identity import Identity as DirectoryIdentity
 from kvnode.storage.journal import Journal
 from kvnode.storage.segments import Segments
 from kvnode.storage.snapshots import Snapshot, Snapshots
@@ -105,9 +106,10 @@ class Engine:
             peers_0_1=settings.peers_0_1,
             token_bytes=settings.host.token_bytes,
         )
-        self.memory = Promises(claimed, snapshots.disk, journal, store, roster, lambda: self.leader_id)
+        identity = DirectoryIdentity(snapshots.disk, settings.host.lock())
+        self.memory = Promises(claimed, identity, journal, store, roster, lambda: self.leader_id)
         self.network = Network(me, roster, self, settings.certificate, settings.host.draw)
-        self._acquaintance = KnownPeers(roster, self.network, snapshots.disk, fail)
+        self._acquaintance = KnownPeers(roster, self.network, identity, fail)
         self.members_changed = self._acquaintance.changed
         timeout_s = settings.election_timeout_max_s
         self.outstanding = Outstanding(self.clock)
@@ -244,7 +246,7 @@ class Engine:
         self._compaction.look()
         self.audit.look()
         self._guarded(self._feature_level.look)
-        self._guarded(self.memory.look)
+        self._guarded(lambda: self.memory.look(self._work))
         self.storage.look(self.clock(), self._work, self.snapshots.disk.space)
         self.outstanding.look()
 

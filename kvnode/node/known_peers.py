@@ -15,8 +15,7 @@ from kvnode.errors import Fatal
 from kvnode.peers.network import Network
 from kvnode.raft import messages
 from kvnode.raft.membership import Roster
-from kvnode.storage.disk import Disk
-from kvnode.storage.identity import admit, dismiss
+from kvnode.storage.identity import Identity
 
 log = logging.getLogger("kvnode.raft")
 
@@ -26,10 +25,10 @@ LET_GO_S: Final = 1.0  # connections with one that was removed stay this long: i
 class KnownPeers:
     """One node's. `changed` is to be called when the roster has changed, from the loop's thread."""
 
-    def __init__(self, roster: Roster, network: Network, disk: Disk, fail: Callable[[Fatal], None]) -> None:
+    def __init__(self, roster: Roster, network: Network, identity: Identity, fail: Callable[[Fatal], None]) -> None:
         self._roster = roster
         self._network = network
-        self._disk = disk
+        self._identity = identity
         self._fail = fail
         self._dismissed = self._admitted = False
 
@@ -42,11 +41,11 @@ class KnownPeers:
         if self._roster.admitted is not None and not self._admitted:
             # Before anything of the log arrives: without this, the node would then take itself for its old one.
             self._admitted = True
-            admit(self._disk, self._roster.admitted)
+            self._identity.admit(self._roster.admitted)
         sentence = self._roster.dismissed
         if sentence is not None and not self._dismissed:
             self._dismissed = True
-            dismiss(self._disk, sentence)
+            self._identity.dismiss(sentence)
             self._fail(Fatal(sentence))
 
     def _peers(self) -> dict[str, tuple[str, int]]:

@@ -38,13 +38,13 @@ import logging
 from collections.abc import Callable
 
 from kvnode.errors import StartupError
+from kvnode.node.catchup import Work
 from kvnode.peers.handshake import FORGETFUL, Refused
 from kvnode.raft.membership import Roster
 from kvnode.state.commands import LEVEL
 from kvnode.state.entries import decode_entry
 from kvnode.state.store import KeyValueStore
-from kvnode.storage.disk import Disk
-from kvnode.storage.identity import Claim, settle
+from kvnode.storage.identity import Claim, Identity
 from kvnode.storage.journal import Journal
 from kvnode.storage.records import REGULAR
 
@@ -52,22 +52,23 @@ log = logging.getLogger("kvnode.raft")
 
 
 class Promises:
-    """One node's. `claimed`: what its directory, which is on `disk`, says. `leader`: whom it would turn to now."""
+    """One node's. `claimed`: what its directory says, `identity` changes that. `leader`: whom it would turn to now."""
 
     def __init__(
         self,
         claimed: Claim,
-        disk: Disk,
+        identity: Identity,
         journal: Journal,
         store: KeyValueStore,
         roster: Roster,
         leader: Callable[[], str | None],
     ) -> None:
-        self._disk = disk
+        self._identity = identity
         self._store = store
         self._roster = roster
         self._leader = leader
         self._noted = claimed.settled
+        self._noting = False
         self._journal = journal
         self._may_be_fresh = claimed.began_empty
         self._read_to: tuple[int, int] | None = None  # index and term of the entry up to which there is no level
@@ -102,14 +103,21 @@ class Promises:
         self._read_to = (index, term)
         return False
 
-    def look(self) -> None:
-        """Notes in the directory, once, that a level is committed. What cannot be written now is tried at each look."""
-        if not self._noted and self._store.level >= 1:
-            try:
-                settle(self._disk)
-            except (OSError, StartupError):  # a full disk, or a file that was altered: the next start says so
-                return
+    def look(self, work: Work) -> None:
+        """Notes in the directory, once, that a level is committed. What cannot be written now is tried again.
+
+        In a worker: it waits for the disk, and a node that has not noted it yet refuses whom it must already.
+        """
+        if not self._noted and not self._noting and self._store.level >= 1 and self._roster.dismissed is None:
+            self._noting = True
+            work(self._identity.settle, self._settled)
+
+    def _settled(self, _: None, error: Exception | None) -> None:
+        self._noting = False
+        if error is None:
             self._noted = True
+        elif not isinstance(error, OSError | StartupError):
+            raise error  # a full disk is tried again, and of a file that was altered the next start speaks
 
     @property
     def lost(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -107,19 +108,32 @@ def check_peers(disk: Disk, claimed: Claim, peers: Mapping[str, tuple[str, int]]
         )
 
 
-def admit(disk: Disk, configuration: Configuration) -> None:
-    """The node lost its directory and was let in again: from now on this one says so, as that of a node that joined."""
-    write(disk, replace(written(disk), told=configuration, members=sorted(configuration.members)))
+class Identity:
+    """What a running node changes in its directory's file, each once in its life, from any thread.
 
+    `lock` keeps one change from being lost to another that has read the file before it. All raise StartupError where
+    the file was altered, and OSError.
+    """
 
-def settle(disk: Disk) -> None:
-    """The cluster has committed a feature level: a node that knows refuses members that forgot their promises."""
-    write(disk, replace(written(disk), settled=True))
+    def __init__(self, disk: Disk, lock: threading.Lock) -> None:
+        self._disk = disk
+        self._lock = lock
 
+    def admit(self, configuration: Configuration) -> None:
+        """The node lost its directory and was let in again: this one says so from now on, as if it had joined."""
+        self._change(told=configuration, members=sorted(configuration.members))
 
-def dismiss(disk: Disk, sentence: str) -> None:
-    """The node was removed: its directory says so from now on, with the sentence that a start is refused with."""
-    write(disk, replace(written(disk), dismissed=sentence))
+    def settle(self) -> None:
+        """The cluster has committed a feature level: a node that knows refuses members that forgot their promises."""
+        self._change(settled=True)
+
+    def dismiss(self, sentence: str) -> None:
+        """The node was removed: its directory says so from now on, with the sentence that a start is refused with."""
+        self._change(dismissed=sentence)
+
+    def _change(self, **fields: Any) -> None:
+        with self._lock:
+            write(self._disk, replace(written(self._disk), **fields))
 
 
 def write(disk: Disk, claimed: Claim) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
 from kvnode.configuration import first_cluster
 from kvnode.node.promises import Promises
 from kvnode.raft.membership import Roster
 from kvnode.state.commands import RaiseLevel
 from kvnode.state.entries import ORIGIN_BYTES, encode_entry, encode_group
 from kvnode.state.store import KeyValueStore
-from kvnode.storage.identity import Claim
+from kvnode.storage.identity import Claim, Identity, write, written
 from kvnode.storage.journal import Journal
 from kvnode.storage.records import NO_OP, REGULAR
 from kvnode.storage.segments import Recovered
@@ -21,7 +27,9 @@ def memory_of(journal: Journal, *, began_empty: bool = True) -> Promises:
     peers = {name: ("127.0.0.1", 7000 + number) for number, name in enumerate(("n1", "n2", "n3"))}
     roster = Roster("n1", journal, first_cluster(peers))
     claimed = Claim("n1", b"0123456789abcdef", sorted(peers), began_empty=began_empty)
-    return Promises(claimed, MemoryDisk(), journal, KeyValueStore(), roster, lambda: None)
+    disk = MemoryDisk()
+    write(disk, claimed)
+    return Promises(claimed, Identity(disk, threading.Lock()), journal, KeyValueStore(), roster, lambda: None)
 
 
 def test_a_node_is_fresh_until_a_level_is_in_its_log() -> None:
@@ -51,3 +59,38 @@ def test_a_log_that_another_leader_has_rewritten_is_read_again() -> None:
 
 def test_a_node_that_did_not_begin_with_a_first_cluster_is_never_fresh() -> None:
     assert not memory_of(Journal(Recovered()), began_empty=False).fresh
+
+
+def test_a_level_is_noted_once_and_by_a_worker_which_may_wait_for_its_disk() -> None:
+    memory = memory_of(Journal(Recovered()))
+    jobs: list[tuple[Callable[[], Any], Callable[[Any, Exception | None], None]]] = []
+
+    def work(job: Callable[[], Any], then: Callable[[Any, Exception | None], None]) -> None:
+        jobs.append((job, then))
+
+    memory.look(work)
+    assert jobs == [], "there is no level"
+    memory._store.apply(msgpack.unpackb(RaiseLevel(1).encode()))
+    memory.look(work)
+    memory.look(work)
+    assert memory.settled, "it refuses whom it must before that is on disk"
+    ((_, then),) = jobs
+    then(None, OSError(28, "No space left on device"))
+    memory.look(work)
+    job, then = jobs[1]
+    then(job(), None)
+    memory.look(work)
+    assert len(jobs) == 2
+    assert written(memory._identity._disk).settled
+
+
+def test_what_is_noted_at_once_is_not_lost_to_each_other() -> None:
+    disk = MemoryDisk()
+    write(disk, Claim("n1", bytes(16), ["n1"], began_empty=True))
+    identity = Identity(disk, threading.Lock())
+    threads = [threading.Thread(target=each) for each in (identity.settle, lambda: identity.dismiss("It was removed."))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10.0)
+    assert (written(disk).settled, written(disk).dismissed) == (True, "It was removed.")
