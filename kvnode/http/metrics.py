@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from time import monotonic
 
 from aiohttp import hdrs, web
@@ -11,7 +12,7 @@ from kvnode.http import checks
 from kvnode.http.answer import PRIVATE, Answer
 from kvnode.http.budget import Budgets
 from kvnode.http.group import Group
-from kvnode.http.rights import READ
+from kvnode.http.rights import READ, rights_of
 from kvnode.http.route import Endpoint, Methods
 from kvnode.logs import writer
 from kvnode.metrics.families import Reading
@@ -24,19 +25,23 @@ def routes(group: Group, meters: HttpMeters, budgets: Budgets, version: str) -> 
     # One at a time: a page takes its worker some milliseconds, and several workers would take the interpreter from
     # the event loop in turns.
     rendering = asyncio.Lock()
-    newest: tuple[float, str, tuple[str, bytes]] = (0.0, "", ("", b""))  # when it was begun, for which Accept, the page
+    # When it was begun; for which Accept, and whether for a token with prefixes; the page.
+    newest: tuple[float, tuple[str, bool], tuple[str, bytes]] = (0.0, ("", False), ("", b""))
 
     async def metrics(request: web.BaseRequest, rest: str, query: str) -> Answer:
         nonlocal newest
         came, accept = monotonic(), request.headers.get(hdrs.ACCEPT, "")
+        asked = accept, bool(rights_of(request).prefixes)
         async with rendering:
-            began, for_accept, rendered = newest
-            if began < came or for_accept != accept:  # else it was made for another one that waited as long
+            began, made_for, rendered = newest
+            if began < came or made_for != asked:  # else it was made for another one that waited as long
                 began, reading = monotonic(), read(group, meters, budgets)
+                if asked[1]:
+                    reading = replace(reading, keys=None, leases=None)
                 # In a worker: nothing but text, which no write should have to wait for.
                 loop = asyncio.get_running_loop()
                 rendered = await loop.run_in_executor(None, page.render, reading, accept)
-                newest = began, accept, rendered
+                newest = began, asked, rendered
         content_type, text = rendered
         return Answer(200, b"Content-Type: %b\r\n" % content_type.encode() + PRIVATE, text)
 

@@ -34,9 +34,9 @@ class Reading:
     raft: RaftMeters
     http: HttpMeters
     levels: RaftLevels | None
-    keys: int
+    keys: int | None  # None here and below for whoever may not see all of them
     revision: int
-    leases: int
+    leases: int | None
     budgets: Mapping[str, tuple[int, int]]
     over_budget: Mapping[tuple[str, str], int]
     watchers: int
@@ -132,9 +132,11 @@ def _writes(raft: RaftMeters) -> Iterator[Metric]:
 
 
 def _store(reading: Reading) -> Iterator[Metric]:
-    yield _gauge("kvnode_store_keys", "Keys in the store.", reading.keys)
+    if reading.keys is not None:
+        yield _gauge("kvnode_store_keys", "Keys in the store.", reading.keys)
     yield _gauge("kvnode_store_revision", "The store's revision.", reading.revision)
-    yield _gauge("kvnode_store_leases", "Leases in the store.", reading.leases)
+    if reading.leases is not None:
+        yield _gauge("kvnode_store_leases", "Leases in the store.", reading.leases)
     yield _gauge("kvnode_watch_watchers", "Watches that are open on this node.", reading.watchers)
     yield _gauge(
         "kvnode_watch_history_changes", "Changes that a watch can go back to on this node.", reading.watch_changes

@@ -327,6 +327,14 @@ async def test_what_a_node_does_not_know_yet_of_a_lease_the_state_machine_does()
     assert lease in ahead.leases
 
 
+async def test_a_page_of_metrics_does_not_count_what_others_have() -> None:
+    async with serve(a_group(), token=FIRST) as node:
+        for headers, counts in ((ADMIN_BEARER, True), (bearer("reader"), False), (ADMIN_BEARER, True)):
+            page = (await node.ask("GET", "/metrics", headers)).body
+            assert b"kvnode_http_answers" in page
+            assert (b"kvnode_store_keys " in page, b"kvnode_store_leases " in page) == (counts, counts)
+
+
 # --- tokens --------------------------------------------------------------------------------------------
 
 
