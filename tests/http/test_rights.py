@@ -335,6 +335,38 @@ async def test_a_page_of_metrics_does_not_count_what_others_have() -> None:
             assert (b"kvnode_store_keys " in page, b"kvnode_store_leases " in page) == (counts, counts)
 
 
+async def test_etcds_leases_are_for_those_whose_keys_are_on_them_as_well() -> None:
+    group = a_group()
+    put_token(group, "other", "write", ("c/",))
+    async with serve(group, token=FIRST) as node:
+
+        async def ask(token: str, call: str, **document: Any) -> Reply:
+            return await node.ask("POST", f"/v3/{call}", bearer(token), as_json(document))
+
+        def put(lease: str, key: str) -> dict[str, Any]:
+            return {"key": b64(key), "value": b64("v"), "lease": lease}
+
+        lease = (await ask("writer", "lease/grant", TTL=60)).json["ID"]
+        for keys in ([], ["app/1", "b/2"]):
+            for key in keys:
+                assert (await ask("writer", "kv/put", **put(lease, key))).status == 200
+            txn = {"success": [{"requestPut": put(lease, "c/9")}]}
+            for call, document in (
+                *((f"lease/{call}", {"ID": lease}) for call in ("keepalive", "revoke", "timetolive")),
+                ("kv/put", put(lease, "c/9")),
+                ("kv/txn", txn),
+            ):
+                refused = await ask("other", call, **document)
+                assert refused.status == 403, (call, refused)
+                assert b"app" not in refused.body
+        assert group.store.get("c/9") is None
+        for call, sent in (("range", {"key": b64("c/1")}), ("range", {"key": b64("a"), "range_end": b64("d")})):
+            assert (await ask("writer", f"kv/{call}", **sent)).status == 403
+        assert (await ask("writer", "kv/range", key=b64("app/"), range_end=b64("app0"))).json["count"] == "2"
+        assert (await ask("writer", "lease/revoke", ID=lease)).status == 200
+        assert group.store.get("app/1") is None
+
+
 # --- tokens --------------------------------------------------------------------------------------------
 
 

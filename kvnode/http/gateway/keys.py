@@ -135,8 +135,11 @@ class Keys:
             command = encode_put(key, value, "", None, None, 0, 0)
         else:
             put = put_in(sent)
-            check_lease(self._group, rights_of(request), put.lease)
+            rights = rights_of(request)
+            check_lease(self._group, rights, put.lease)
             key, command = put.key, put.encode()
+            if put.lease:
+                command = rights.on_leases(self._group.store, command, (put.lease,))
         rights_of(request).check_key(key)
         self._traffic.left -= 1
         if self._traffic.left <= 0:
@@ -401,10 +404,8 @@ def check_span(rights: Rights, keys: Span) -> None:
 
 
 def check_lease(group: Group, rights: Rights, lease: int) -> None:
-    """Raises OutsidePrefixes for a lease that other keys go away with than those that a token has a right to."""
-    if rights.prefixes and lease:
-        leases = group.store.leases
-        rights.check_keys(leases.keys(lease, leases.key_count(lease)))
+    """Raises OutsidePrefixes for a lease that is another's, or that others' keys go away with."""
+    rights.check_lease(group.store, lease)
 
 
 def past_range(group: Group, wanted: Wanted) -> RangeRead:

@@ -35,7 +35,7 @@ from kvnode.http.gateway.message import boolean, int64, message, messages, table
 from kvnode.http.gateway.stream import Chunks
 from kvnode.http.group import Group
 from kvnode.http.leases import remaining_s
-from kvnode.http.rights import READ, WRITE, rights_of
+from kvnode.http.rights import READ, WRITE, Rights, rights_of
 from kvnode.http.route import Endpoint, Methods
 from kvnode.state.commands import Grant, Renew, Revoke
 from kvnode.state.limits import LEASE_TTL_S_MAX, LEASES_MAX
@@ -97,10 +97,11 @@ class Leases:
         ttl_s = sent.get("TTL", 0)
         if ttl_s > LEASE_TTL_S_MAX:
             raise Status(OUT_OF_RANGE, TTL_TOO_LARGE)
-        asked = unsigned(sent.get("ID", 0))
+        asked, rights = unsigned(sent.get("ID", 0)), rights_of(request)
         for _ in range(TRIES):
             lease = asked or _randrange(OWN_ID_MIN, OWN_ID_MAX)
-            result = await self._group.propose(Grant(max(ttl_s, TTL_S_MIN), None, lease).encode())
+            command = Grant(max(ttl_s, TTL_S_MIN), None, lease).encode()
+            result = await self._group.propose(rights.on_leases(self._group.store, command))
             if not isinstance(result, LeaseExists):
                 break
             if asked:
@@ -115,10 +116,9 @@ class Leases:
         if not lease:
             raise Status(NOT_FOUND, LEASE_NOT_FOUND)
         rights = rights_of(request)
-        if rights.prefixes:
-            await self._group.read_barrier()
-            check_lease(self._group, rights, unsigned(lease))
-        result = await self._group.propose(Revoke(unsigned(lease)).encode())
+        check_lease(self._group, rights, unsigned(lease))
+        command = rights.on_leases(self._group.store, Revoke(unsigned(lease)).encode(), (unsigned(lease),))
+        result = await self._group.propose(command)
         if not isinstance(result, Revoked):
             raise refusal(result)
         return message_answer(self._headers.of(result.revision))
@@ -128,13 +128,18 @@ class Leases:
         try:
             sent = messages(await read_body(request, BODY_BYTES_MAX), _ID, KEEPALIVES_MAX)
             self._headers.check_ready()
-            kept = [await self._kept(each.get("ID", 0)) for each in sent]
+            rights = rights_of(request)
+            kept = [await self._kept(rights, each.get("ID", 0)) for each in sent]
         except KvnodeError as error:
             return stream_failure(request, error)
         return Chunks(kept)
 
-    async def _kept(self, lease: int) -> bytes:
-        result: Result | None = await self._group.propose(Renew(unsigned(lease)).encode()) if lease else None
+    async def _kept(self, rights: Rights, lease: int) -> bytes:
+        result: Result | None = None
+        if lease:
+            check_lease(self._group, rights, unsigned(lease))
+            command = rights.on_leases(self._group.store, Renew(unsigned(lease)).encode(), (unsigned(lease),))
+            result = await self._group.propose(command)
         named = b',"ID":"%d"' % lease if lease else b""
         if isinstance(result, Granted):
             named += b',"TTL":"%d"' % result.ttl_s

@@ -100,7 +100,8 @@ def routes(group: Group, budgets: Budgets, headers: Headers, traffic: Traffic) -
         headers.check_ready()
         root = _transaction(sent, 1)
         _check(root)
-        _check_rights(group, rights_of(request), root)
+        rights = rights_of(request)
+        leases = _check_rights(group, rights, root)
         reads = list(_reads(root))
         if any(wanted.revision > 0 for wanted in reads):
             await group.read_barrier()
@@ -122,6 +123,8 @@ def routes(group: Group, budgets: Budgets, headers: Headers, traffic: Traffic) -
                 raise Status(INVALID_ARGUMENT, TOO_LARGE)
             # Before anything is proposed: an answer that finds no room afterwards would leave its client in doubt.
             hold = budgets.answers.hold(_read_bytes(group, root))
+            if leases:
+                command = rights.on_leases(group.store, command, leases)
             result = await group.propose(command)
         if type(result) is not TxnDone:
             raise refusal(result)
@@ -188,21 +191,27 @@ def _check(root: Step) -> None:
     raise Status(INVALID_ARGUMENT, f"The transaction cannot be carried out: {wrong}.")
 
 
-def _check_rights(group: Group, rights: Rights, root: Step) -> None:
-    """For all that the transaction names, whichever branch will run. Raises Forbidden."""
+def _check_rights(group: Group, rights: Rights, root: Step) -> tuple[int, ...]:
+    """For all that the transaction names, whichever branch will run; the leases of it, for a token with prefixes.
+
+    Raises Forbidden.
+    """
     transaction = root.operation
     assert isinstance(transaction, Txn)
     if transaction.writes:
         rights.check_write()
     if not rights.prefixes:
-        return
+        return ()
+    leases: set[int] = set()
     for keys in transaction.spans():
         check_span(rights, keys)
     for step in _steps(root):
         if step.wanted is not None:  # of the past as well
             check_span(rights, step.wanted.range.span)
-        if isinstance(step.operation, Put):
+        if isinstance(step.operation, Put) and step.operation.lease:
             check_lease(group, rights, step.operation.lease)
+            leases.add(step.operation.lease)
+    return tuple(sorted(leases))
 
 
 def _steps(root: Step) -> Iterator[Step]:
