@@ -13,6 +13,7 @@ from kvnode.config import values
 from kvnode.config.values import Malformed
 from kvnode.errors import BadRequest
 from kvnode.http.answer import Answer, json_answer
+from kvnode.http.audit import Noted
 from kvnode.http.document import read_object
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
@@ -51,12 +52,13 @@ def routes(group: Group, node_id: str, version: str) -> dict[str, Methods]:
 
     async def transfer(request: web.BaseRequest, rest: str, query: str) -> Answer:
         leader_id, term = await group.transfer(await _transfer_target(request), TRANSFER_TIMEOUT_S)
-        return json_answer(200, {"leader_id": leader_id, "term": term})
+        return Noted(json_answer(200, {"leader_id": leader_id, "term": term}), f"made {leader_id} the leader")
 
     async def drain(request: web.BaseRequest, rest: str, query: str) -> Answer:
         """Probes fail first; then leadership moves. A node that has to go on leading says why, and still drains."""
         document = await read_object(request, REQUEST_BYTES_MAX, _DRAIN, optional=True)
-        return json_answer(200, asdict(await group.drain(_node(document), _force(document))))
+        drained = await group.drain(_node(document), _force(document))
+        return Noted(json_answer(200, asdict(drained)), f"drained {drained.node}")
 
     async def undrain(request: web.BaseRequest, rest: str, query: str) -> Answer:
         """The node is named in the query or, as for draining it, in the body, which some proxies drop."""
@@ -65,7 +67,8 @@ def routes(group: Group, node_id: str, version: str) -> dict[str, Methods]:
         if "node" in parameters and "node" in document:
             raise BadRequest("The node is named in the query and in the body; name it once.")
         named = _node(dict(parameters)) if "node" in parameters else _node(document)
-        return json_answer(200, asdict(await group.undrain(named)))
+        undrained = await group.undrain(named)
+        return Noted(json_answer(200, asdict(undrained)), f"undrained {undrained.node}")
 
     look = Endpoint(cluster, right=READ, scoped=True)
     return {

@@ -6,6 +6,7 @@ backup is one.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Final
@@ -25,6 +26,7 @@ log = logging.getLogger("kvnode.audit")
 # Where nodes ask for tokens, each line names one. Where they are open, anybody can cause lines: what was refused counts
 # among the lines about strangers, and of what was done 300 a minute are written, which is more than people do by hand.
 ANONYMOUS: Final = RateLimitedLog(300)
+WHY_CHARS_MAX: Final = 300
 TARGET_CHARS_MAX: Final = 120  # the longest route has 40, and a name behind it up to 63
 TARGET_CHARS_MAX_KNOWN: Final = 400  # of one whose token says who it is
 
@@ -53,11 +55,14 @@ def audited(table: Mapping[str, Methods], door: Door) -> dict[str, Methods]:
 
 
 def _noting(endpoint: Endpoint, method: str, path: str, door: Door) -> Endpoint:
+    before, _, behind = path.partition("{")
+
     async def noting(request: web.BaseRequest, rest: str, query: str) -> Answer:
         admission, client = door.who(request)
         who = f"{admission or 'anonymous'} at {client}"
         chars_max = TARGET_CHARS_MAX if admission is None else TARGET_CHARS_MAX_KNOWN
-        target = printable(path.partition("{")[0] + rest + (f"?{query}" if query else ""), chars_max)
+        named = before + rest + behind.partition("}")[2]
+        target = printable(named + (f"?{query}" if query else ""), chars_max)
         fields: dict[str, object] = {"event": "audit", "token": None, "client": client}
         fields |= {"method": method, "target": target}
         if admission is not None:
@@ -74,7 +79,15 @@ def _noting(endpoint: Endpoint, method: str, path: str, door: Door) -> Endpoint:
             extra = {"fields": fields | {"error": error.code}}
             if admission is None and not LINES.admits(client, f"{method} {path} refused with {error.code}"):
                 raise
-            log.info("%s: %s %s: %s (%s).", *said, error.code, error.outcome, extra=extra)
+            why = printable(error.message, WHY_CHARS_MAX)  # it names what the request named in its body
+            log.info("%s: %s %s: %s (%s): %s", *said, error.code, error.outcome, why, extra=extra)
+            raise
+        except (Exception, asyncio.CancelledError) as error:
+            # The request's own time was over, its client went away, or the node failed: it is done, or it is not.
+            why = "cut_off" if isinstance(error, asyncio.CancelledError) else "internal"
+            if admission is None and not ANONYMOUS.admits_one_of_many("changes by anonymous clients"):
+                raise
+            log.info("%s: %s %s: %s (unknown).", *said, why, extra={"fields": fields | {"error": why}})
             raise
         if admission is None and not ANONYMOUS.admits_one_of_many("changes by anonymous clients"):
             return answer

@@ -11,6 +11,7 @@ from kvnode.config import values
 from kvnode.config.values import HostPort, Malformed
 from kvnode.errors import BadRequest
 from kvnode.http.answer import Answer, json_answer
+from kvnode.http.audit import Noted
 from kvnode.http.document import read_object
 from kvnode.http.group import Group
 from kvnode.http.paths import Query, decode
@@ -31,21 +32,24 @@ def routes(group: Group) -> dict[str, Methods]:
         document = await read_object(request, REQUEST_BYTES_MAX, _FIELDS, optional=True)
         node_id, address = _node_id(document.get("id")), _address(document.get("raft"))
         url, learner, moved = _url(document.get("http")), _flag(document, "learner"), _flag(document, "moved")
-        return _answer(await group.add_member(node_id, address, url, learner, moved))
+        membership = await group.add_member(node_id, address, url, learner, moved)
+        return Noted(_answer(membership), f"added {node_id} at {values.show_host_port(address)}")
 
     async def remove(request: web.BaseRequest, rest: str, query: str) -> Answer:
         """The member is named in the path, in the query as `id`, or in the body."""
         document = await read_object(request, REQUEST_BYTES_MAX, _FIELDS, optional=True)
         parameters = Query(query)
-        node_id = decode(rest, "member") if rest else parameters.get("id") or document.get("id")
+        node_id = _node_id(decode(rest, "member") if rest else parameters.get("id") or document.get("id"))
         force = parameters.flag("force") or _flag(document, "force")
-        return _answer(await group.remove_member(_node_id(node_id), force))
+        return Noted(_answer(await group.remove_member(node_id, force)), f"removed {node_id}")
 
     async def promote(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        return _answer(await group.promote_member(_node_id(decode(rest, "member"))))
+        node_id = _node_id(decode(rest, "member"))
+        return Noted(_answer(await group.promote_member(node_id)), f"promoted {node_id}")
 
     async def replace(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        return _answer(await group.replace_member(_node_id(decode(rest, "member"))))
+        node_id = _node_id(decode(rest, "member"))
+        return Noted(_answer(await group.replace_member(node_id)), f"replaced {node_id}")
 
     look = Endpoint(members, right=READ, scoped=True)
     return {

@@ -22,6 +22,7 @@ from aiohttp import web
 from kvnode.deadline import deadline, remaining_s
 from kvnode.errors import BadRequest, Conflict, KvnodeError, OutcomeUnknown, Overloaded, TooLarge, Unavailable
 from kvnode.http.answer import Answer, json_answer
+from kvnode.http.audit import Noted
 from kvnode.http.body import BodyStream, read_body
 from kvnode.http.credentials import check_still_admitted
 from kvnode.http.group import Group
@@ -73,7 +74,7 @@ def routes(group: Group) -> dict[str, Methods]:
         async with busy:
             restored, former = await (_Restore(group).run(request) if group.store.level else _at_once(group, request))
         document = {"revision": restored.revision, "items": restored.items, "backup_revision": former}
-        return json_answer(200, document)
+        return Noted(json_answer(200, document), f"restored {restored.items} keys of revision {former}")
 
     return {PATH: {"POST": restore}}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -477,3 +478,39 @@ async def test_a_page_learns_what_it_may_offer() -> None:
         assert (ops["session"], ops["may"], ops["prefixes"]) == (True, ["read", "write", "admin"], [])
     async with serve(group) as node:
         assert (await node.ask("GET", ACCESS)).json["may"] == ["read", "write", "admin"]
+
+
+async def test_every_change_by_an_administrator_names_in_the_audit_log_what_it_was(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "kvnode.audit")
+    group = a_group()
+    waiting: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    api = "/admin/api/v1"
+    async with serve(group, token=FIRST) as node:
+        for method, path, document in (
+            ("POST", "drain", {"node": "n1"}),
+            ("DELETE", "drain", {"node": "n1"}),
+            ("POST", "leader/transfer", {"to": "n3"}),
+            ("POST", "members", {"id": "n4", "raft": "127.0.0.1:7004"}),
+            ("POST", "members/n4/promote", None),
+            ("DELETE", "members", {"id": "n4"}),
+            ("POST", "tokens", {"name": "writer", "role": "read"}),
+        ):
+            body = None if document is None else as_json(document)
+            assert (await node.ask(method, f"{api}/{path}", ADMIN_BEARER, body)).status in (200, 409), path
+        group.drain = lambda node_id, force: waiting  # type: ignore[method-assign, assignment, return-value]
+        late = await node.ask("POST", f"{api}/drain", {**ADMIN_BEARER, "Kvnode-Timeout": "0.1"}, b'{"node":"n2"}')
+        assert (late.status, late.json["outcome"]) == (504, "unknown")
+    who = "token first (the node's own --token-file) at 127.0.0.1"
+    for line in (
+        f"{who}: POST {api}/drain: 200: drained n1.",
+        f"{who}: DELETE {api}/drain: 200: undrained n1.",
+        f"{who}: POST {api}/leader/transfer: 200: made n3 the leader.",
+        f"{who}: POST {api}/members: 200: added n4 at 127.0.0.1:7004.",
+        f"{who}: POST {api}/members/n4/promote: 200: promoted n4.",
+        f"{who}: DELETE {api}/members: 200: removed n4.",
+        f"{who}: POST {api}/tokens: conflict (not_applied): There is a token named 'writer' already",
+        f"{who}: POST {api}/drain: cut_off (unknown).",
+    ):
+        assert line in caplog.text, line
