@@ -8,14 +8,16 @@ import msgpack
 import pytest
 
 from kvnode.state.commands import (
+    END_SESSION,
     PUT,
     TOKEN_CREATE,
+    TOKEN_PUT,
     TOKEN_REVOKE,
     CreateToken,
     RevokeToken,
 )
 from kvnode.state.entries import frees_space
-from kvnode.state.limits import TOKENS_MAX
+from kvnode.state.limits import ENDED_SESSIONS_MAX, TOKENS_MAX
 from kvnode.state.results import (
     Invalid,
     TokenChanged,
@@ -24,7 +26,7 @@ from kvnode.state.results import (
     Written,
 )
 from kvnode.state.store import KeyValueStore
-from kvnode.state.tokens import NAME_TAKEN, Token
+from kvnode.state.tokens import NAME_TAKEN, TOKEN_CHANGED, Token
 
 DIGEST = bytes(range(32))
 
@@ -121,3 +123,69 @@ def test_no_two_tokens_share_a_name_once_all_nodes_know_that() -> None:
     assert store.apply(create("a3")) == Invalid(0, NAME_TAKEN), "the other one still has it"
     assert store.apply([TOKEN_REVOKE, "a2"]) == TokenChanged(0, "a2")
     assert store.apply(create("a3")) == TokenChanged(0, "a3")
+
+
+def put(before: bytes = b"", **changes: Any) -> list[Any]:
+    token = Token("a1", "deploy", "write", DIGEST, 1, ("app/", "b/"), 5_000, b"", 0)._replace(**changes)
+    return [TOKEN_PUT, [before, [list(field) if type(field) is tuple else field for field in token]]]
+
+
+def test_a_token_takes_the_place_of_the_state_that_its_change_was_made_for() -> None:
+    store = KeyValueStore()
+    assert isinstance(store.apply(put()), Invalid), "members of version 0.1 know no such command"
+    store.level = 1
+    assert store.apply(put()) == TokenChanged(store.revision, "a1")
+    first = store.tokens.get("a1")
+    assert first is not None
+    assert store.apply(put(id="a2")) == Invalid(store.revision, NAME_TAKEN)
+    assert isinstance(store.apply(put()), Invalid), "the id is taken"
+    assert store.apply(put(first.mark, role="read", prefixes=())) == TokenChanged(store.revision, "a1")
+    assert store.apply(put(first.mark, role="admin", prefixes=())) == Invalid(store.revision, TOKEN_CHANGED)
+    store.apply(put(id="b1", name="other"))
+    now = store.tokens.get("a1")
+    assert now is not None
+    assert store.apply(put(now.mark, name="other")) == Invalid(store.revision, NAME_TAKEN)
+    assert store.apply(put(now.mark, id="c1")) == TokenMissing(store.revision)
+    # step: what version 0.1 made is changed like any other, and its plain form is kept where it says all
+    store.apply([TOKEN_CREATE, ["z1", "old", "full", DIGEST, 1]])
+    old = store.tokens.get("z1")
+    assert old is not None
+    store.apply([TOKEN_PUT, [old.mark, [*old[:5], [], 0, bytes(32), 9]]])
+    assert store.tokens.get("z1") == Token("z1", "old", "full", DIGEST, 1, (), 0, bytes(32), 9)
+    chunks = list(store.view().chunks())
+    loaded = KeyValueStore.load(chunks)
+    assert loaded.tokens.view() == store.tokens.view()
+    assert list(loaded.view().chunks()) == chunks
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prefixes": ("b/", "app/")}, {"prefixes": ("app/", "app/x")}, {"prefixes": ("",)}, {"prefixes": ("a" * 481,)},
+        {"prefixes": tuple(f"{n:02}" for n in range(17))}, {"role": "admin"}, {"role": "full"}, {"role": "root"},
+        {"expires_ms": -1}, {"expires_ms": 2**62}, {"former": DIGEST}, {"former_until_ms": 1}, {"former": b"x"},
+        {"former": DIGEST[1:], "former_until_ms": 1}, {"prefixes": None}, {"prefixes": (1,)}, {"name": ""},
+    ],
+)  # fmt: skip
+def test_a_token_that_breaks_a_limit_is_refused_in_the_log_and_in_a_snapshot(changes: dict[str, Any]) -> None:
+    store = KeyValueStore()
+    store.level = 1
+    command = put(**changes)
+    assert isinstance(store.apply(command), Invalid)
+    assert len(store.tokens) == 0
+    with pytest.raises(ValueError, match="snapshot"):
+        KeyValueStore.load([msgpack.packb([4, 1, 0, 0, 0, 0, {"tokens": [command[1][1]]}])])
+
+
+def test_as_many_tokens_as_there_may_be_fit_a_snapshot_with_all_that_is_kept_of_them() -> None:
+    store = KeyValueStore()
+    store.level = 1
+    for number in range(TOKENS_MAX):
+        prefixes = [f"{n:02}" + "x" * 28 for n in range(16)]
+        fields = [f"{number:032}", f"{number:064}", "read_only", DIGEST, 2**52, prefixes, 2**52, DIGEST, 2**52]
+        assert isinstance(store.apply([TOKEN_PUT, [b"", fields]]), TokenChanged)
+        for session in range(ENDED_SESSIONS_MAX + 1):
+            store.apply([END_SESSION, [f"{number:032}", session.to_bytes(16, "big"), 2**52 + session]])
+    loaded = KeyValueStore.load(store.view().chunks())
+    assert loaded.tokens.view() == store.tokens.view()
+    assert loaded.ended_sessions.view() == store.ended_sessions.view()
