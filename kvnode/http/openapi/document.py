@@ -92,6 +92,8 @@ def document(tables: Iterable[Mapping[str, Methods]], status_of: Mapping[str, in
             "summary": "A replicated key-value node.",
             "description": "Any node takes any request. 503 always means that it was not applied. "
             "A query parameter that is not described here is 400, but for probes, which ignore it. "
+            "A token has a role, and may have prefixes: every key that a request names lies under one of them, or it "
+            "is 403 before anything is read. "
             "A node that asks for no token takes writes from no page of another origin, and on loopback it takes "
             "loopback names in Host alone: 403. "
             "An X-Request-Id is taken over into the answer and the logs. "
