@@ -11,12 +11,18 @@ from tests.balancer import Balancer, needs_haproxy
 from tests.cluster import Cluster
 from tests.console.browser import Visit, expect
 
+FIRST = "the-first-token-of-this-cluster"
 Visiting = Callable[..., Visit]
+SigningIn = Callable[[str], Visit]
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with Cluster(tmp_path_factory.mktemp("away")) as made:
+    folder = tmp_path_factory.mktemp("away")
+    token = folder / "token"
+    token.write_text(FIRST)
+    token.chmod(0o600)
+    with Cluster(folder, args=("--token-file", str(token)), token=FIRST) as made:
         made.start(30.0)
         made.put("away/a", b"kept")
         yield made
@@ -31,11 +37,25 @@ def balancer(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
         made.close()
 
 
+@pytest.fixture
+def signed_in(visit: Visiting) -> SigningIn:
+    """A page whose session goes on at every member and through the balancer: a cookie knows no port."""
+
+    def open_page(url: str) -> Visit:
+        seen = visit(url)
+        seen.may_break = True
+        seen.page.get_by_label("Token", exact=True).fill(FIRST)
+        seen.button("Sign in").click()
+        expect(seen.status).to_contain_text("leads in term")
+        return seen
+
+    return open_page
+
+
 @pytest.mark.parametrize("is_leader", [True, False])
-def test_the_page_goes_on_at_another_member(cluster: Cluster, visit: Visiting, is_leader: bool) -> None:
+def test_the_page_goes_on_at_another_member(cluster: Cluster, signed_in: SigningIn, is_leader: bool) -> None:
     gone = cluster.leader() if is_leader else cluster.followers()[0]
-    seen = visit(cluster.url(gone))
-    seen.may_break = True
+    seen = signed_in(cluster.url(gone))
     seen.may_go_to([cluster.url(name) for name in cluster.nodes])
     expect(seen.status).to_contain_text("leads in term")
     seen.choose_key("away/a")
@@ -62,10 +82,9 @@ def test_the_page_goes_on_at_another_member(cluster: Cluster, visit: Visiting, i
     expect(seen.member(gone)).to_contain_text(re.compile("follower|leader"))
 
 
-def test_what_was_typed_is_not_left_behind(cluster: Cluster, visit: Visiting) -> None:
+def test_what_was_typed_is_not_left_behind(cluster: Cluster, signed_in: SigningIn) -> None:
     gone = cluster.followers()[0]
-    seen = visit(cluster.url(gone))
-    seen.may_break = True
+    seen = signed_in(cluster.url(gone))
     seen.choose_key("away/a")
     expect(seen.value).to_have_value("kept")
     seen.value.fill("half a sentence")
@@ -86,11 +105,12 @@ def test_what_was_typed_is_not_left_behind(cluster: Cluster, visit: Visiting) ->
 
 
 @needs_haproxy
-def test_behind_a_balancer_the_page_stays_where_it_is(cluster: Cluster, balancer: Balancer, visit: Visiting) -> None:
+def test_behind_a_balancer_the_page_stays_where_it_is(
+    cluster: Cluster, balancer: Balancer, signed_in: SigningIn
+) -> None:
     leader = cluster.leader()
     balancer.settles_on(leader)
-    seen = visit(balancer.url)
-    seen.may_break = True
+    seen = signed_in(balancer.url)
     expect(seen.status).to_contain_text(f"{leader} leads in term")
     seen.choose_key("away/a")
     cluster.kill(leader)
@@ -115,9 +135,8 @@ def test_behind_a_balancer_the_page_stays_where_it_is(cluster: Cluster, balancer
 
 
 @needs_haproxy
-def test_without_any_node_the_page_asks_on(cluster: Cluster, balancer: Balancer, visit: Visiting) -> None:
-    seen = visit(balancer.url)
-    seen.may_break = True
+def test_without_any_node_the_page_asks_on(cluster: Cluster, balancer: Balancer, signed_in: SigningIn) -> None:
+    seen = signed_in(balancer.url)
     expect(seen.status).to_contain_text("leads in term")
     for name in cluster.nodes:
         cluster.kill(name)
