@@ -122,13 +122,6 @@ MUTANTS = (
         _fuzz("disks"),
     ),
     Mutant(
-        "a read is answered before its index is applied",
-        "kvnode/node/group.py",
-        "index <= self._engine.replica.raftLastApplied",
-        "True",
-        _fuzz("latency"),
-    ),
-    Mutant(
         "a read round confirms without echoes",
         "kvnode/raft/read_rounds.py",
         "        if len(self._echoes) >= majority_of_others:\n",
@@ -148,13 +141,6 @@ MUTANTS = (
         "        return engine.reads.confirm(timeout_s)\n",
         "        refused = self._loop.create_future()\n        refused.set_result(0)\n        return refused\n",
         _fuzz("network"),
-    ),
-    Mutant(
-        "frames of a superseded connection are read",
-        "kvnode/peers/network.py",
-        "        if self._accepted.get(node_id) is link:\n            self.listener.received",
-        "        if True:\n            self.listener.received",
-        _fuzz("connections"),
     ),
     Mutant(
         "a group that was not seen is sent again in the same term",

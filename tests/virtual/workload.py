@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from kvnode import errors
 from kvnode.client import Client
-from kvnode.client.answers import parsed
+from kvnode.client.answers import etag_revision, parsed
 from kvnode.client.calls import Calls
 from kvnode.client.lock import Lock
 from kvnode.client.records import written
@@ -44,7 +44,7 @@ class Workload:
     def begin(self, registers: int, pause_s: float) -> None:
         """Clients that read and write registers, and one each for leases, locks, probes and watches."""
         for _ in range(registers):
-            self._client(lambda client: self._registers(client, pause_s))
+            self._client(lambda client: self._registers(client, pause_s), alone=0.6)
         self._client(self._leases)
         for _ in range(2):
             self._client(self._locks)
@@ -52,11 +52,12 @@ class Workload:
         for _ in range(2):
             self._client(self._watches)
 
-    def _client(self, work: Callable[[Client], Awaitable[None]]) -> None:
+    def _client(self, work: Callable[[Client], Awaitable[None]], alone: float = 0.2) -> None:
+        """`alone`: how often it asks one node alone. A client of several turns to the one that leads."""
         names = list(self.cluster.nodes)
         self.draw.shuffle(names)
-        if self.draw.random() < 0.4:
-            names = names[: self.draw.randint(1, len(names))]
+        if self.draw.random() < alone:
+            names = names[:1]
 
         async def run() -> None:
             async with self.cluster.client(*names, timeout_s=self.draw.choice((2.0, 5.0, 10.0))) as client:
@@ -153,13 +154,18 @@ class Workload:
     async def _read(self, client: Client, key: str, kind: str) -> Operation:
         operation = self.judge.begin(kind, key)
         try:
-            item = await client.get(key, "linearizable" if kind == "get" else "stale")
+            if kind == "get" and self.draw.random() < 0.5:
+                answer = await client._calls.call("GET", f"/v1/kv/{key}")  # as other people's clients ask, no query
+                revision, seen = etag_revision(answer.headers) or 0, answer.body
+            else:
+                item = await client.get(key, "linearizable" if kind == "get" else "stale")
+                revision, seen = item.mod_revision, item.value
         except errors.KeyNotFound:
             self.judge.end(operation, "ok", revision=0)
         except errors.KvnodeError:
             self.judge.end(operation, "not_applied")
         else:
-            self.judge.end(operation, "ok", revision=item.mod_revision, seen=item.value)
+            self.judge.end(operation, "ok", revision=revision, seen=seen)
         return operation
 
     # --- leases, locks ------------------------------------------------------------------------------------------
