@@ -28,6 +28,10 @@ came back settled would refuse all the others, which remember everything, for ev
 majority has it in its logs; none of those is fresh, and together they can always elect. What is left is the moment
 between the commitment and the note in the directory: a node that is killed in it does not know yet which to refuse.
 
+A member that was met and then lost sight of the cluster before the level reached it is not settled either. With a voter
+that lost its directory meanwhile it could make a majority, while those that know more are down. It ends once that
+member has heard the leader again.
+
 A settled node admits a fresh learner only while it knows a leader. A node that was away for long may have an earlier
 stay of that name as a learner in its configuration; it hears of the later ones before it hears the leader.
 """
