@@ -115,7 +115,7 @@ def test_sigterm_ends_every_node_with_exit_code_0(cluster: Cluster) -> None:
 
 def test_one_node_is_a_cluster(make_cluster: Callable[..., Cluster]) -> None:
     with make_cluster(size=1).start() as cluster:
-        assert cluster.put("a", b"1")["revision"] == 1
+        assert cluster.put("a", b"1")["created"]
         cluster.kill("n1")
         cluster.restart("n1")
         assert cluster.get("a") == b"1"

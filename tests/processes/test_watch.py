@@ -93,21 +93,21 @@ async def test_no_gap_and_no_repetition_across_a_killed_leader_and_a_killed_watc
             for client in clients.values():
                 await client.__aexit__()
     for events in told.values():
-        assert [event.revision for event in events] == list(range(1, len(events) + 1))
+        first = events[0].revision  # 2, where all members were there before the first write
+        assert [event.revision for event in events] == list(range(first, first + len(events)))
         for revision, (key, value) in applied.items():
-            event = events[revision - 1]
+            event = events[revision - first]
             assert (event.key, event.value if event.kind == "put" else None) == (key, value)
     assert told["n1"][: len(applied)] == told["n2"][: len(applied)] == told["n3"][: len(applied)]
 
 
 async def test_a_restarted_node_goes_on_from_its_journal(cluster: Cluster) -> None:
-    for number in range(20):
-        cluster.put(f"k{number}", b"v", via="n1")
+    put = [cluster.put(f"k{number}", b"v", via="n1") for number in range(20)]
     cluster.kill("n2")
     cluster.restart("n2")
     async with Client([cluster.url("n2")], 10) as client:
         keys = []
-        async for event in client.watch("k", from_revision=6):
+        async for event in client.watch("k", from_revision=put[5]["revision"]):
             keys.append(event.key)
             if len(keys) == 15:
                 break
@@ -130,9 +130,9 @@ def test_a_shutdown_ends_streams_and_is_not_held_up_by_them(cluster: Cluster) ->
     try:
         assert watch.stdout is not None
         assert deaf.stdout is not None
-        cluster.put("a/1", b"one", via="n1")
+        revision = cluster.put("a/1", b"one", via="n1")["revision"]
         assert json.loads(watch.stdout.readline())["key"] == "a/1"
-        assert deaf.stdout.readline() == b"1\tput\ta/1\tone\n"
+        assert deaf.stdout.readline() == b"%d\tput\ta/1\tone\n" % revision
         deaf.send_signal(signal.SIGSTOP)
         began = time.monotonic()
         assert cluster.terminate("n1") == 0
@@ -191,7 +191,7 @@ async def next_event(reader: asyncio.StreamReader) -> bytes:
 
 def test_the_command_line_prints_a_line_for_each_change_and_says_what_is_wrong(cluster: Cluster) -> None:
     url = cluster.url("n3")
-    cluster.put("a", b"one")
+    revision = cluster.put("a", b"one")["revision"]
     cluster.request("n1", "DELETE", "/v1/kv/a")
     watch = subprocess.Popen(
         [*COMMAND, "watch", "--key", "a", "--from-revision", "1", "--url", url],
@@ -200,8 +200,8 @@ def test_the_command_line_prints_a_line_for_each_change_and_says_what_is_wrong(c
     )
     try:
         assert watch.stdout is not None
-        assert watch.stdout.readline() == b"1\tput\ta\tone\n"
-        assert watch.stdout.readline() == b"2\tdelete\ta\n"
+        assert watch.stdout.readline() == b"%d\tput\ta\tone\n" % revision
+        assert watch.stdout.readline() == b"%d\tdelete\ta\n" % (revision + 1)
         watch.send_signal(signal.SIGINT)
         assert watch.wait(10) == 130
     finally:
