@@ -142,6 +142,18 @@ class Postgres:
         member.process.wait(10)
         member.process = None
 
+    def move(self, store: Cluster) -> None:
+        """Stops Patroni alone on each member, which leaves PostgreSQL running in a pause, and starts it on another
+        store."""
+        self.store = store
+        for member in self.members.values():
+            assert member.process is not None
+            member.process.terminate()
+            member.process.wait(30)
+            member.config.write_text(json.dumps(self._configuration(member)))
+        for name in self.members:
+            self.start(name)
+
     def ctl(self, *args: str, timeout_s: float = 60.0) -> str:
         """patronictl, as an operator calls it; its output."""
         config = next(iter(self.members.values())).config

@@ -21,7 +21,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster,
     """Three nodes of kvnode and two of PostgreSQL, with Patroni's defaults (ttl 30, loop_wait 10, retry_timeout 10)."""
     folder = tmp_path_factory.mktemp("patroni")
     with Cluster(folder / "store") as store:
-        store.start()
+        store.start(60.0)
         with Postgres(store) as postgres:
             postgres.start("pg1")
             timed("bootstrap: the first primary", lambda: postgres.primary() == "pg1", 60)
@@ -108,3 +108,28 @@ def test_the_primary_dies_and_comes_back(running: tuple[Cluster, Postgres], tmp_
     postgres.start(old)
     timed("the killed one is back and streams", lambda: postgres.streams(old), 90)
     wait_until(lambda: postgres.sql(old, "select count(*) from t where n = 5") == "1", 20, "it has what it missed")
+
+
+def test_a_running_cluster_moves_to_another_store(running: tuple[Cluster, Postgres], tmp_path: Path) -> None:
+    """PostgreSQL goes on, and so does its configuration: the steps of docs/ETCD.md."""
+    _, postgres = running
+    primary = wait_until(postgres.primary, 30, "there is a primary")
+    timeline = postgres.timeline(primary)
+    begun = postgres.sql(primary, "select pg_postmaster_start_time()")
+    postgres.ctl("pause", "--wait")
+    with Cluster(tmp_path / "new") as store:
+        store.start(60.0)
+        postgres.move(store)
+        timed("moved: the primary holds the new store's leader key", lambda: postgres.primary() == primary, 90)
+        timed(
+            "moved: all members are on the new store",
+            lambda: all(f"| {name} " in postgres.ctl("list") for name in postgres.members),
+            60,
+        )
+        postgres.ctl("resume", "--wait")
+        assert postgres.sql(primary, "select pg_postmaster_start_time()") == begun
+        assert postgres.timeline(primary) == timeline
+        assert postgres.sql(primary, "show work_mem") == "9MB"
+        write(postgres, 6)
+        for name in postgres.members:
+            postgres.kill(name)
