@@ -28,7 +28,7 @@ BAD: dict[str, list[str] | None] = {
     "key": ["", LONG, "é" * 513],
     "id": [each for each in LEASES if each.isascii()],
     "member": ["%20", "-a", "a%2Fb", "n" * 64],
-    "token": ["", "x" * 33],
+    "token": ["", "x" * 65],
     "livez_check": ["leader", "x", "%00"],
     "readyz_check": ["raft_tick", "x", "a%2Fb"],
     "ttl": [*LEASES, "31622401"],

@@ -133,7 +133,7 @@ async def test_the_life_of_a_lease(node: Served) -> None:
 
 
 async def test_a_lease_too_many_is_refused(node: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Leases, "cannot_grant", lambda _, count, revision: LeasesFull(revision))
+    monkeypatch.setattr(Leases, "cannot_grant", lambda _, count, revision, chosen=False: LeasesFull(revision))
     reply = await send(node, "/v1/leases", {"ttl": 30})
     assert (reply.status, reply.json["error"], reply.json["outcome"]) == (429, "too_many_leases", "not_applied")
     assert LEASES_MAX > 1_000_000
