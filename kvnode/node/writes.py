@@ -166,10 +166,11 @@ class Writes:
         its way to the leader, or the leader's refusal of it: its writes would wait until their deadline.
 
         So those on their way are sent again, to the process that was asked first and to no other: a leader that has
-        restarted does not know what it took. Nor does one of 0.1.
+        restarted does not know what it took. Nor does one of 0.1. Whether that process still leads is not asked: where
+        its connection closed a moment ago, this node takes the leader for gone until it hears it again.
         """
         term = self._replica.term
-        if self._replica.is_leader or node_id != self._leader() or self._network.level_of(node_id) < 1:
+        if self._replica.is_leader or self._network.level_of(node_id) < 1:
             return
         if self._asked != (term, self._network.process_at(node_id)):
             return

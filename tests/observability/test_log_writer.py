@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -17,12 +19,17 @@ from kvnode import logs
 from kvnode.logs.writer import WRITE_BYTES_MAX, Writer
 from tests.cluster import wait_until
 
+_NUMBERS = count(500)
 PIPE_BYTES = 65_536  # what a pipe on Linux holds
 
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    reading, writing = os.pipe()
+    """With numbers of its own: a writer of an earlier test may still have lines for a number that was closed."""
+    made = os.pipe()
+    reading, writing = (fcntl.fcntl(each, fcntl.F_DUPFD, next(_NUMBERS)) for each in made)
+    for each in made:
+        os.close(each)
     yield reading, writing
     os.close(reading)
     os.close(writing)
@@ -49,16 +56,16 @@ def test_a_reader_that_hangs_holds_nobody_up_and_hears_what_it_missed(
     pipe: tuple[int, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     writer = Writer(pipe[1], queue_bytes_max=10_000)
-    line, count = "x" * 99, 0
+    line, written = "x" * 99, 0
     while writer.flush(0.5):  # until the pipe is full
         writer.put(line)
-        count += 1
-    assert count > PIPE_BYTES // 100 - WRITE_BYTES_MAX // 100
+        written += 1
+    assert written > PIPE_BYTES // 100 - WRITE_BYTES_MAX // 100
     for _ in range(2_000):
         writer.put(line)
     dropped = writer.dropped
     assert 2_000 - 10_000 // 100 <= dropped < 2_000
-    held = count + 2_000 - dropped
+    held = written + 2_000 - dropped
     with caplog.at_level(logging.WARNING, logs.writer.log.name):
         assert read_all(pipe[0], held) == [line] * held
         wait_until(lambda: caplog.records, 5.0, "what was left out is said")
