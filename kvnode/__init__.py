@@ -13,7 +13,7 @@ The rooms, from the inside out; `tests/test_architecture.py` holds which one may
     net/           what every listener needs: accepting, TLS, proxies' word on who the client is
     logs/          log lines: their writer, their bounds, the id of the request that they belong to
     metrics/       what a node counts about itself, and the page of it
-    config/        what a node is told: options, layers, checks
+    config/        a node's options, their layers and checks
     http/          the API: routes and the one error table (`app.py`), probes, keys, watches, administration
     server/        composition root: builds, starts, drains and stops one node
     client/        the Python client, with and without an event loop: retries only what is definite or idempotent
