@@ -1,15 +1,17 @@
-"""What tokens, limits and TLS cost a request: `python -m benchmarks.door`, with the development dependencies.
+"""What tokens, rights, limits and TLS cost a request: `python -m benchmarks.door`, with the development dependencies.
 
-One node for each way, all at once, asked in turns by the same closed loop, so that what else happens on the machine
-happens to all of them; differences of a few percent are noise all the same (two nodes that ask for nothing differ as
-much). `--fsync never`: a disk would hide the difference. Prints the median requests per second of
-each way, and what a request costs more than on a node that asks for nothing.
+One node for each way, asked in turns by the same closed loop. Prints the requests per second of each way and the CPU
+time of its node for each request, beside those of a node that asks for nothing: the median over the rounds of the
+ratio within a round, with the quartiles of these ratios. While one node is asked the others are stopped (SIGSTOP).
+`--fsync never` and a cluster of one: with a disk and followers a PUT costs several times as much, and the share of what
+is measured here is smaller.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 import ssl
 import statistics
@@ -20,10 +22,14 @@ from typing import Final
 
 import uvloop
 
+from benchmarks.contenders import READY_S
+from benchmarks.cost import cpu_s
 from tests.certificates import Authority
 from tests.cluster import Cluster
 
 TOKEN: Final = "the-first-token-of-this-cluster"
+PREFIXES: Final = ["shop/", "team/", "a/"]
+RESTRICTED: Final = "token, 3 prefixes"
 CONNECTIONS: Final = 16
 
 
@@ -48,13 +54,14 @@ class Loop(asyncio.Protocol):
             self.done.set_result(None)
 
 
-async def drive(address: tuple[str, int], raw: bytes, tls: ssl.SSLContext | None, seconds: float) -> float:
+async def drive(address: tuple[str, int], raw: bytes, tls: ssl.SSLContext | None, seconds: float) -> tuple[float, int]:
+    """Requests per second, and requests."""
     loop, tally, began = asyncio.get_running_loop(), [0], time.perf_counter()
     loops = [Loop(raw, began + seconds, tally) for _ in range(CONNECTIONS)]
     for each in loops:
         await loop.create_connection(lambda each=each: each, *address, ssl=tls)  # type: ignore[misc]
     await asyncio.gather(*(each.done for each in loops))
-    return tally[0] / (time.perf_counter() - began)
+    return tally[0] / (time.perf_counter() - began), tally[0]
 
 
 def main() -> None:
@@ -69,7 +76,9 @@ def main() -> None:
         limits = ["--rate-limit=1000000", "--max-connections-per-client=1000", "--trusted-proxies=192.0.2.1"]
         ways: dict[str, tuple[list[str], str]] = {
             "nothing asked": ([], ""),
+            "nothing asked, again": ([], ""),
             "token": ([], TOKEN),
+            RESTRICTED: ([], TOKEN),
             "token, limits": (limits, TOKEN),
             "token, TLS": (encrypted, TOKEN),
         }
@@ -87,23 +96,39 @@ def measure(
             where = folder / way.replace(" ", "-")
             cluster = Cluster(where, size=1, args=[*args, "--fsync", "never"], env=env, tls=tls, token=token)
             clusters[way] = cluster.start()
-            cluster.put("a", b"x" * 100)
+            cluster.put("a/a", b"x" * 100)
+        tokens = {way: cluster.token for way, cluster in clusters.items()}
+        wanted = json.dumps({"name": "shop", "role": "write", "prefixes": PREFIXES}).encode()
+        made = clusters[RESTRICTED].request("n1", "POST", "/admin/api/v1/tokens", wanted)
+        tokens[RESTRICTED] = made.json()["token"]
+        for cluster in clusters.values():
+            cluster.freeze("n1")
         requests = {
-            "stale GET": b"GET /v1/kv/a?consistency=stale HTTP/1.1\r\nHost: localhost\r\n%b\r\n",
-            "PUT": b"PUT /v1/kv/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n%b\r\nabc",
+            "stale GET": b"GET /v1/kv/a%%2Fa?consistency=stale HTTP/1.1\r\nHost: localhost\r\n%b\r\n",
+            "PUT": b"PUT /v1/kv/a%%2Fa HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n%b\r\nabc",
         }
         for name, pattern in requests.items():
             rates: dict[str, list[float]] = {way: [] for way in ways}
+            costs_us: dict[str, list[float]] = {way: [] for way in ways}
             for _ in range(options.rounds):
                 for way, cluster in random.sample(list(clusters.items()), len(clusters)):
-                    credential = b"Authorization: Bearer %b\r\n" % cluster.token.encode() if cluster.token else b""
+                    credential = b"Authorization: Bearer %b\r\n" % tokens[way].encode() if tokens[way] else b""
+                    cluster.thaw("n1")
+                    cluster.wait_ready(READY_S)
+                    before_s = cpu_s(cluster.pid("n1"))
                     work = drive(cluster.nodes["n1"].http, pattern % credential, cluster.tls, options.seconds)
-                    rates[way].append(uvloop.run(work))
-            base = statistics.median(rates["nothing asked"])
-            for way, measured in rates.items():
-                median = statistics.median(measured)
-                cost_us = 1e6 / median - 1e6 / base
-                print(f"{name:10} {way:14} {median:8,.0f}/s  {cost_us:+6.1f} µs  {median / base - 1:+6.1%}", flush=True)
+                    rate, count = uvloop.run(work)
+                    rates[way].append(rate)
+                    costs_us[way].append((cpu_s(cluster.pid("n1")) - before_s) / count * 1e6)
+                    cluster.freeze("n1")
+            for way in ways:
+                ratios = [own / base - 1 for own, base in zip(costs_us[way], costs_us["nothing asked"], strict=True)]
+                low, middle, high = statistics.quantiles(ratios, n=4)
+                print(
+                    f"{name:10} {way:20} {statistics.median(rates[way]):8,.0f}/s"
+                    f" {statistics.median(costs_us[way]):6.1f} µs of CPU  {middle:+6.1%} ({low:+.1%} … {high:+.1%})",
+                    flush=True,
+                )
     finally:
         for cluster in clusters.values():
             cluster.close()
