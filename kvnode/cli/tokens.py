@@ -81,7 +81,7 @@ def create(
 def list_tokens(output: str, url: str, timeout_s: float) -> None:
     """Print each token's id, role, time of creation, name, prefixes, end and last use, parted by tabs.
 
-    The last use is what the node that answers has seen since it began.
+    The last use is what the nodes have seen since they began.
     """
     body = call(url, timeout_s, lambda c: c.tokens())
     if output == "json":
@@ -93,6 +93,9 @@ def list_tokens(output: str, url: str, timeout_s: float) -> None:
         fields += (_time(each.get("expires_ms")), _time(each.get("last_used_ms")))
         line = "\t".join(fields)
         print(line.expandtabs(12) if sys.stdout.isatty() else line)
+    if body.get("unanswered"):
+        away = ", ".join(shown(each) for each in body["unanswered"])
+        print(f"kvnode: {away} did not answer: what was used there alone seems unused here.", file=sys.stderr)
 
 
 @token.command()

@@ -175,6 +175,10 @@ class Credentials:
             use = uses[token_id] = Use()
         return use
 
+    def last_used_ms(self) -> dict[str, int]:
+        """By a token's id, of those that were used here: the time of the last use, in milliseconds since 1970."""
+        return {token_id: int(use.last_s * 1_000) for token_id, use in self._uses.items() if use.last_s}
+
     def goes_on(self, session: Session) -> bool:
         """Whether a session goes on as far as it is not its token's: it was not ended, and its key still counts."""
         signing = self._group.session

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from aiohttp import web
@@ -42,6 +42,7 @@ from kvnode.state.results import (
 from kvnode.state.tokens import NAME_TAKEN, Token
 
 PATH: Final = "/admin/api/v1/tokens"
+REPORT: Final = "token_uses"  # what each node says of its own when a listing asks all
 REQUEST_BYTES_MAX: Final = 65_536
 SECRET_BYTES: Final = 32
 ID_BYTES: Final = 4
@@ -62,6 +63,7 @@ _ROTATED: Final = frozenset(("grace_s",))
 
 def routes(group: Group, credentials: Credentials, node_id: str) -> dict[str, Methods]:
     tokens = Tokens(group, credentials, node_id)
+    group.own_reports[REPORT] = lambda since_ms: {"last_used_ms": credentials.last_used_ms()}
     return {
         PATH: {"GET": tokens.list, "HEAD": tokens.list, "POST": tokens.create},
         PATH + "/{token}": {"PATCH": tokens.change, "DELETE": tokens.revoke},
@@ -81,8 +83,14 @@ class Tokens:
 
     async def list(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         await self._group.read_barrier()
-        found = [self._shown(token) for token in self._group.store.tokens.view()]
-        return json_answer(200, {"tokens": found, "node": self._node_id})
+        reports = await self._group.reports(REPORT)
+        told = [each.get("last_used_ms") for each in reports.values()]
+        used_ms = _last_uses((self._credentials.last_used_ms(), *told))  # its own may be newer than a shared report
+        found = [
+            {**self._shown(token), "last_used_ms": used_ms.get(token.id)} for token in self._group.store.tokens.view()
+        ]
+        unanswered = [member.id for member in self._group.members() if not reports.get(member.id)]
+        return json_answer(200, {"tokens": found, "node": self._node_id, "unanswered": unanswered})
 
     async def create(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         document = await read_object(request, REQUEST_BYTES_MAX, _NEW)
@@ -189,7 +197,7 @@ class Tokens:
         return json_answer(200, {**self._shown(token), "token": f"kvnode_{token.id}_{secret}", **warning})
 
     def _shown(self, token: Token) -> dict[str, Any]:
-        """Without a secret. The last use is what this node has seen."""
+        """Without a secret. The last use is what this node has seen: a listing asks the others too."""
         used_s, now_ms = self._credentials.use_of(token.id).last_s, _now_ms()
         return {
             "id": token.id,
@@ -202,6 +210,16 @@ class Tokens:
             "former_until_ms": token.former_until_ms if token.former_until_ms > now_ms else None,
             "last_used_ms": int(used_s * 1_000) or None,
         }
+
+
+def _last_uses(told: Iterable[object]) -> dict[str, int]:
+    """The latest time for each token's id, of what nodes told: another version may say something else."""
+    latest: dict[str, int] = {}
+    for uses in told:
+        for token_id, used_ms in uses.items() if isinstance(uses, dict) else ():
+            if type(used_ms) is int:
+                latest[token_id] = max(used_ms, latest.get(token_id, 0))
+    return latest
 
 
 def _named(token: Token) -> str:

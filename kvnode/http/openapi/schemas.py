@@ -383,7 +383,9 @@ _SCHEMAS: Final[dict[str, Schema]] = {
     "ChangedToken": closed({}, {"role": _ROLE, "prefixes": _PREFIXES, "expires_s": _EXPIRES_S}),
     "RotatedToken": closed({}, {"grace_s": whole(0, GRACE_S_MAX, "Seconds.")}),
     "Token": closed(_TOKEN),
-    "Tokens": closed({"tokens": several(closed(_TOKEN)), "node": text("Whose memory of the last use it is.")}),
+    "Tokens": closed(
+        {"tokens": several(closed(_TOKEN)), "node": text("The node that answered."), "unanswered": several(_NODE)}
+    ),
     "NewToken": closed(
         {**_TOKEN, "token": text("What a client sends: Authorization: Bearer TOKEN.")},
         {"warning": text("Where the node asks for no token.")},
