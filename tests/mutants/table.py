@@ -84,6 +84,20 @@ MUTANTS = (
         "",
         _test("tests/storage"),
     ),
+    Mutant(
+        "the idempotency window is 1,024 outcomes",
+        "kvnode/state/limits.py",
+        "OUTCOMES_MAX: Final = 131_072",
+        "OUTCOMES_MAX: Final = 1_024",
+        _test("tests/state/test_idempotency_window.py"),
+    ),
+    Mutant(
+        "the idempotency window counts outcomes alone, not their age",
+        "kvnode/state/idempotency.py",
+        "        end = self._young_from if self._timed else self._oldest + len(self._order)\n",
+        "        end = self._oldest + len(self._order)\n",
+        _test("tests/state/test_idempotency_window.py"),
+    ),
     # What was mended once, and must not come back.
     Mutant(
         "a leader whose disk hangs keeps its leadership",

@@ -75,6 +75,18 @@ def reloaded(store: KeyValueStore) -> KeyValueStore:
     return KeyValueStore.load(list(store.view().chunks()))
 
 
+def test_a_write_that_is_repeated_a_day_later_is_known() -> None:
+    """One keyed write a second, and none of them is young any more: what is old stays while there is room."""
+    outcomes = module.Outcomes()
+    outcomes.begin_time()
+    first = module.Outcome(bytes(16), Written(2, 0))
+    outcomes.remember("first", first)
+    for clock_s in range(1, 86_400):
+        outcomes.advance(clock_s)
+        outcomes.remember(f"of second {clock_s}", module.Outcome(bytes(16), Written(clock_s + 2, 0)))
+    assert outcomes.get("first") == first
+
+
 def test_every_young_outcome_is_known_whatever_comes_behind_it() -> None:
     """At full size: two clients send as fast as they can, and what a third one wrote before them stays."""
     store = at_level_1()
