@@ -29,7 +29,7 @@ async def join(urls: Sequence[str], node_id: str, address: HostPort, http_url: s
     try:
         async with Client(urls, WITHIN_S, access=access) as client:
             membership = await _asked(client, node_id, address, http_url)
-    except Unavailable as e:
+    except (Unavailable, Indefinite) as e:
         raise StartupError(f"The cluster at {','.join(urls)} cannot be joined now: {e.message}") from None
     except KvnodeError as e:
         raise StartupError(f"The cluster at {','.join(urls)} does not let this node in: {e.message}") from None
