@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgpack
 
-from kvnode.state.commands import FREEING, REPLACE
+from kvnode.state.commands import FIELDS, FREEING, REPLACE, WITHIN
 
 ORIGIN_BYTES: Final = 8
 ORIGIN_AT: Final = 3  # in an encoded group, behind the headers of an array and of bytes
@@ -53,13 +53,21 @@ def encode_entry(groups: Sequence[bytes]) -> bytes:
 
 def frees_space(command: bytes) -> bool:
     """An encoded command that a node with a full disk still takes: it makes the store smaller."""
-    return command[1] in FREEING  # behind the array header of a short array, the kind is one byte
+    kind = command[1]  # behind the array header of a short array, the kind is one byte
+    return kind in FREEING or (kind == WITHIN and group_frees_space(encode_unawaited(command)))
 
 
 def group_frees_space(group: bytes) -> bool:
     """The same of a whole encoded group."""
     groups = decode_entry(b"\x91" + group)
-    return bool(groups) and all(type(c) is list and c and type(c[0]) is int and c[0] in FREEING for c in groups[0][2])
+    return bool(groups) and all(_frees(command) for command in groups[0][2])
+
+
+def _frees(command: Any) -> bool:
+    """Whether a decoded command makes the store smaller, or the one does that a token with prefixes sends in it."""
+    if type(command) is list and len(command) == FIELDS[WITHIN] and command[0] == WITHIN:
+        command = command[2]
+    return type(command) is list and bool(command) and type(command[0]) is int and command[0] in FREEING
 
 
 def replacement_in(payload: bytes) -> bytes | None:

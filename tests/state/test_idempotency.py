@@ -12,13 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvnode.state.commands import (
-    ABSENT,
-    DELETE,
-    PUT,
-    Delete,
-    Put,
-)
+from kvnode.state.commands import ABSENT, DELETE, PUT, WITHIN, Delete, Put, Renew, Revoke, encode_within
 from kvnode.state.entries import frees_space, group_frees_space
 from kvnode.state.idempotency import Outcome, Outcomes, fingerprint
 from kvnode.state.limits import (
@@ -292,6 +286,15 @@ def test_a_key_does_not_change_what_frees_space() -> None:
         return msgpack.packb([b"o" * 8, 1, [msgpack.unpackb(command)]])
 
     assert (group_frees_space(group(put)), group_frees_space(group(delete))) == (False, True)
+
+
+def test_what_frees_space_does_so_for_a_token_with_prefixes_too() -> None:
+    for command, frees in ((Revoke(7), True), (Renew(7), False), (Put("a", b"", "", None), False)):
+        within = encode_within("shop", ("shop/",), (7,), command.encode())
+        group = msgpack.packb([b"o" * 8, 1, [msgpack.unpackb(within)]])
+        assert (frees_space(within), group_frees_space(group)) == (frees, frees)
+    nested = msgpack.packb([WITHIN, ["a", ["b"], []], [WITHIN, 1]])
+    assert not frees_space(nested)
 
 
 def test_the_largest_command_is_within_its_bound() -> None:
