@@ -77,11 +77,9 @@ class FrameReader:
     def feed(self, data: bytes) -> list[bytes]:
         """The bodies that `data` completes. Raises BadFrame as soon as a length is over the bound."""
         if self._rest:
-            self._rest += data
-            if len(self._rest) < self._need:
+            data = self._gathered(data)
+            if not data:
                 return []
-            data = bytes(self._rest)
-            self._rest.clear()
         bodies = []
         start, size = 0, len(data)
         self._need = LENGTH_BYTES
@@ -99,6 +97,15 @@ class FrameReader:
             self._rest += data[start:]
         self.number += len(bodies)
         return bodies
+
+    def _gathered(self, data: bytes) -> bytes:
+        """The unfinished frame and `data` behind it; nothing as long as that does not finish it."""
+        self._rest += data
+        if len(self._rest) < self._need:
+            return b""
+        whole = bytes(self._rest)
+        self._rest.clear()
+        return whole
 
     @property
     def unfinished(self) -> bool:
@@ -138,11 +145,9 @@ class SealedReader(FrameReader):
     def feed(self, data: bytes) -> list[bytes]:
         """The bodies that `data` completes. Raises BadFrame for the first that is not proved; then none is given."""
         if self._rest:
-            self._rest += data
-            if len(self._rest) < self._need:
+            data = self._gathered(data)
+            if not data:
                 return []
-            data = bytes(self._rest)
-            self._rest.clear()
         bodies = []
         start, size = 0, len(data)
         self._need = _HEAD_BYTES

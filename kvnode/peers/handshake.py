@@ -30,7 +30,7 @@ one since. What it has promised before, if it ever did, is forgotten (`promises.
 
 Frames are at most `FRAME_BYTES_MAX` here, whatever a stranger claims. The stream that follows is the dialer's
 alone: each node sends on the connection that it dialled, so that frames of one node never overtake each other. Each of
-those frames carries a tag (`wire.Sealer`); the acceptor sends nothing more, and whatever comes from its side ends the
+those frames carries a tag (`frames.Sealer`); the acceptor sends nothing more, and whatever comes from its side ends the
 connection.
 """
 
@@ -117,7 +117,7 @@ class Identity:
 class Peer:
     """What was learned and proved about the other side. `level`: the highest feature level that it knows.
 
-    `frame_key` is for the tags of the dialer's frames (`wire.Sealer`); empty: they have none, as in kvnode 0.1.
+    `frame_key` is for the tags of the dialer's frames (`frames.Sealer`); empty: they have none, as in kvnode 0.1.
     """
 
     node_id: str

@@ -50,7 +50,7 @@ class Listener(Protocol):
         """A peer does not talk to this node, or this node not to it; a `code` is proved."""
 
     def received(self, node_id: str, bodies: list[bytes]) -> None:
-        """Frames of a proved peer, in order. May raise `wire.BadFrame`, which ends the connection."""
+        """Frames of a proved peer, in order. May raise `frames.BadFrame`, which ends the connection."""
 
 
 class Network:
@@ -293,7 +293,7 @@ class Network:
             self.listener.peer_closed(node_id)
 
     def frames(self, node_id: str, link: Accepted, bodies: list[bytes]) -> None:
-        """Frames of a proved peer; those of a superseded connection come too late. May raise `wire.BadFrame`."""
+        """Frames of a proved peer; those of a superseded connection come too late. May raise `frames.BadFrame`."""
         if self._accepted.get(node_id) is link:
             self.listener.received(node_id, bodies)
 
