@@ -27,7 +27,7 @@ PATRONI_ARGS ?=
 HOSTILE_ARGS ?=
 SCREENSHOTS_ARGS ?=
 
-.PHONY: help setup haproxy proxies browser dev test lint format fuzz mutants hostile-loaders chaos hostile pages patroni rolling screenshots bench cost bench-failover bench-million compose-up compose-up-secure compose-down compose-test clean
+.PHONY: help setup haproxy proxies browser dev test lint format fuzz measure mutants hostile-loaders chaos hostile pages patroni rolling screenshots bench cost bench-failover bench-million compose-up compose-up-secure compose-down compose-test clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -108,6 +108,9 @@ format: $(STAMP) ## puts the code into the one format
 fuzz: $(STAMP) ## simulated schedules, of replicas and of whole nodes; a failure prints the seed that repeats it
 	$(BIN)/python -m tests.simulation.fuzz $(FUZZ_ARGS)
 	$(BIN)/python -m tests.virtual.fuzz $(WHOLE_ARGS)
+
+measure: $(STAMP) ## the shape of the code: files, lines and functions of each room, import circles, Protocols
+	$(BIN)/python -m tests.measure
 
 mutants: $(STAMP) ## small faults in a copy of the source: the tests must find each within three minutes
 	$(BIN)/python -m tests.mutants

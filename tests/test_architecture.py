@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.measure import circles
+from tests.measure import modules as measured_modules
+
 PACKAGE = Path(__file__).parent.parent / "kvnode"
 FILE_LINES_MAX = 600  # a bound on monoliths; a lower one made people split a noun over several files
 
@@ -201,6 +204,18 @@ def test_no_two_rooms_need_each_other() -> None:
         for arrows in below.values():
             arrows.update(*(below[room] for room in arrows.copy()))
     assert [room for room, arrows in below.items() if room in arrows] == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circles(measured_modules()) == []
+
+
+def test_a_circle_of_imports_is_found(tmp_path: Path) -> None:
+    first, second, third = (measured_modules()[number] for number in (0, 1, 2))
+    first.tree = ast.parse(f"from {second.name} import x")
+    second.tree = ast.parse(f"import {third.name}")
+    third.tree = ast.parse(f"from {first.name} import y")
+    assert circles([first, second, third]) == [sorted((first.name, second.name, third.name))]
 
 
 def test_the_table_names_no_room_that_is_gone() -> None:
