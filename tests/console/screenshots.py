@@ -57,11 +57,16 @@ def load(cluster: Cluster, stop: threading.Event, seed: int) -> None:
         stop.wait(0.06 + 0.04 * math.sin(passed_s / 40))
 
 
-def signed_in(browser: Any, url: str, token: str, scheme: str, size: tuple[int, int]) -> Visit:
+def sign_in(browser: Any, url: str, token: str, scheme: str, size: tuple[int, int]) -> Visit:
     visit = Visit(browser, url, color_scheme=scheme, device_scale_factor=1)
     visit.page.set_viewport_size({"width": size[0], "height": size[1]})
     visit.page.get_by_label("Token", exact=True).fill(token)
     visit.button("Sign in").click()
+    return visit
+
+
+def signed_in(browser: Any, url: str, token: str, scheme: str, size: tuple[int, int]) -> Visit:
+    visit = sign_in(browser, url, token, scheme, size)
     visit.page.get_by_role("table", name="Members").wait_for()
     return visit
 
@@ -126,6 +131,7 @@ def pictures(cluster: Cluster, browser: Any, into: Path, seconds: float) -> None
     time.sleep(seconds / 4)
     wide, narrow = (1360, 900), (390, 844)
     url = cluster.url("n1")
+    shot(sign_in(browser, url, "a-wrong-token", "light", (1360, 700)), into / "sign-in.png")
     shot(signed_in(browser, url, FIRST, "light", wide), into / "healthy-light.png", "app/sessions/12")
     shot(signed_in(browser, url, FIRST, "light", wide), into / "console.png", "app/sessions/12", "Heat")
     shot(signed_in(browser, url, FIRST, "dark", wide), into / "healthy-dark.png", "app/sessions/12")
