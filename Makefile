@@ -125,7 +125,7 @@ hostile: $(STAMP) ## crafted files, frames, JSON, HTTP, transactions and slow re
 	$(BIN)/python -m tests.hostile.run $(HOSTILE_ARGS)
 
 pages: $(STAMP) ## does what docs/OPERATIONS.md says, from the first cluster on, and compares what is printed
-	KVNODE_PAGES=1 $(BIN)/python -m pytest tests/test_operating.py
+	$(BIN)/python -m pytest tests/test_operating.py
 
 # Patroni has a virtual environment of its own: what it depends on is no business of kvnode's.
 patroni: $(STAMP) ## PostgreSQL under Patroni on three nodes, as etcd's client: failovers, faults of kvnode, and their times

@@ -1,8 +1,8 @@
 """What tokens, rights, limits and TLS cost a request: `python -m benchmarks.door`, with the development dependencies.
 
 One node for each way, asked in turns by the same closed loop. Prints the requests per second of each way and the CPU
-time of its node for each request, beside those of a node that asks for nothing: the median over the rounds of the
-ratio within a round, with the quartiles of these ratios. While one node is asked the others are stopped (SIGSTOP).
+time of its node for each request, beside those of a node that asks for nothing, or for a token alone: the median over
+the rounds of the ratio within a round, with the quartiles of these ratios. While one is asked the others are stopped.
 `--fsync never` and a cluster of one: with a disk and followers a PUT costs several times as much, and the share of what
 is measured here is smaller.
 """
@@ -29,7 +29,11 @@ from tests.cluster import Cluster
 
 TOKEN: Final = "the-first-token-of-this-cluster"
 PREFIXES: Final = ["shop/", "team/", "a/"]
+NOTHING: Final = "nothing asked"
 RESTRICTED: Final = "token, 3 prefixes"
+LIMITED: Final = "token, limits"
+ENCRYPTED: Final = "token, TLS"
+BASE: Final = {RESTRICTED: "token", LIMITED: "token", ENCRYPTED: "token"}  # what each is compared with, else NOTHING
 CONNECTIONS: Final = 16
 
 
@@ -75,12 +79,12 @@ def main() -> None:
         encrypted = [f"--tls-cert={authority.folder}/n1.pem", f"--tls-key={authority.folder}/n1-key.pem"]
         limits = ["--rate-limit=1000000", "--max-connections-per-client=1000", "--trusted-proxies=192.0.2.1"]
         ways: dict[str, tuple[list[str], str]] = {
-            "nothing asked": ([], ""),
+            NOTHING: ([], ""),
             "nothing asked, again": ([], ""),
             "token": ([], TOKEN),
             RESTRICTED: ([], TOKEN),
-            "token, limits": (limits, TOKEN),
-            "token, TLS": (encrypted, TOKEN),
+            LIMITED: (limits, TOKEN),
+            ENCRYPTED: (encrypted, TOKEN),
         }
         measure(ways, authority, Path(folder), options)
 
@@ -122,11 +126,13 @@ def measure(
                     costs_us[way].append((cpu_s(cluster.pid("n1")) - before_s) / count * 1e6)
                     cluster.freeze("n1")
             for way in ways:
-                ratios = [own / base - 1 for own, base in zip(costs_us[way], costs_us["nothing asked"], strict=True)]
+                base = BASE.get(way, NOTHING)
+                ratios = [own / other - 1 for own, other in zip(costs_us[way], costs_us[base], strict=True)]
                 low, middle, high = statistics.quantiles(ratios, n=4)
                 print(
                     f"{name:10} {way:20} {statistics.median(rates[way]):8,.0f}/s"
-                    f" {statistics.median(costs_us[way]):6.1f} µs of CPU  {middle:+6.1%} ({low:+.1%} … {high:+.1%})",
+                    f" {statistics.median(costs_us[way]):6.1f} µs of CPU"
+                    f"  {middle:+6.1%} of '{base}' ({low:+.1%} … {high:+.1%})",
                     flush=True,
                 )
     finally:

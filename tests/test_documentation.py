@@ -1,4 +1,4 @@
-"""The examples of docs/CLIENT.md, and those of README.md marked so, run as they stand on one cluster of three."""
+"""The examples of docs/CLIENT.md, and those of other pages marked so, run as they stand on one cluster of three."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ import pytest
 from tests.cli.command import environment
 from tests.cluster import PROJECT, Cluster
 
-PAGES = {"CLIENT.md": PROJECT / "docs" / "CLIENT.md", "README.md": PROJECT / "README.md"}
-MARK = "<!-- run -->\n"  # in README.md, whose other examples start clusters, kill nodes and the like
+PAGES = {
+    "CLIENT.md": PROJECT / "docs" / "CLIENT.md",
+    "README.md": PROJECT / "README.md",
+    "ETCD.md": PROJECT / "docs" / "ETCD.md",
+}
+MARK = "<!-- run -->\n"  # whose other examples start clusters, kill nodes and the like; of CLIENT.md all are run
 ANYTHING = "…"
 
 
@@ -39,7 +43,7 @@ class Example:
 def examples() -> list[Example]:
     found = []
     for name, path in PAGES.items():
-        page, mark = path.read_text(), MARK if name == "README.md" else ""
+        page, mark = path.read_text(), "" if name == "CLIENT.md" else MARK
         for match in re.finditer(rf"^{mark}```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
             found.append(Example(name, match[1], page[: match.start(2)].count("\n") + 1, match[2]))
     return found

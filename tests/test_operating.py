@@ -91,7 +91,7 @@ def steps(text: str) -> list[tuple[str, str]]:
     return [(found[1], found[2]) for found in re.finditer(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE)]
 
 
-@pytest.mark.skipif("KVNODE_PAGES" not in os.environ, reason="takes half a minute: make pages")
+@pytest.mark.alone
 def test_the_examples_do_what_the_page_says_in_its_order(shell: Shell) -> None:
     http, raft = prefixes()
     blocks = BLOCK.findall(PAGE.read_text())

@@ -75,8 +75,8 @@ def export(file: Path, prefix: str, url: str, timeout_s: float) -> None:
     print(f"{_keys(done)} exported", file=sys.stderr)
 
 
-# The cluster remembers the writes of the last seconds, and no more than it has room for (429): an import that is faster
-# waits until it has forgotten some. It takes 20 s at most where nobody else writes as much.
+# The cluster remembers the keyed writes of the last 20 s, up to a number; above that it answers 429. An import that is
+# faster waits until some are forgotten: at most 20 s, unless other clients fill the room as well.
 REFUSED_S: Final = 60.0
 REFUSED_PAUSE_S: Final = 0.5
 

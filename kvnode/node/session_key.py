@@ -39,7 +39,7 @@ _CRC_BYTES: Final = 4
 
 
 class Node(Protocol):
-    """What is asked of Raft; `serving_term` and `propose` as in `lease_clock.Leader`."""
+    """What the keeper asks of Raft; `serving_term` and `propose` as in `lease_clock.Leader`."""
 
     def serving_term(self) -> int | None: ...
     def propose(self, payload: bytes) -> int: ...

@@ -56,7 +56,7 @@ The verdict:
 - When it went back, the content is what it was then, and revisions and lease ids are above all that were given.
 - In the end all nodes hold the same, and end with exit code 0.
 
-"Unavailable" is a time in which nobody was acknowledged a write. A seed repeats the choice of faults, not their timing.
+"Unavailable" is a time in which no write was acknowledged. A seed repeats the choice of faults, not their timing.
 """
 
 
