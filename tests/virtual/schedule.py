@@ -311,8 +311,9 @@ class Schedule:
                 raise Dead(f"{node.name} does not start: {node.refused_to_start}")
 
     def _may_refuse(self, node: Node) -> bool:
-        """One that was not let in: it was to join while nobody could say yes."""
-        return node.join is not None and "joined now" in node.refused_to_start
+        """One that was not let in: nobody could say yes, or it was a voter and lost its disk, and is to be removed."""
+        reasons = ("joined now", "is a voting member of that cluster already")
+        return node.join is not None and any(reason in node.refused_to_start for reason in reasons)
 
     def _well(self) -> list[Node]:
         return [
