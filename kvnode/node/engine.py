@@ -102,7 +102,8 @@ class Engine:
             secret=settings.secret,
             cluster_level=lambda: self.store.level,
             fresh=lambda: self.memory.fresh,
-            refuse_fresh=self._refuse_fresh,
+            directory_id=claimed.directory_id,
+            meet=self._meet,
             peers_0_1=settings.peers_0_1,
             token_bytes=settings.host.token_bytes,
         )
@@ -374,15 +375,16 @@ class Engine:
     def told(self, packed: bytes) -> None:
         self._guarded(lambda: self._acquaintance.heard(packed))
 
-    def _refuse_fresh(self, node_id: str) -> None:
+    def _meet(self, node_id: str, directory_id: bytes, fresh: bool) -> None:
         """Raises Refused. While the node of that name answers at its address, a fresh one is another process instead:
         `Network.check_single` refuses that one in its own words.
         """
         if not self.network.is_up(node_id):
-            self.memory.refuse_fresh(node_id)
+            self.memory.meet(node_id, directory_id, fresh)
 
     def refused(self, refused: Refused) -> None:
-        self.memory.refused(refused.code)
+        if refused.heard:
+            self.memory.refused(refused.code)
 
     def received(self, node_id: str, bodies: list[bytes]) -> None:
         if not self._stopped:

@@ -1,8 +1,9 @@
 """The cluster's feature level: raised by the leader once every member has announced that it knows the next one.
 
 Members announce the highest level that they know in the handshake (`handshake.py`). What counts is what those said that
-this node is connected with now, voters and learners by the configuration that counts: so a member that is away holds
-the level where it is until it comes back or is removed. Levels never fall, and a node that knows less than the
+this node is connected with now, or refuses because they have forgotten their promises; voters and learners by the
+configuration that counts. So a member that is away holds the level where it is until it comes back or is removed. One
+that has forgotten cannot be replaced before the level is there. Levels never fall, and a node that knows less than the
 cluster has reached is refused from then on (etcd's cluster version is raised in the same way).
 """
 
@@ -49,7 +50,7 @@ class FeatureLevel:
 
     def _propose(self, level: int, term: int) -> None:
         others = self._roster.current.members.keys() - {self._roster.node_id}
-        known = min([FEATURE_LEVEL, *(self._network.level_of(node_id) for node_id in others)])
+        known = min([FEATURE_LEVEL, *(self._network.announced_level(node_id) for node_id in others)])
         if known > level and self._proposed != (term, known):
             self._proposed = (term, known)
             self._leader.propose(encode_entry([encode_unawaited(RaiseLevel(known).encode())]))

@@ -7,6 +7,7 @@ from kvnode.node.settings import RaftSettings
 from kvnode.raft.membership import Roster
 from kvnode.storage.disk import Disk
 from kvnode.storage.identity import (
+    DIRECTORY_ID_BYTES,
     Claim,
     check_peers,
     claim,
@@ -21,7 +22,8 @@ async def claimed_by(settings: RaftSettings, disk: Disk) -> Claim:
     invitation = None
     if settings.join is not None and not is_claimed(disk):
         invitation = await settings.join()
-    return claim(disk, settings.node_id, settings.cluster_id, settings.peers, invitation)
+    directory_id = settings.host.token_bytes(DIRECTORY_ID_BYTES)
+    return claim(disk, settings.node_id, settings.cluster_id, settings.peers, invitation, directory_id)
 
 
 def roster(settings: RaftSettings, disk: Disk, claimed: Claim, journal: Journal, newest: Snapshot | None) -> Roster:

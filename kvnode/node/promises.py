@@ -28,9 +28,15 @@ came back settled would refuse all the others, which remember everything, for ev
 majority has it in its logs; none of those is fresh, and together they can always elect. What is left is the moment
 between the commitment and the note in the directory: a node that is killed in it does not know yet which to refuse.
 
-A member that was met and then lost sight of the cluster before the level reached it is not settled either. With a voter
-that lost its directory meanwhile it could make a majority, while those that know more are down. It ends once that
-member has heard the leader again.
+A member that was met and then lost sight of the cluster before the level reached it is not settled either, and before
+the level nobody is. So a directory has an id, drawn when it is first used, and each member notes those of the others
+when it meets them. Settled or not, it refuses a fresh voter of another directory than it has met under that name. A
+directory that draws no id (kvnode 0.1) is nobody's other one. The leader counts a voter that it refuses among those
+that know the next level, for only at a level can it be replaced.
+
+What is left is a voter that loses its directory before a member meets it for the first time, or before that member has
+noted it, which takes one look at the clock. With that member alone it can then make a majority until one of those that
+have met it is back.
 
 A settled node admits a fresh learner only while it knows a leader. A node that was away for long may have an earlier
 stay of that name as a learner in its configuration; it hears of the later ones before it hears the leader.
@@ -40,7 +46,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
+from kvnode.configuration import Member
 from kvnode.errors import StartupError
 from kvnode.node.catchup import Work
 from kvnode.peers.handshake import FORGETFUL, Refused
@@ -72,6 +80,7 @@ class Promises:
         self._roster = roster
         self._leader = leader
         self._noted = claimed.settled
+        self._met = self._met_noted = dict(claimed.met)  # whose directory is which
         self._noting = False
         self._journal = journal
         self._may_be_fresh = claimed.began_empty
@@ -108,20 +117,33 @@ class Promises:
         return False
 
     def look(self, work: Work) -> None:
-        """Notes in the directory, once, that a level is committed. What cannot be written now is tried again.
+        """Notes in the directory whom it has met, and once that a level is committed. A full disk is tried again.
 
         In a worker: it waits for the disk, and a node that has not noted it yet refuses whom it must already.
         """
-        if not self._noted and not self._noting and self._store.level >= 1 and self._roster.dismissed is None:
+        if self._noting or self._roster.dismissed is not None:
+            return
+        if not self._noted and self._store.level >= 1:
             self._noting = True
             work(self._identity.settle, self._settled)
+        elif self._met is not self._met_noted:
+            self._noting, met = True, self._met
+            work(partial(self._identity.meet, met), partial(self._meeting_noted, met))
 
     def _settled(self, _: None, error: Exception | None) -> None:
+        self._noted = self._was_noted(error)
+
+    def _meeting_noted(self, met: dict[str, bytes], _: None, error: Exception | None) -> None:
+        if self._was_noted(error):
+            self._met_noted = met
+
+    def _was_noted(self, error: Exception | None) -> bool:
         self._noting = False
         if error is None:
-            self._noted = True
-        elif not isinstance(error, OSError | StartupError):
+            return True
+        if not isinstance(error, OSError | StartupError):
             raise error  # a full disk is tried again, and of a file that was altered the next start speaks
+        return False
 
     @property
     def lost(self) -> bool:
@@ -134,18 +156,26 @@ class Promises:
             self._refused = True
             log.error("This node's data directory is empty, and the cluster has met it before: it does not vote.")
 
-    def refuse_fresh(self, node_id: str) -> None:
+    def meet(self, node_id: str, directory_id: bytes, fresh: bool) -> None:
         """Raises Refused for a fresh node of that name, where the cluster has met that one before."""
-        member = self._roster.newest.members.get(node_id)
-        if not self.settled or member is None:
+        members = self._roster.newest.members
+        if (member := members.get(node_id)) is None:
             return
+        met = self._met.get(node_id, directory_id)
+        if fresh and (self.settled or met != directory_id):
+            self._refuse(member)
+        if directory_id and self._met.get(node_id) != directory_id:
+            self._met = {name: each for name, each in self._met.items() if name in members} | {node_id: directory_id}
+
+    def _refuse(self, member: Member) -> None:
+        node_id = member.node_id
         if member.voter:
             raise Refused(
                 f"the data directory of node {node_id} is empty, and it has acknowledged writes: it must not vote; "
                 f"the leader makes a learner of it, or 'kvnode member replace {node_id}'",
                 code=FORGETFUL,
             )
-        if self._leader() is None:
+        if self.settled and self._leader() is None:
             raise Refused(f"the data directory of node {node_id} is empty: it is let in once there is a leader")
 
 

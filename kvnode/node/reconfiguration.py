@@ -262,7 +262,7 @@ class Reconfiguration:
     async def _replace_one(self) -> None:
         """A voter at whose own address a node answers that has forgotten its promises (`promises.py`)."""
         for node_id, refused in list(self._engine.network.refusals.items()):
-            if refused.code == FORGETFUL and node_id in self._roster.current.voters:
+            if refused.code == FORGETFUL and not refused.heard and node_id in self._roster.current.voters:
                 try:
                     await self._from_here(Change("replace", node_id), self._engine.clock() + DEADLINE_S)
                     log.warning("Node %s has lost its data: it is a learner now, until it has caught up.", node_id)

@@ -2,9 +2,9 @@
 
     dialer    "KVN1" | frame [version, cluster id, from, to, nonce]
     acceptor  frame [true, nonce]                                     or  frame [false, reason]
-    dialer    frame [http url, instance, index, level, fresh, proof]
-    acceptor  frame [true, http url, instance, level, fresh, proof]   or  frame [false, reason]
-                                                                      or  frame [false, reason, code, members, proof]
+    dialer    frame [http url, instance, index, level, fresh, directory, proof]
+    acceptor  frame [true, http url, instance, level, fresh, directory, proof]   or  frame [false, reason]
+                                                          or  frame [false, reason, code, members, proof]
 
 The dialer proves itself first: whoever merely connects to a node gets nothing from it that is made with the secret, so
 there is nothing to try secrets on. (Whoever listens on the way, or is dialled in the place of a peer, gets a proof to
@@ -26,7 +26,8 @@ removed while it was away learns of it. One that knows more than the acceptor is
 cluster has reached is refused by those that know what the cluster has reached.
 
 `fresh`: the node's data directory was empty when it was started as one of a first cluster, and it has not taken part in
-one since. What it has promised before, if it ever did, is forgotten (`promises.py`).
+one since. What it has promised before, if it ever did, is forgotten (`promises.py`). `directory` is that directory's
+id, drawn when it was first used, by which those that have met the node notice that it has another one.
 
 Frames are at most `FRAME_BYTES_MAX` here, whatever a stranger claims. The stream that follows is the dialer's
 alone: each node sends on the connection that it dialled, so that frames of one node never overtake each other. Each of
@@ -72,11 +73,15 @@ class Refused(Exception):
 
     `told` is the packed configuration that the other side refers to, or empty; where it came from there, it is proved.
     `code` is one of those above, or empty; where it came from the other side, it is proved.
+    `heard`: the other side says that of this node; otherwise this node says it of the other side. `level`: the feature
+    level that the other side knows, where it has proved that and is refused for what it has forgotten.
     `kind` is what log lines are counted by, without a word of the other side's: the reason, where that has none.
     """
 
-    def __init__(self, reason: str, told: bytes = b"", code: str = "", kind: str = "") -> None:
+    def __init__(self, reason: str, told: bytes = b"", code: str = "", kind: str = "", heard: bool = False) -> None:
         super().__init__(reason)
+        self.heard = heard
+        self.level = 0
         self.kind = kind or reason
         self.told = told
         self.code = STRANGER if told else code
@@ -108,7 +113,8 @@ class Identity:
     secret: bytes = field(repr=False)
     cluster_level: Callable[[], int] = int
     fresh: Callable[[], bool] = bool
-    refuse_fresh: Callable[[str], None] = lambda node_id: None  # raises Refused for a node that must not be
+    directory_id: bytes = b""
+    meet: Callable[[str, bytes, bool], None] = lambda node_id, directory_id, fresh: None  # may raise Refused
     peers_0_1: bool = False
     token_bytes: Callable[[int], bytes] = os.urandom
 
@@ -150,7 +156,8 @@ class Dialer:
             raise Refused("it answers in an unknown protocol")
         self._said += framed(body)
         self._keys = _Keys(self._me.secret, self._said)
-        fields = [self._me.http_url, self._me.instance, self._index, FEATURE_LEVEL, self._me.fresh()]
+        fields = [self._me.http_url, self._me.instance, self._index, FEATURE_LEVEL]
+        fields += [self._me.fresh(), self._me.directory_id]
         proof = framed(packed([*fields, self._keys.proof(b"dialer", self._said, fields)]))
         self._said += proof
         return proof
@@ -164,18 +171,21 @@ class Dialer:
             genuine = hmac.compare_digest(proof, keys.proof(b"refusal", self._said, fields))
             _, reason, code, told = fields
             if genuine:
-                raise Refused(f"it refused: {printable(reason, 200)}", told, code)
+                raise Refused(f"it refused: {printable(reason, 200)}", told, code, heard=True)
             raise Refused(f"it refused: {printable(reason)}", kind="it refused")
         raise_if_refused(answer, self._me.cluster_level())
-        if not has_types(answer, bool, str, bytes, int, bool, bytes):
+        if not has_types(answer, bool, str, bytes, int, bool, bytes, bytes):
             raise Refused("it answers in an unknown protocol")
         *fields, proof = answer
         if not hmac.compare_digest(proof, keys.proof(b"acceptor", self._said, fields)):
             raise Refused(NO_SECRET)
-        _, http_url, instance, level, fresh = fields
+        _, http_url, instance, level, fresh, directory_id = fields
         raise_if_too_old(level, self._me.cluster_level())
-        if fresh:
-            self._me.refuse_fresh(self._peer_id)
+        try:
+            self._me.meet(self._peer_id, directory_id, fresh)
+        except Refused as refused:
+            refused.level = level
+            raise
         return Peer(self._peer_id, http_url, instance, level, keys.frame_key(self._said))
 
 
@@ -222,7 +232,7 @@ class Acceptor:
 
     def proved(self, body: bytes) -> Peer:
         answer, keys, me = unpacked(body), self._keys, self._me
-        if keys is None or not has_types(answer, str, bytes, int, int, bool, bytes):
+        if keys is None or not has_types(answer, str, bytes, int, int, bool, bytes, bytes):
             raise Refused(NO_PROTOCOL)
         *fields, proof = answer
         self._proved = hmac.compare_digest(proof, keys.proof(b"dialer", self._said, fields))
@@ -238,18 +248,18 @@ class Acceptor:
             )
         if not self._proved:
             raise Refused(NO_SECRET)
-        http_url, instance, index, level, fresh = fields
+        http_url, instance, index, level, fresh, directory_id = fields
         raise_if_too_old(level, me.cluster_level())
         if self._node_id not in self._circle and index <= self._circle.index:
             raise Refused(f"node {self._node_id!r} is not a member of this cluster", self._circle.packed)
-        if fresh:
-            me.refuse_fresh(self._node_id)
+        me.meet(self._node_id, directory_id, fresh)
         return Peer(self._node_id, http_url, instance, level, keys.frame_key(self._said))
 
     def welcome(self) -> bytes:
         """The frame after which the other side sends what it has to say. Only where `proved` has given the peer."""
         assert self._keys is not None
-        fields = [True, self._me.http_url, self._me.instance, FEATURE_LEVEL, self._me.fresh()]
+        fields = [True, self._me.http_url, self._me.instance, FEATURE_LEVEL]
+        fields += [self._me.fresh(), self._me.directory_id]
         return framed(packed([*fields, self._keys.proof(b"acceptor", self._said, fields)]))
 
     def refusal(self, refused: Refused) -> bytes:

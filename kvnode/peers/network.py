@@ -175,6 +175,11 @@ class Network:
         link = self._dialled.get(node_id)
         return link.peer.level if link is not None and link.peer is not None else 0
 
+    def announced_level(self, node_id: str) -> int:
+        """As `level_of`, of a peer as well that this node refuses because it has forgotten its promises."""
+        refused = self.refusals.get(node_id)
+        return max(self.level_of(node_id), refused.level if refused is not None else 0)
+
     def part_below(self, level: int) -> None:
         """The cluster has reached this feature level: ends the connections with nodes that know less."""
         for link in (*self._dialled.values(), *self._accepted.values()):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from kvnode.configuration import Configuration, unpacked
@@ -15,6 +15,7 @@ from kvnode.storage.disk import Disk
 
 FILE: Final = "identity.json"
 _ID_BYTES: Final = 16
+DIRECTORY_ID_BYTES: Final = 16
 
 
 def cluster_id_of(name: str | None, peers: Mapping[str, tuple[str, int]]) -> bytes:
@@ -43,6 +44,8 @@ class Claim:
     dismissed: str | None = None
     began_empty: bool = False  # as one of a first cluster: the directory was empty then (`promises.py`)
     settled: bool = False  # the cluster had reached a feature level, by a committed entry (`promises.py`)
+    directory_id: bytes = b""  # drawn for this directory; empty: it is of a version that drew none
+    met: Mapping[str, bytes] = field(default_factory=dict)  # the directories of the other members (`promises.py`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +74,17 @@ def claim(
     name: str | None,
     peers: Mapping[str, tuple[str, int]],
     invitation: Invitation | None = None,
+    directory_id: bytes = b"",
 ) -> Claim:
     """Whose directory this is, written down if it is new. Raises StartupError if it is another's."""
     if not is_claimed(disk):
         if invitation is None:
-            claimed = Claim(node_id, cluster_id_of(name, peers), sorted(peers), began_empty=True)
+            claimed = Claim(
+                node_id, cluster_id_of(name, peers), sorted(peers), began_empty=True, directory_id=directory_id
+            )
         else:
             told = invitation.configuration
-            claimed = Claim(node_id, invitation.cluster_id, sorted(told.members), told)
+            claimed = Claim(node_id, invitation.cluster_id, sorted(told.members), told, directory_id=directory_id)
         write(disk, claimed)
         return claimed
     known = written(disk)
@@ -109,7 +115,7 @@ def check_peers(disk: Disk, claimed: Claim, peers: Mapping[str, tuple[str, int]]
 
 
 class Identity:
-    """What a running node changes in its directory's file, each once in its life, from any thread.
+    """What a running node changes in its directory's file, each a few times in its life, from any thread.
 
     `lock` keeps one change from being lost to another that has read the file before it. All raise StartupError where
     the file was altered, and OSError.
@@ -126,6 +132,10 @@ class Identity:
     def settle(self) -> None:
         """The cluster has committed a feature level: a node that knows refuses members that forgot their promises."""
         self._change(settled=True)
+
+    def meet(self, met: Mapping[str, bytes]) -> None:
+        """Which directories the other members had when this node met them last."""
+        self._change(met=met)
 
     def dismiss(self, sentence: str) -> None:
         """The node was removed: its directory says so from now on, with the sentence that a start is refused with."""
@@ -148,6 +158,10 @@ def write(disk: Disk, claimed: Claim) -> None:
         identity["began_empty"] = True
     if claimed.settled:
         identity["settled"] = True
+    if claimed.directory_id:
+        identity["directory_id"] = claimed.directory_id.hex()
+    if claimed.met:
+        identity["met"] = {name: directory_id.hex() for name, directory_id in sorted(claimed.met.items())}
     if claimed.dismissed is not None:
         identity["dismissed"] = claimed.dismissed
     part = f"{FILE}.part"
@@ -167,8 +181,10 @@ def written(disk: Disk) -> Claim:
         members, dismissed = sorted(identity["members"]), identity.get("dismissed")
         if not (type(node_id) is str and len(cluster_id) == _ID_BYTES and all(type(m) is str for m in members)):
             raise ValueError("a field is of the wrong kind")
+        directory_id = bytes.fromhex(identity.get("directory_id", ""))
+        met = {name: bytes.fromhex(its_id) for name, its_id in identity.get("met", {}).items()}
         told = unpacked(bytes.fromhex(identity["told"])) if "told" in identity else None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StartupError(f"{disk.where(FILE)} cannot be read: restore it from a copy.") from error
     recovered, began_empty, settled = (identity.get(name) is True for name in ("recovered", "began_empty", "settled"))
-    return Claim(node_id, cluster_id, members, told, recovered, dismissed, began_empty, settled)
+    return Claim(node_id, cluster_id, members, told, recovered, dismissed, began_empty, settled, directory_id, met)

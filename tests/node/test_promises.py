@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgpack
+import pytest
 
 from kvnode.configuration import first_cluster
 from kvnode.node.promises import Promises
+from kvnode.peers.handshake import FORGETFUL, Refused
 from kvnode.raft.membership import Roster
 from kvnode.state.commands import RaiseLevel
 from kvnode.state.entries import ORIGIN_BYTES, encode_entry, encode_group
@@ -82,6 +85,41 @@ def test_a_level_is_noted_once_and_by_a_worker_which_may_wait_for_its_disk() -> 
     memory.look(work)
     assert len(jobs) == 2
     assert written(memory._identity._disk).settled
+
+
+def test_another_directory_of_a_voter_that_was_met_is_refused_after_a_restart_too() -> None:
+    first, second = b"1" * 16, b"2" * 16
+    memory = memory_of(Journal(Recovered()))
+    memory.meet("n2", first, True)
+    memory.meet("n2", first, True)  # the same one, as often as it likes
+    memory.meet("n3", b"", False)  # of a version that drew no id
+    memory.meet("stranger", second, True)
+    memory.look(lambda job, then: then(job(), None))
+    memory.look(lambda job, then: pytest.fail("it is noted"))
+    claimed = written(memory._identity._disk)
+    assert claimed.met == {"n2": first}
+    again = Promises(claimed, memory._identity, memory._journal, KeyValueStore(), memory._roster, lambda: None)
+    for each in (memory, again):
+        with pytest.raises(Refused, match="kvnode member replace n2") as refused:
+            each.meet("n2", second, True)
+        assert refused.value.code == FORGETFUL
+        each.meet("n2", first, True)
+        each.meet("n3", second, True)  # whom it does not know it cannot tell from another
+
+
+def test_a_voter_that_was_replaced_is_known_by_its_new_directory() -> None:
+    first, second, third = (each * 16 for each in (b"1", b"2", b"3"))
+    memory = memory_of(Journal(Recovered()))
+    memory.meet("n2", first, True)
+    before = memory._roster.newest
+    learner = replace(before.members["n2"], voter=False, wanted=True, since=5)
+    memory._roster.told(before.having(learner, 5).packed)
+    memory.meet("n2", second, True)
+    memory._roster.told(memory._roster.newest.having(replace(learner, voter=True), 6).packed)
+    memory.meet("n2", second, True)
+    for other in (first, third):
+        with pytest.raises(Refused, match="is empty"):
+            memory.meet("n2", other, True)
 
 
 def test_what_is_noted_at_once_is_not_lost_to_each_other() -> None:

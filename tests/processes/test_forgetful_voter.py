@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 from kvnode.state.commands import RaiseLevel
 from tests.cluster import LEADER_PROBE, Cluster, wait_until
@@ -73,6 +75,50 @@ def test_an_acknowledged_write_outlives_a_voter_that_forgot_it(make_cluster: Cal
     assert cluster.get("promised", via=wiped) == b"by the two that were up"
 
 
+def test_a_member_that_met_a_voter_knows_that_its_directory_is_another(make_cluster: Callable[..., Cluster]) -> None:
+    """Before any feature level: all three were never up at once."""
+    cluster = make_cluster()
+    for name in ("n2", "n3"):
+        cluster.spawn(name)
+    cluster.put("before", b"1", via=cluster.leader())
+    for name in ("n2", "n3"):
+        wait_until(partial(met, cluster, name), 5.0, f"{name} has noted whom it met")
+    cluster.kill("n3")
+    cluster.spawn("n1")
+    wait_until(lambda: cluster.is_ready("n1"), 10.0, "n1 is ready")
+    cluster.put("promised", b"by the two that were up", via=cluster.leader())
+    assert cluster.status("n1").get("feature_level", 0) == 0
+    wait_until(lambda: met(cluster, "n1"), 5.0, "n1 has noted whom it met")
+    for name in ("n1", "n2"):
+        cluster.kill(name)
+    shutil.rmtree(cluster.nodes["n2"].data_dir)
+    for name in ("n2", "n3"):
+        cluster.spawn(name)
+    wait_until(lambda: cluster.probe("n2", "/readyz/blocking_errors") == 503, 10.0, "it says what is wrong with it")
+    assert "kvnode member replace n2" in cluster.request("n2", "GET", "/readyz/blocking_errors").json()["message"]
+    began = time.monotonic()
+    while time.monotonic() - began < 3.0:  # some elections long; and nothing may happen in it
+        assert [cluster.probe(name, LEADER_PROBE) for name in ("n2", "n3")] == [503, 503]
+        time.sleep(0.1)
+    cluster.spawn("n1")
+    cluster.leader()
+    wait_until(lambda: role(cluster, "n2", via="n1") == "new voter", 15.0, "it has caught up and votes again")
+    cluster.wait_ready()
+    for name in cluster.nodes:
+        assert cluster.get("promised", via=name) == b"by the two that were up"
+    wait_until(lambda: cluster.status("n1").get("feature_level") == 1, 10.0, "it has its level")
+    cluster.kill("n1")
+    assert cluster.leader() in ("n2", "n3")
+
+
+def at_level_1(cluster: Cluster, name: str) -> bool:
+    return bool(cluster.status(name).get("feature_level") == 1)
+
+
+def met(cluster: Cluster, name: str) -> dict[str, str]:
+    return dict(json.loads((cluster.nodes[name].data_dir / "identity.json").read_text()).get("met", {}))
+
+
 def test_a_voter_that_is_well_is_not_replaced(cluster: Cluster) -> None:
     follower = cluster.followers()[0]
     answer = cluster.request(cluster.leader(), "POST", f"/admin/api/v1/members/{follower}/replace")
@@ -103,6 +149,6 @@ def test_a_level_that_only_one_log_has_keeps_no_cluster_from_a_leader(make_clust
     cluster.start()
     assert cluster.get("before") == b"1"
     for name in cluster.nodes:
-        wait_until(lambda name=name: cluster.status(name).get("feature_level") == 1, 10.0, f"{name} is at level 1")
+        wait_until(partial(at_level_1, cluster, name), 10.0, f"{name} is at level 1")
     cluster.kill(cluster.leader())
     cluster.put("after", b"2")
