@@ -122,6 +122,13 @@ MUTANTS = (
     ),
     # Of the log, the votes and what is acknowledged.
     Mutant(
+        "a voter's other directory is let in before a level",
+        "kvnode/node/promises.py",
+        "        if fresh and (self.settled or met != directory_id):\n",
+        "        if fresh and self.settled:\n",
+        _test("tests/node/test_promises.py"),
+    ),
+    Mutant(
         "an acknowledgement does not wait for the disk",
         "kvnode/raft/outbox.py",
         "        if not self._held and self._journal.clean:\n",
