@@ -23,11 +23,20 @@ from kvnode.storage.journal import Journal
 from kvnode.storage.segments import Segments
 from kvnode.storage.snapshots import Snapshots
 
-__all__ = ["LEAP", "LEAP_MAX", "found", "sync"]
+__all__ = ["LEAP", "LEAP_MAX", "found", "refuse_mount_point", "sync"]
 
 # What the digest of the divergence check goes on from (`divergence.py`). Any number will do: all later members get
 # it with this snapshot. Without one, nodes that began with the snapshot would never compare anything.
 DIGEST: Final = 0
+
+
+def refuse_mount_point(path: Path) -> None:
+    """Raises StartupError where nothing can be renamed to `path`. Asked first: what is written would stay."""
+    if path.is_mount():
+        raise StartupError(
+            f"{path} is a mount point, and a new directory is to take its place: have the data in a folder in it, such "
+            f"as {path / 'kvnode'}, and name that with --data-dir, here and for the node."
+        )
 
 
 def found(

@@ -25,7 +25,7 @@ from kvnode.errors import StartupError
 from kvnode.state.limits import COUNTER_MAX, LEAP
 from kvnode.state.store import KeyValueStore
 from kvnode.storage import identity
-from kvnode.storage.bootstrap import found, sync
+from kvnode.storage.bootstrap import found, refuse_mount_point, sync
 from kvnode.storage.disk import Directory
 from kvnode.storage.identity import Claim
 from kvnode.storage.journal import Journal
@@ -65,6 +65,7 @@ def recover(path: Path, skip: int | None = None) -> Recovered:
         raise StartupError(
             f"The directory {path} holds no data of a node: name a node's data directory with --data-dir."
         )
+    refuse_mount_point(path)
     for other in (new, old):
         if other.exists():
             raise StartupError(f"{other} is there already, of an earlier recovery: move it away, then try again.")

@@ -16,6 +16,7 @@ from kvnode.storage.bootstrap import (
     LEAP,
     LEAP_MAX,
     found,
+    refuse_mount_point,
     sync,
 )
 from kvnode.storage.identity import Claim
@@ -35,6 +36,7 @@ def restore(path: Path, node_id: str, address: tuple[str, int], url: str, store:
     path = path.resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise StartupError(f"{path} is there and not empty: restore into a new --data-dir, or move that one away.")
+    refuse_mount_point(path)
     new = path.with_name(path.name + NEW)
     if new.exists():
         raise StartupError(f"{new} is there already, of a restore that did not end: remove it, then try again.")

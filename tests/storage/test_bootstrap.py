@@ -44,6 +44,20 @@ def test_a_cluster_made_of_a_backup_leaps_over_revisions_and_lease_ids(tmp_path:
     assert 1 in store.leases, "a lease that the backup holds goes on under its id"
 
 
+def test_a_mount_point_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The root of a container's volume, say. Simulated: to mount something takes root."""
+    restore(tmp_path / "old", "n1", ADDRESS, "", sample(), 0)
+    (tmp_path / "new").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.parent == tmp_path)
+    with pytest.raises(StartupError, match=r"mount point.* folder in it, such as .*new/kvnode"):
+        restore(tmp_path / "new", "n1", ADDRESS, "", sample(), LEAP)
+    with pytest.raises(StartupError, match=r"mount point.* folder in it, such as .*old/kvnode"):
+        recover(tmp_path / "old")
+    assert sorted(tmp_path.rglob("*")) == before
+    restore(tmp_path / "new" / "kvnode", "n1", ADDRESS, "", sample(), LEAP)
+
+
 def test_a_recovered_cluster_leaps_over_revisions_and_lease_ids(tmp_path: Path) -> None:
     restore(tmp_path / "n1", "n1", ADDRESS, "", sample(), 0)
     assert recover(tmp_path / "n1").revision == 1 + LEAP
