@@ -86,9 +86,12 @@ test: $(STAMP) haproxy proxies browser lint ## everything: format, lint, types, 
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile -m 'not alone' $(PYTEST_ARGS) || test $$? = 5
 	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS) || test $$? = 5
 
-.PHONY: test-aiohttp lock
+.PHONY: test-aiohttp test-lowest lock
 test-aiohttp: $(STAMP) ## the HTTP tests with the lowest and the highest aiohttp that is allowed
 	$(BIN)/python -m tests.aiohttp_range $(PYTEST_ARGS)
+
+test-lowest: $(STAMP) ## the tests that need no cluster with the lowest versions of the dependencies that are allowed
+	$(BIN)/python -m tests.lowest_versions $(PYTEST_ARGS)
 
 # For all systems and Pythons from the oldest that is supported on: environment markers say what is for which.
 lock: $(STAMP) ## requirements.lock anew: what the image installs, with hashes

@@ -19,12 +19,12 @@ TESTS = ("tests/http", "tests/watch", "tests/processes/test_connections_at_the_e
 INSTALL_S, TESTS_S = 300.0, 900.0
 
 
-def environment(folder: Path, release: str) -> str:
-    """Makes one; its interpreter. Raises CalledProcessError."""
+def environment(folder: Path, packages_wanted: list[str]) -> str:
+    """Makes one with these packages before all others; its interpreter. Raises CalledProcessError."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=INSTALL_S)
     (packages,) = folder.glob("lib/python*/site-packages")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*pip, "--target", str(packages), f"aiohttp=={release}"], check=True, timeout=INSTALL_S)
+    subprocess.run([*pip, "--target", str(packages), *packages_wanted], check=True, timeout=INSTALL_S)
     # Looked through behind its own packages.
     (packages / "everything-else.pth").write_text("\n".join(site.getsitepackages()) + "\n")
     return str(folder / "bin" / "python")
@@ -33,7 +33,7 @@ def environment(folder: Path, release: str) -> str:
 def main() -> int:
     for release in dict.fromkeys((RELEASES[0], RELEASES[-1])):
         with tempfile.TemporaryDirectory(prefix="kvnode-aiohttp-") as folder:
-            python = environment(Path(folder), release)
+            python = environment(Path(folder), [f"aiohttp=={release}"])
             print(f"aiohttp {release}: {' '.join(TESTS)}", flush=True)
             found = [python, "-c", "import aiohttp; print(aiohttp.__version__)"]
             said = subprocess.run(found, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
