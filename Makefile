@@ -86,12 +86,18 @@ test: $(STAMP) haproxy proxies browser lint ## everything: format, lint, types, 
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile -m 'not alone' $(PYTEST_ARGS) || test $$? = 5
 	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS) || test $$? = 5
 
-.PHONY: test-aiohttp test-lowest lock
+.PHONY: test-aiohttp test-lowest coverage lock
 test-aiohttp: $(STAMP) ## the HTTP tests with the lowest and the highest aiohttp that is allowed
 	$(BIN)/python -m tests.aiohttp_range $(PYTEST_ARGS)
 
 test-lowest: $(STAMP) ## the tests that need no cluster with the lowest versions of the dependencies that are allowed
 	$(BIN)/python -m tests.lowest_versions $(PYTEST_ARGS)
+
+# Apart from `make test`, which would be slower for it; nodes that run as processes of their own are not counted.
+COVERED := state storage config logs metrics watch net
+coverage: $(STAMP) ## the lines of the parts that need no cluster that their tests run, in percent
+	$(BIN)/python -m pytest -q --numprocesses $(TEST_WORKERS) $(COVERED:%=--cov kvnode/%) \
+	  --cov-report term:skip-covered $(COVERED:%=tests/%) $(PYTEST_ARGS)
 
 # For all systems and Pythons from the oldest that is supported on: environment markers say what is for which.
 lock: $(STAMP) ## requirements.lock anew: what the image installs, with hashes
