@@ -1,12 +1,15 @@
-"""docs/ARCHITECTURE.md names files and rooms that are there, and every room that is there."""
+"""What pages name is there: files, every room, the headings that links lead to, the contents of a long page."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
+
 PROJECT = Path(__file__).parent.parent
 PAGE = (PROJECT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
 ROOMS = [path for path in (PROJECT / "kvnode").iterdir() if path.is_dir() and path.name != "__pycache__"]
 
 
@@ -37,3 +40,26 @@ def test_functions_that_the_page_names_are_there() -> None:
         sources = [path.read_text(encoding="utf-8") for path in (PROJECT / "kvnode").rglob("*.py")]
         bodies = [source[source.index(f"class {cls}") :] for source in sources if f"class {cls}" in source]
         assert any(f"def {name}(" in body for body in bodies), f"{cls}.{name}"
+
+
+def headings(page: Path) -> list[str]:
+    """Where links into the page can lead, in its order: its headings, as GitHub makes anchors of them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#{1,6} (.*)$", text, re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not link.startswith(("http://", "https://")):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), link
+            assert not anchor or anchor in headings(target), link
+
+
+def test_the_contents_of_the_operators_page_are_its_headings() -> None:
+    page = PROJECT / "docs" / "OPERATIONS.md"
+    contents = page.read_text(encoding="utf-8").partition("\n## ")[0]
+    assert re.findall(r"\(#([^)]+)\)", contents) == headings(page)[1:]

@@ -31,11 +31,11 @@ between the commitment and the note in the directory: a node that is killed in i
 A member that was met and then lost sight of the cluster before the level reached it is not settled either, and before
 the level nobody is. So a directory has an id, drawn when it is first used, and each member notes those of the others
 when it meets them. Settled or not, it refuses a fresh voter of another directory than it has met under that name. A
-directory that draws no id (kvnode 0.1) is nobody's other one. The leader counts a voter that it refuses among those
+directory without an id (kvnode 0.1) is not taken for another one. The leader counts a voter that it refuses among those
 that know the next level, for only at a level can it be replaced.
 
 What is left is a voter that loses its directory before a member meets it for the first time, or before that member has
-noted it, which takes one look at the clock. With that member alone it can then make a majority until one of those that
+noted it, which takes up to one tick. With that member alone it can then make a majority until one of those that
 have met it is back.
 
 A settled node admits a fresh learner only while it knows a leader. A node that was away for long may have an earlier
