@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import socket
 import struct
 import sys
@@ -44,7 +45,11 @@ RSS_MB_MAX: Final = 400
 PROBE_S: Final = 1.0
 WRITE_GAP_S: Final = 5.0  # between two honest writes that are accepted: a node's own deadline for one
 MACHINE_LATE_S: Final = 0.2  # a third of the shortest election timeout
-LOG_KB_MAX: Final = 1_024  # of each node, for two minutes of floods
+LOG_KB_MAX: Final = 128  # of each node, for two minutes of floods, without the audit log
+# An administrator's every action has its line, and the crafted backups come by an administrator's token: what counts is
+# that no line is long.
+AUDIT_LINE_BYTES_MAX: Final = 400
+AUDIT_LINE: Final = re.compile(r"\S+ info +audit: ")
 ATTACKER: Final = "127.0.0.2"
 ATTACKERS: Final = 3  # kinds at a time
 BURST_S: Final = 2.0
@@ -422,7 +427,14 @@ def _verdict(
         late.append(f"the leader probe of {answer} (beside {', '.join(beside)})")
     if honest.gap_s > WRITE_GAP_S or not honest.accepted:
         late.append(f"no honest write was accepted for {honest.gap_s:.1f} s ({len(honest.accepted)} were in all)")
-    log_kb = {name: node.log.stat().st_size // 1_024 for name, node in cluster.nodes.items()}
+    log_kb, audit_lines = {}, {}
+    for name in cluster.nodes:
+        lines = cluster.log(name).splitlines()
+        audited = [line for line in lines if AUDIT_LINE.match(line)]
+        audit_lines[name] = len(audited)
+        log_kb[name] = (sum(map(len, lines)) - sum(map(len, audited))) // 1_024
+        if (longest := max(map(len, audited), default=0)) > AUDIT_LINE_BYTES_MAX:
+            faults.append(f"{name} wrote an audit line of {longest} characters")
     faults += [f"{name} wrote {kb} KB of log" for name, kb in log_kb.items() if kb > LOG_KB_MAX]
     faults += [f"{name} logged a traceback" for name in cluster.nodes if "Traceback" in cluster.log(name)]
     faults += _contents(cluster, honest, refused)
@@ -438,6 +450,7 @@ def _verdict(
         "longest_gap_s": round(honest.gap_s, 2),
         "peak_mb": rss_mb,
         "log_kb": log_kb,
+        "audit_lines": audit_lines,
         "terms": after,
         "refused_writes": len(refused),
         "tries": dict(tries.most_common()),
