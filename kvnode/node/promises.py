@@ -28,15 +28,18 @@ came back settled would refuse all the others, which remember everything, for ev
 majority has it in its logs; none of those is fresh, and together they can always elect. What is left is the moment
 between the commitment and the note in the directory: a node that is killed in it does not know yet which to refuse.
 
-A member that was met and then lost sight of the cluster before the level reached it is not settled either, and before
-the level nobody is. So a directory has an id, drawn when it is first used, and each member notes those of the others
-when it meets them. Settled or not, it refuses a fresh voter of another directory than it has met under that name. A
-directory without an id (kvnode 0.1) is not taken for another one. The leader counts a voter that it refuses among those
-that know the next level, for only at a level can it be replaced.
+No member is settled before the first level, nor is one that was away when the cluster reached it. For them a
+directory has an id, which is drawn at its first use. Each member notes the ids of the others when it meets them. It
+refuses a fresh voter that comes with another id than before, whether it is settled or not. A directory without an id is
+one of kvnode 0.1, and is not taken for another one. The leader counts a voter that it refuses among those that know the
+next level, because a voter can be replaced only at a level.
 
-What is left is a voter that loses its directory before a member meets it for the first time, or before that member has
-noted it, which takes up to one tick. With that member alone it can then make a majority until one of those that
-have met it is back.
+A node that was refused notes that, and does not vote after a restart either. Two voters that have both lost their
+directories would otherwise make a majority once the member that refused them is down.
+
+Two cases are left, in which no member that could object is up. A voter loses its directory before the others have met
+it, or within a tick of that, and forms a majority with one that has not met it. Or a majority loses its directories and
+starts while those that know it are away: that cannot be told from a first start.
 
 A settled node admits a fresh learner only while it knows a leader. A node that was away for long may have an earlier
 stay of that name as a learner in its configuration; it hears of the later ones before it hears the leader.
@@ -80,12 +83,12 @@ class Promises:
         self._roster = roster
         self._leader = leader
         self._noted = claimed.settled
+        self._refused = self._refusal_noted = claimed.forgetful
         self._met = self._met_noted = dict(claimed.met)  # whose directory is which
         self._noting = False
         self._journal = journal
         self._may_be_fresh = claimed.began_empty
         self._read_to: tuple[int, int] | None = None  # index and term of the entry up to which there is no level
-        self._refused = False
         roster.is_fresh = lambda: self.fresh
 
     @property
@@ -117,18 +120,25 @@ class Promises:
         return False
 
     def look(self, work: Work) -> None:
-        """Notes in the directory whom it has met, and once that a level is committed. A full disk is tried again.
+        """Notes in the directory whom this node has met, that a level is committed, and that it does not vote.
 
-        In a worker: it waits for the disk, and a node that has not noted it yet refuses whom it must already.
+        In a worker: it waits for the disk, and a node goes by what it knows before that is noted. A full disk is tried
+        again.
         """
         if self._noting or self._roster.dismissed is not None:
             return
-        if not self._noted and self._store.level >= 1:
+        if self._refused and not self._refusal_noted:
+            self._noting = True
+            work(self._identity.forget, self._refusal_was_noted)
+        elif not self._noted and self._store.level >= 1:
             self._noting = True
             work(self._identity.settle, self._settled)
         elif self._met is not self._met_noted:
             self._noting, met = True, self._met
             work(partial(self._identity.meet, met), partial(self._meeting_noted, met))
+
+    def _refusal_was_noted(self, _: None, error: Exception | None) -> None:
+        self._refusal_noted = self._was_noted(error)
 
     def _settled(self, _: None, error: Exception | None) -> None:
         self._noted = self._was_noted(error)
@@ -147,7 +157,8 @@ class Promises:
 
     @property
     def lost(self) -> bool:
-        """This node has forgotten what it promised: it must not vote. Over once it is admitted as a learner."""
+        """This node has forgotten what it promised: it must not vote, also after a restart, until it is admitted as a
+        learner."""
         return self._refused and self.fresh and self._roster.current.index == 0
 
     def refused(self, code: str) -> None:
@@ -159,12 +170,14 @@ class Promises:
     def meet(self, node_id: str, directory_id: bytes, fresh: bool) -> None:
         """Raises Refused for a fresh node of that name, where the cluster has met that one before."""
         members = self._roster.newest.members
-        if (member := members.get(node_id)) is None:
+        member = members.get(node_id)
+        if member is None:
             return
-        met = self._met.get(node_id, directory_id)
-        if fresh and (self.settled or met != directory_id):
+        known_id = self._met.get(node_id)
+        is_another = known_id is not None and known_id != directory_id
+        if fresh and (self.settled or is_another):
             self._refuse(member)
-        if directory_id and self._met.get(node_id) != directory_id:
+        if directory_id and known_id != directory_id:
             self._met = {name: each for name, each in self._met.items() if name in members} | {node_id: directory_id}
 
     def _refuse(self, member: Member) -> None:

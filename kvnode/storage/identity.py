@@ -43,6 +43,7 @@ class Claim:
     recovered: bool = False
     dismissed: str | None = None
     began_empty: bool = False  # as one of a first cluster: the directory was empty then (`promises.py`)
+    forgetful: bool = False  # a member said so: what this node promised went with an earlier directory (`promises.py`)
     settled: bool = False  # the cluster had reached a feature level, by a committed entry (`promises.py`)
     directory_id: bytes = b""  # drawn for this directory; empty: it is of a version that drew none
     met: Mapping[str, bytes] = field(default_factory=dict)  # the directories of the other members (`promises.py`)
@@ -133,6 +134,10 @@ class Identity:
         """The cluster has committed a feature level: a node that knows refuses members that forgot their promises."""
         self._change(settled=True)
 
+    def forget(self) -> None:
+        """A member said that the cluster has met this node with another directory: it does not vote from this one."""
+        self._change(forgetful=True)
+
     def meet(self, met: Mapping[str, bytes]) -> None:
         """Which directories the other members had when this node met them last."""
         self._change(met=met)
@@ -158,6 +163,8 @@ def write(disk: Disk, claimed: Claim) -> None:
         identity["began_empty"] = True
     if claimed.settled:
         identity["settled"] = True
+    if claimed.forgetful:
+        identity["forgetful"] = True
     if claimed.directory_id:
         identity["directory_id"] = claimed.directory_id.hex()
     if claimed.met:
@@ -186,5 +193,5 @@ def written(disk: Disk) -> Claim:
         told = unpacked(bytes.fromhex(identity["told"])) if "told" in identity else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StartupError(f"{disk.where(FILE)} cannot be read: restore it from a copy.") from error
-    recovered, began_empty, settled = (identity.get(name) is True for name in ("recovered", "began_empty", "settled"))
-    return Claim(node_id, cluster_id, members, told, recovered, dismissed, began_empty, settled, directory_id, met)
+    flags = {name: identity.get(name) is True for name in ("recovered", "began_empty", "forgetful", "settled")}
+    return Claim(node_id, cluster_id, members, told, dismissed=dismissed, directory_id=directory_id, met=met, **flags)

@@ -124,7 +124,7 @@ MUTANTS = (
     Mutant(
         "a voter's other directory is let in before a level",
         "kvnode/node/promises.py",
-        "        if fresh and (self.settled or met != directory_id):\n",
+        "        if fresh and (self.settled or is_another):\n",
         "        if fresh and self.settled:\n",
         _test("tests/node/test_promises.py"),
     ),

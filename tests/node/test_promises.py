@@ -107,6 +107,19 @@ def test_another_directory_of_a_voter_that_was_met_is_refused_after_a_restart_to
         each.meet("n3", second, True)  # whom it does not know it cannot tell from another
 
 
+def test_a_node_that_was_refused_does_not_vote_after_a_restart_either() -> None:
+    memory = memory_of(Journal(Recovered()))
+    memory.refused(FORGETFUL)
+    assert memory.lost
+    memory.look(lambda job, then: then(None, OSError("full")))
+    memory.look(lambda job, then: then(job(), None))
+    memory.look(lambda job, then: pytest.fail("it is noted"))
+    claimed = written(memory._identity._disk)
+    again = Promises(claimed, memory._identity, Journal(Recovered()), KeyValueStore(), memory._roster, lambda: None)
+    assert again.lost
+    again.look(lambda job, then: pytest.fail("it is noted"))
+
+
 def test_a_voter_that_was_replaced_is_known_by_its_new_directory() -> None:
     first, second, third = (each * 16 for each in (b"1", b"2", b"3"))
     memory = memory_of(Journal(Recovered()))

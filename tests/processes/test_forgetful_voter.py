@@ -111,12 +111,52 @@ def test_a_member_that_met_a_voter_knows_that_its_directory_is_another(make_clus
     assert cluster.leader() in ("n2", "n3")
 
 
+def test_two_voters_that_forgot_make_no_majority_after_a_restart_either(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster()
+    cluster.start()
+    wait_until(lambda: all(at_level_1(cluster, name) for name in cluster.nodes), 10.0, "feature level 1")
+    leader = cluster.leader()
+    cluster.put("promised", b"by all")
+    others = [name for name in cluster.nodes if name != leader]
+    for name in others:
+        cluster.kill(name)
+        shutil.rmtree(cluster.nodes[name].data_dir)
+    for name in others:
+        cluster.spawn(name)
+    for name in others:
+        wait_until(partial(knows_that_it_forgot, cluster, name), 10.0, f"{name} has noted that it does not vote")
+    for name in cluster.nodes:
+        cluster.kill(name)
+    for name in others:
+        cluster.spawn(name)
+    for name in others:
+        wait_until(lambda name=name: cluster.probe(name, "/livez") == 200, 10.0, f"{name} is up")  # type: ignore[misc]
+    began = time.monotonic()
+    while time.monotonic() - began < 3.0:  # some elections long; and nothing may happen in it
+        assert [cluster.probe(name, LEADER_PROBE) for name in others] == [503, 503]
+        time.sleep(0.1)
+
+
+def knows_that_it_forgot(cluster: Cluster, name: str) -> bool:
+    file = cluster.nodes[name].data_dir / "identity.json"
+    return file.exists() and json.loads(file.read_text()).get("forgetful") is True
+
+
 def at_level_1(cluster: Cluster, name: str) -> bool:
     return bool(cluster.status(name).get("feature_level") == 1)
 
 
 def met(cluster: Cluster, name: str) -> dict[str, str]:
     return dict(json.loads((cluster.nodes[name].data_dir / "identity.json").read_text()).get("met", {}))
+
+
+def test_the_leader_is_not_replaced(cluster: Cluster) -> None:
+    leader = cluster.leader()
+    for name in cluster.nodes:
+        answer = cluster.request(name, "POST", f"/admin/api/v1/members/{leader}/replace")
+        assert (answer.status, answer.json()["error"]) == (409, "conflict"), name
+        assert f"Node {leader} answers" in answer.json()["message"]
+    assert "AssertionError" not in cluster.log(leader)
 
 
 def test_a_voter_that_is_well_is_not_replaced(cluster: Cluster) -> None:
