@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import msgpack
@@ -65,6 +66,21 @@ def test_garbage_is_never_a_message(garbage: bytes) -> None:
         return
     assert encode(message), "what decodes must be one that a node could have sent"
     assert type(message[0]) is int
+
+
+@pytest.mark.parametrize(
+    "rest", [b"\xa1\xff", b"\xc7\x01\x05a", b"\x81\x90\x01", b"\x91" * 2_000], ids=["text", "ext", "map", "deep"]
+)
+def test_a_message_that_fails_half_way_leaves_nothing_behind(rest: bytes) -> None:
+    """msgpack before 1.2.1 never freed what it had read up to there. Any stranger can send it."""
+    body = b"\xdc" + (1_000).to_bytes(2, "big") + b"\x01" * 500 + rest + b"\x01" * 600
+    gc.collect()
+    before = sum(type(each) is list and len(each) == 1_000 for each in gc.get_objects())
+    for _ in range(100):
+        with pytest.raises(BadFrame):
+            frames.decode(body)
+    gc.collect()
+    assert sum(type(each) is list and len(each) == 1_000 for each in gc.get_objects()) <= before
 
 
 @given(anything)
