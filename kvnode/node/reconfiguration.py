@@ -167,7 +167,7 @@ class Reconfiguration:
         """
         if not member.voter:
             return None
-        if self._engine.is_reachable(member.node_id):
+        if member.node_id == self._me or self._engine.is_reachable(member.node_id):
             raise Conflict(
                 f"Node {member.node_id} answers, and knows what it has promised: only one that has lost its data "
                 "directory is replaced. Stop it and give it an empty --data-dir first."
