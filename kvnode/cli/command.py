@@ -17,10 +17,20 @@ from typing import Any, Final
 
 import click
 
+from kvnode.config import values
+
 _IN_FRONT: Final = "kvnode.options_in_front"  # the arguments of options before the command, as they were given
 PROFILE_VARIABLE: Final = "KVNODE_PROFILE"
 # What a profile may say, and the option that says the same. No token: a file of its own can be kept from other eyes.
 PROFILE_KEYS: Final = {"url": "--url", "token-file": "--token-file", "cacert": "--cacert", "timeout": "--timeout"}
+
+
+def directory(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
+    """A callback: the directory that an option names. An empty text, as of a variable that is not set, is refused."""
+    try:
+        return None if value is None else values.directory(value)
+    except values.Malformed as problem:
+        raise click.BadParameter(f"{problem}.") from None
 
 
 def _keep(ctx: click.Context, param: click.Parameter, value: object) -> None:

@@ -9,17 +9,19 @@ from pathlib import Path
 import click
 
 from kvnode.cli.calls import fail, output_option, print_json
-from kvnode.cli.command import Command
+from kvnode.cli.command import Command, directory
 from kvnode.errors import StartupError
 
 
 @click.command(cls=Command)
-@click.option("--data-dir", required=True, metavar="DIR", help="The directory of a node that is stopped.")
+@click.option(
+    "--data-dir", required=True, callback=directory, metavar="DIR", help="The directory of a node that is stopped."
+)
 @click.option("--force-new-cluster", is_flag=True, help="Yes: the majority of the old cluster is lost for good.")
 @click.option("--skip-entry", type=click.IntRange(2), metavar="INDEX",
               help="Leave out this entry of the log, which cannot be applied: 'kvnode verify' names it.")  # fmt: skip
 @output_option
-def recover(data_dir: str, force_new_cluster: bool, skip_entry: int | None, output: str) -> None:
+def recover(data_dir: Path, force_new_cluster: bool, skip_entry: int | None, output: str) -> None:
     """Make a cluster of one node of what this node holds, with a new cluster id. The node must be stopped.
 
     For when a majority of the members is lost and will not come back: writes that only those held are lost. The old
@@ -40,7 +42,7 @@ def recover(data_dir: str, force_new_cluster: bool, skip_entry: int | None, outp
     from kvnode.storage.recover import recover as recover_directory  # the Raft core, which no other command needs
 
     try:
-        done = recover_directory(Path(data_dir), skip_entry)
+        done = recover_directory(data_dir, skip_entry)
     except StartupError as e:
         fail(e.message)
     except OSError as e:

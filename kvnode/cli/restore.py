@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from kvnode.cli.calls import call, connected, fail, output_option, print_json
-from kvnode.cli.command import Command
+from kvnode.cli.command import Command, directory
 from kvnode.config import values
 from kvnode.errors import StartupError
 from kvnode.storage import backup
@@ -18,7 +18,7 @@ from kvnode.storage.restore import restore as restore_directory
 
 @click.command(cls=Command)
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Offline: made by this.")
+@click.option("--data-dir", callback=directory, metavar="DIR", help="Offline: made by this.")
 @click.option("--yes", is_flag=True, help="Do not ask before the keys of a running cluster are replaced.")
 @click.option("--node-id", default="n1", show_default=True, help="The name of the node that is to start on it.")
 @click.option("--raft", default="127.0.0.1:7001", show_default=True, metavar="HOST:PORT", help="Where others dial it.")

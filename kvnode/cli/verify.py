@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from kvnode.cli.calls import fail, output_option, print_json
-from kvnode.cli.command import Command
+from kvnode.cli.command import Command, directory
 from kvnode.errors import StartupError
 from kvnode.storage import backup
 from kvnode.storage.verify import (
@@ -28,9 +28,9 @@ _POISONED: Final = (
 
 @click.command("verify", cls=Command)
 @click.argument("file", required=False)
-@click.option("--data-dir", metavar="DIR", help="The directory that a node's --data-dir names.")
+@click.option("--data-dir", callback=directory, metavar="DIR", help="The directory that a node's --data-dir names.")
 @output_option
-def verify_command(file: str | None, data_dir: str | None, output: str) -> None:
+def verify_command(file: str | None, data_dir: Path | None, output: str) -> None:
     """Read a node's journal and snapshots, or the backup FILE, and say whether they are whole.
 
     Nothing is changed. The node may be running; what it is writing at that moment shows as an unfinished tail.
@@ -38,12 +38,12 @@ def verify_command(file: str | None, data_dir: str | None, output: str) -> None:
     fails at, is poisoned. Exit code 0 where all is whole, 1 where something is damaged or poisoned, 2 where there is
     no data directory or file.
     """
-    if (file is None) is (data_dir is None):
-        raise click.UsageError("Name either a backup FILE or --data-dir DIR")
-    if file is not None:
+    if file is not None and data_dir is None:
         _verify_backup(Path(file), output)
+    elif data_dir is not None and file is None:
+        _verify_directory(data_dir, output)
     else:
-        _verify_directory(str(data_dir), output)
+        raise click.UsageError("Name either a backup FILE or --data-dir DIR")
 
 
 def _verify_backup(path: Path, output: str) -> None:
@@ -66,9 +66,9 @@ def _verify_backup(path: Path, output: str) -> None:
     print("whole")
 
 
-def _verify_directory(data_dir: str, output: str) -> None:
+def _verify_directory(data_dir: Path, output: str) -> None:
     try:
-        report = verify(Path(data_dir))
+        report = verify(data_dir)
     except StartupError as e:
         fail(e.message, 2 if isinstance(e, NotADataDirectory) else 1)
     except OSError as e:

@@ -61,14 +61,13 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None
     session = security.secret_of(given, environ, "session-key-file", SESSION_VARIABLE, "session key")
     peers, warnings = _peers(given, node_id, raft)
     election_min_s, election_max_s, heartbeat_s = _timing(given)
-    data_dir = given.get("data-dir")
     return Config(
         node_id=node_id,
         http=http,
         raft=raft,
         peers=MappingProxyType(peers),
         advertise_http=_advertise_http(given, http, "https" if guard.tls else "http"),
-        data_dir=Path(data_dir.text) if data_dir else Path("kvnode-data") / node_id,
+        data_dir=given.parse("data-dir", values.directory) or Path("kvnode-data") / node_id,
         security=guard,
         cluster_id=given.parse("cluster-id", values.name),
         join=given.parse("join", values.base_urls) or (),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -26,6 +27,13 @@ def name(text: str) -> str:
     if not _NAME.fullmatch(text):
         raise Malformed(f"{text!r} is no name; use 1 to 63 letters, digits, '.', '_' or '-', a letter or digit first")
     return text
+
+
+def directory(text: str) -> Path:
+    """The path of a directory. An empty text, as of a variable that is not set, does not mean the current one."""
+    if not text:
+        raise Malformed("an empty text names no directory; the current one is .")
+    return Path(text)
 
 
 def choice(text: str, allowed: tuple[str, ...]) -> str:

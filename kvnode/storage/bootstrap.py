@@ -23,11 +23,19 @@ from kvnode.storage.journal import Journal
 from kvnode.storage.segments import Segments
 from kvnode.storage.snapshots import Snapshots
 
-__all__ = ["LEAP", "LEAP_MAX", "found", "refuse_mount_point", "sync"]
+__all__ = ["LEAP", "LEAP_MAX", "found", "refuse_mount_point", "resolved", "sync"]
 
 # What the digest of the divergence check goes on from (`divergence.py`). Any number will do: all later members get
 # it with this snapshot. Without one, nodes that began with the snapshot would never compare anything.
 DIGEST: Final = 0
+
+
+def resolved(path: Path) -> Path:
+    """The path without links. Raises StartupError where they lead in a circle."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # RuntimeError up to Python 3.12
+        raise StartupError(f"The links of {path} lead in a circle: name the data directory itself.") from None
 
 
 def refuse_mount_point(path: Path) -> None:

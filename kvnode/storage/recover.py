@@ -25,7 +25,7 @@ from kvnode.errors import StartupError
 from kvnode.state.limits import COUNTER_MAX, LEAP
 from kvnode.state.store import KeyValueStore
 from kvnode.storage import identity
-from kvnode.storage.bootstrap import found, refuse_mount_point, sync
+from kvnode.storage.bootstrap import found, refuse_mount_point, resolved, sync
 from kvnode.storage.disk import Directory
 from kvnode.storage.identity import Claim
 from kvnode.storage.journal import Journal
@@ -59,7 +59,7 @@ def recover(path: Path, skip: int | None = None) -> Recovered:
 
     Raises StartupError where the directory is in use, damaged, or of no node; then nothing is changed.
     """
-    path = path.resolve()
+    path = resolved(path)
     new, old = path.with_name(path.name + NEW), path.with_name(path.name + OLD)
     if not (path / identity.FILE).is_file():
         raise StartupError(

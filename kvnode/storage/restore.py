@@ -17,6 +17,7 @@ from kvnode.storage.bootstrap import (
     LEAP_MAX,
     found,
     refuse_mount_point,
+    resolved,
     sync,
 )
 from kvnode.storage.identity import Claim
@@ -33,7 +34,7 @@ def restore(path: Path, node_id: str, address: tuple[str, int], url: str, store:
 
     `address` and `url` are where others reach the node. Raises StartupError, OSError; then `path` is as it was.
     """
-    path = path.resolve()
+    path = resolved(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise StartupError(f"{path} is there and not empty: restore into a new --data-dir, or move that one away.")
     refuse_mount_point(path)

@@ -118,16 +118,19 @@ class Report:
 
 
 def verify(path: Path) -> Report:
-    """Reads all of a data directory. Raises NotADataDirectory, and OSError where it cannot be read at all."""
+    """Reads all of a data directory. Raises NotADataDirectory, StartupError where listed files were not there, and
+    OSError where it cannot be read at all."""
     if not path.is_dir():
         raise NotADataDirectory(f"There is no directory {path}: name a node's data directory with --data-dir.")
-    for look in range(1, LOOKS + 1):
+    for _ in range(LOOKS):
         try:
             return _Reader(path).read()
         except FileNotFoundError:
-            if look == LOOKS:
-                raise
-    raise AssertionError("unreachable")
+            pass  # the node removed it in between
+    raise StartupError(
+        f"Files that {path} lists were not there at each of {LOOKS} looks, because its node removes what it needs no "
+        "more, or a link leads nowhere: try again, or stop the node."
+    )
 
 
 class _Reader:

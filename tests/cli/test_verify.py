@@ -55,6 +55,13 @@ def test_a_place_that_is_no_data_directory_is_usage(tmp_path: Path, where: str) 
     assert is_one_sentence(done.err)
 
 
+@pytest.mark.parametrize("command", [["verify"], ["recover", "--force-new-cluster"], ["restore", "b.kvnb"], ["serve"]])
+def test_an_empty_name_is_not_the_current_directory(command: list[str]) -> None:
+    done = kvnode(*command, "--data-dir", "")
+    assert (done.code, done.out) == (2, b"")
+    assert "an empty text names no directory" in done.err
+
+
 def test_the_directory_of_a_running_node_is_whole_and_the_node_does_not_notice(cluster: Cluster) -> None:
     stop = threading.Event()
 

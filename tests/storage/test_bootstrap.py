@@ -58,6 +58,16 @@ def test_a_mount_point_is_refused_before_anything_is_written(tmp_path: Path, mon
     restore(tmp_path / "new" / "kvnode", "n1", ADDRESS, "", sample(), LEAP)
 
 
+def test_links_that_lead_in_a_circle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for attempt in (
+        lambda: restore(tmp_path / "loop", "n1", ADDRESS, "", sample(), 0),
+        lambda: recover(tmp_path / "loop"),
+    ):
+        with pytest.raises(StartupError, match="lead in a circle"):
+            attempt()
+
+
 def test_a_recovered_cluster_leaps_over_revisions_and_lease_ids(tmp_path: Path) -> None:
     restore(tmp_path / "n1", "n1", ADDRESS, "", sample(), 0)
     assert recover(tmp_path / "n1").revision == 1 + LEAP

@@ -297,6 +297,13 @@ def test_what_is_no_data_directory_is_no_report(tmp_path: Path) -> None:
             verify(path)
 
 
+def test_files_that_are_listed_and_not_there_are_said(data_dir: Path) -> None:
+    """As where a node removes files faster than they are read."""
+    (data_dir / "journal-999999999999").symlink_to(data_dir / "gone")
+    with pytest.raises(StartupError, match=r"were not there at each of 10 looks.*try again, or stop the node"):
+        verify(data_dir)
+
+
 def test_a_directory_that_is_written_compacted_and_read_at_once_is_whole(tmp_path: Path) -> None:
     disk = Directory(tmp_path / "n1")
     cluster_id = claim(disk, "n1", None, PEERS).cluster_id
