@@ -19,10 +19,14 @@ Check = Callable[[RaftStatus], str | None]
 APPLIED_LAG_ENTRIES_MAX: Final = 1_000
 # The tick runs every few milliseconds. Ten seconds without one is no pause of a collector or a slow disk any more.
 TICK_AGE_S_MAX: Final = 10.0
+STARTING: Final = (
+    "Start-up is not finished: the node loads its journal and its snapshot, or with --join waits for a cluster to let "
+    "it in"
+)
 
 
 def _startup(status: RaftStatus) -> str | None:
-    return None if status.started else "Start-up is not finished: the journal and the snapshot are being loaded"
+    return None if status.started else STARTING
 
 
 def _storage(status: RaftStatus) -> str | None:

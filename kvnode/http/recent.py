@@ -38,7 +38,7 @@ def routes(group: Group, meters: HttpMeters) -> dict[str, Methods]:
 
     async def timeline(request: web.BaseRequest, rest: str, query: str) -> Answer:
         reports = await group.reports("timeline")
-        return json_answer(200, {"changes": merged_changes(reports), "unanswered": _unanswered(group, reports)})
+        return json_answer(200, {"changes": merged_changes(reports), "unanswered": unanswered(group, reports)})
 
     async def figures(request: web.BaseRequest, rest: str, query: str) -> Answer:
         since_ms = _since_ms(Query(query))
@@ -48,7 +48,7 @@ def routes(group: Group, meters: HttpMeters) -> dict[str, Methods]:
             "span_s": SPAN_S,
             "now_ms": int(time.time() * 1000),
             "nodes": [{"node": name, "samples": _listed(report, "samples")} for name, report in reports.items()],
-            "unanswered": _unanswered(group, reports),
+            "unanswered": unanswered(group, reports),
         }
         return json_answer(200, document)
 
@@ -60,7 +60,7 @@ def routes(group: Group, meters: HttpMeters) -> dict[str, Methods]:
             "minutes": MINUTES,
             "last_minute_ms": last_minute * 60_000,
             "rows": merged_heat(reports, last_minute, rights.covers),
-            "unanswered": _unanswered(group, reports),
+            "unanswered": unanswered(group, reports),
         }
         return json_answer(200, document)
 
@@ -159,7 +159,8 @@ def _listed(report: Mapping[str, Any], name: str) -> Sequence[Any]:
     return found if isinstance(found, list) else []
 
 
-def _unanswered(group: Group, reports: Reports) -> list[str]:
+def unanswered(group: Group, reports: Reports) -> list[str]:
+    """The members without a report."""
     return [member.id for member in group.members() if not reports.get(member.id)]
 
 

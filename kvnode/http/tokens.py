@@ -21,6 +21,7 @@ from kvnode.http.credentials import Credentials
 from kvnode.http.document import read_object
 from kvnode.http.group import Group
 from kvnode.http.paths import decode
+from kvnode.http.recent import unanswered
 from kvnode.http.route import Methods
 from kvnode.state.commands import CreateToken, PutToken, RevokeToken
 from kvnode.state.limits import (
@@ -86,11 +87,9 @@ class Tokens:
         reports = await self._group.reports(REPORT)
         told = [each.get("last_used_ms") for each in reports.values()]
         used_ms = _last_uses((self._credentials.last_used_ms(), *told))  # its own may be newer than a shared report
-        found = [
-            {**self._shown(token), "last_used_ms": used_ms.get(token.id)} for token in self._group.store.tokens.view()
-        ]
-        unanswered = [member.id for member in self._group.members() if not reports.get(member.id)]
-        return json_answer(200, {"tokens": found, "node": self._node_id, "unanswered": unanswered})
+        found = [_shown(token, used_ms) for token in self._group.store.tokens.view()]
+        document = {"tokens": found, "node": self._node_id, "unanswered": unanswered(self._group, reports)}
+        return json_answer(200, document)
 
     async def create(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         document = await read_object(request, REQUEST_BYTES_MAX, _NEW)
@@ -130,7 +129,9 @@ class Tokens:
         if "expires_s" in document:
             changed = changed._replace(expires_ms=_expires_ms(document, now_ms))
         await self._put(token, changed)
-        return Noted(json_answer(200, self._shown(changed)), f"changed token {_named(changed)}")
+        return Noted(
+            json_answer(200, _shown(changed, self._credentials.last_used_ms())), f"changed token {_named(changed)}"
+        )
 
     async def rotate(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         """Another secret; the one before it counts for `grace_s` more, so that nothing stops meanwhile."""
@@ -194,22 +195,25 @@ class Tokens:
     def _made(self, token: Token, secret: str) -> Answer:
         """With the secret, this once."""
         warning = {} if self._credentials.first is not None else {"warning": UNASKED}
-        return json_answer(200, {**self._shown(token), "token": f"kvnode_{token.id}_{secret}", **warning})
+        return json_answer(
+            200, {**_shown(token, self._credentials.last_used_ms()), "token": f"kvnode_{token.id}_{secret}", **warning}
+        )
 
-    def _shown(self, token: Token) -> dict[str, Any]:
-        """Without a secret. The last use is what this node has seen: a listing asks the others too."""
-        used_s, now_ms = self._credentials.use_of(token.id).last_s, _now_ms()
-        return {
-            "id": token.id,
-            "name": token.name,
-            "role": token.role,
-            "prefixes": list(token.prefixes),
-            "created_ms": token.created_ms,
-            "expires_ms": token.expires_ms or None,
-            "expired": 0 < token.expires_ms <= now_ms,
-            "former_until_ms": token.former_until_ms if token.former_until_ms > now_ms else None,
-            "last_used_ms": int(used_s * 1_000) or None,
-        }
+
+def _shown(token: Token, used_ms: Mapping[str, int]) -> dict[str, Any]:
+    """Without a secret. `used_ms`: when each token was last used, by its id."""
+    now_ms = _now_ms()
+    return {
+        "id": token.id,
+        "name": token.name,
+        "role": token.role,
+        "prefixes": list(token.prefixes),
+        "created_ms": token.created_ms,
+        "expires_ms": token.expires_ms or None,
+        "expired": 0 < token.expires_ms <= now_ms,
+        "former_until_ms": token.former_until_ms if token.former_until_ms > now_ms else None,
+        "last_used_ms": used_ms.get(token.id),
+    }
 
 
 def _last_uses(told: Iterable[object]) -> dict[str, int]:

@@ -26,6 +26,7 @@ WITHIN_S: Final = 60.0  # for the cluster to answer: it may be starting as well
 
 async def join(urls: Sequence[str], node_id: str, address: HostPort, http_url: str, access: Access) -> Invitation:
     """Raises StartupError where the cluster does not let the node in, or did not answer in time."""
+    log.info("Asking %s to let this node in, for up to %d s.", ",".join(urls), WITHIN_S)
     try:
         async with Client(urls, WITHIN_S, access=access) as client:
             membership = await _asked(client, node_id, address, http_url)

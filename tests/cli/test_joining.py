@@ -30,7 +30,9 @@ def one_by_one(*replies: Reply | None) -> Script:
 
     async def script(asked: Asked) -> Reply | None:
         reply = next(left)
-        return await break_off(asked) if reply is None else reply
+        if reply is None:
+            return await break_off(asked)
+        return reply
 
     return script
 
