@@ -95,7 +95,7 @@ test-lowest: $(STAMP) ## the tests that need no cluster with the lowest versions
 
 # Apart from `make test`, which would be slower for it; nodes that run as processes of their own are not counted.
 COVERED := state storage config logs metrics watch net
-# Its reader races a writer, and being measured makes the reader the slower one for longer than it tries. `make test` runs it.
+# Its reader races a writer, and lost in one of two measured runs. `make test` runs it.
 UNCOVERED := tests/storage/test_verify.py::test_a_directory_that_is_written_compacted_and_read_at_once_is_whole
 coverage: $(STAMP) ## the lines of the parts that need no cluster that their tests run, in percent
 	$(BIN)/python -m pytest -q --numprocesses $(TEST_WORKERS) $(COVERED:%=--cov kvnode/%) \

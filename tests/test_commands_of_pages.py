@@ -21,7 +21,7 @@ NOT_RUN = {
     ("README.md", "PEERS="): "the nodes of every test of real processes are started so (tests/cluster.py)",
     ("README.md", "kvnode serve --node-id n4"): "tests/processes/ add members so",
     ("README.md", "make compose-up"): "needs a container engine, as `make compose-test` does",
-    ("CONTRIBUTING.md", "make dev"): "this is the test run itself",
+    ("CONTRIBUTING.md", "make dev"): "tests/cli/test_dev.py runs what it runs; make test is this run",
     ("OPERATIONS.md", "kvnode recover --data-dir data/n1 --skip-entry"): "tests/processes/test_poison.py does it",
     ("OPERATIONS.md", "mkdir certs"): "tests/certificates.py makes the same certificates without openssl",
     ("OPERATIONS.md", "kvnode serve --node-id n1 --http 127.0.0.1:8301"): "tests/processes/ start secured nodes so",

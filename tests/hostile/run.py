@@ -46,8 +46,9 @@ PROBE_S: Final = 1.0
 WRITE_GAP_S: Final = 5.0  # between two honest writes that are accepted: a node's own deadline for one
 MACHINE_LATE_S: Final = 0.2  # a third of the shortest election timeout
 LOG_KB_MAX: Final = 128  # of each node, for two minutes of floods, without the audit log
-# An administrator's every action has its line, and the crafted backups come by an administrator's token: what counts is
-# that no line is long.
+# Each action of an administrator has its line in the audit log, and these attacks use an administrator's token: no more
+# lines than they made such requests in one go, and no long one.
+AUDITED: Final = {"crafted_backups": 1, "slow_readers": 60, "slow_bodies": 60}
 AUDIT_LINE_BYTES_MAX: Final = 400
 AUDIT_LINE: Final = re.compile(r"\S+ info +audit: ")
 ATTACKER: Final = "127.0.0.2"
@@ -435,6 +436,9 @@ def _verdict(
         log_kb[name] = (sum(map(len, lines)) - sum(map(len, audited))) // 1_024
         if (longest := max(map(len, audited), default=0)) > AUDIT_LINE_BYTES_MAX:
             faults.append(f"{name} wrote an audit line of {longest} characters")
+    audited_max = sum(tries[kind] * requests for kind, requests in AUDITED.items())
+    if sum(audit_lines.values()) > audited_max:
+        faults.append(f"the audit logs have {sum(audit_lines.values())} lines of at most {audited_max} requests")
     faults += [f"{name} wrote {kb} KB of log" for name, kb in log_kb.items() if kb > LOG_KB_MAX]
     faults += [f"{name} logged a traceback" for name in cluster.nodes if "Traceback" in cluster.log(name)]
     faults += _contents(cluster, honest, refused)

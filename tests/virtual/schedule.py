@@ -311,7 +311,7 @@ class Schedule:
                 raise Dead(f"{node.name} does not start: {node.refused_to_start}")
 
     def _may_refuse(self, node: Node) -> bool:
-        """One that was not let in: nobody could say yes, or it was a voter and lost its disk, and is to be removed."""
+        """A node that was to join and was not let in: no leader answered, or it was a voter that lost its disk."""
         reasons = ("joined now", "is a voting member of that cluster already")
         return node.join is not None and any(reason in node.refused_to_start for reason in reasons)
 
