@@ -55,6 +55,10 @@ DEADLINE_S: Final = 3.0
 VERSION_0_1: Final = 2  # `handshake_0_1.py`
 _VERSION: Final = 4  # 3 was never used
 NONCE_BYTES: Final = 16
+# The fields of the dialer's second frame: HTTP URL, instance, index, level, fresh, directory's id, proof.
+_PROOF: Final = (str, bytes, int, int, bool, bytes, bytes)
+# Those of the acceptor's second: true, HTTP URL, instance, level, fresh, directory's id, proof.
+_WELCOME: Final = (bool, str, bytes, int, bool, bytes, bytes)
 
 # Why a node is refused, where it should know which of the reasons it is.
 OTHER_CLUSTER: Final = "other_cluster"
@@ -174,7 +178,7 @@ class Dialer:
                 raise Refused(f"it refused: {printable(reason, 200)}", told, code, heard=True)
             raise Refused(f"it refused: {printable(reason)}", kind="it refused")
         raise_if_refused(answer, self._me.cluster_level())
-        if not has_types(answer, bool, str, bytes, int, bool, bytes, bytes):
+        if not has_types(answer, *_WELCOME):
             raise Refused("it answers in an unknown protocol")
         *fields, proof = answer
         if not hmac.compare_digest(proof, keys.proof(b"acceptor", self._said, fields)):
@@ -232,7 +236,7 @@ class Acceptor:
 
     def proved(self, body: bytes) -> Peer:
         answer, keys, me = unpacked(body), self._keys, self._me
-        if keys is None or not has_types(answer, str, bytes, int, int, bool, bytes, bytes):
+        if keys is None or not has_types(answer, *_PROOF):
             raise Refused(NO_PROTOCOL)
         *fields, proof = answer
         self._proved = hmac.compare_digest(proof, keys.proof(b"dialer", self._said, fields))
