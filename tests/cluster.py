@@ -44,9 +44,13 @@ def free_ports(count: int) -> list[int]:
     """Ports of 127.0.0.1 that nobody listens on, below the range the kernel lends to outgoing connections.
 
     A port from that range (what binding port 0 gives) can be taken by any outgoing connection while its node is
-    down, and the node's restart then fails now and then.
+    down, and the node's restart then fails now and then. Each worker of the tests takes from a part of its own, since
+    the node that is to listen on a port may not have begun, or be down, while another worker looks for one.
     """
     lowest_lent = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0]) if _LINUX else 49152
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    share = (lowest_lent - 10_000) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    first = 10_000 + worker * share
     ports: list[int] = []
     held: list[socket.socket] = []
     try:
@@ -54,7 +58,7 @@ def free_ports(count: int) -> list[int]:
             candidate = socket.socket()
             held.append(candidate)  # held until all are found, so that none is found twice
             try:
-                candidate.bind(("127.0.0.1", random.SystemRandom().randrange(10_000, lowest_lent)))
+                candidate.bind(("127.0.0.1", random.SystemRandom().randrange(first, first + share)))
             except OSError:
                 continue
             ports.append(candidate.getsockname()[1])

@@ -110,14 +110,14 @@ ENDLESS: list[tuple[str, str, bytes | None, int]] = [
 @pytest.mark.parametrize("followed", [False, True])
 async def test_the_answer_is_there_before_the_sender_gives_up(waiting: Served, followed: bool) -> None:
     # A request with an id goes aiohttp's own way through the connection, others the short one.
-    headers = {"Kvnode-Timeout": "1.0"} | ({"X-Request-Id": "r"} if followed else {})
+    headers = {"Kvnode-Timeout": "3.0"} | ({"X-Request-Id": "r"} if followed else {})
 
     async def ask(method: str, path: str, body: bytes | None, status: int) -> None:
         began_at = time.monotonic()
         reply = await waiting.ask(method, path, headers, body)
         took_s = time.monotonic() - began_at
         assert reply.status == status, path
-        assert 0.05 < took_s < 1.0, path
+        assert 0.05 < took_s < 3.0, path
         if method in ("PUT", "POST"):
             assert reply.json["outcome"] == ("not_applied" if status == 503 else "unknown")
         if status == 503:
@@ -125,14 +125,14 @@ async def test_the_answer_is_there_before_the_sender_gives_up(waiting: Served, f
 
     await asyncio.gather(*(ask(*each) for each in ENDLESS))
     assert isinstance(waiting.group, Waiting)
-    assert all(0.1 < left_s < 1.0 for left_s in waiting.group.left_s_of)
+    assert all(0.1 < left_s < 3.0 for left_s in waiting.group.left_s_of)
 
 
 async def test_a_long_poll_ends_in_time(node: Served) -> None:
     began_at = time.monotonic()
-    reply = await node.ask("GET", "/v1/watch?key=k&wait=30s", {"Kvnode-Timeout": "1"})
+    reply = await node.ask("GET", "/v1/watch?key=k&wait=30s", {"Kvnode-Timeout": "3"})
     assert (reply.status, reply.json["events"]) == (200, [])
-    assert time.monotonic() - began_at < 1.0
+    assert time.monotonic() - began_at < 3.0
 
 
 async def test_a_body_that_does_not_come_in_time_is_refused_for_sure(node: Served) -> None:
