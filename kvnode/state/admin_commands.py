@@ -166,7 +166,7 @@ def _change_staging(store: KeyValueStore, kind: int, argument: list[Any]) -> Res
     replaced = _take_over(store, contents, staging.revision, argument[2])
     if isinstance(replaced, Invalid):
         return replaced
-    store.staging, store.former = None, contents  # which has what was here, for whoever releases it
+    store.staging, store.former = None, contents  # `contents` holds the old state now, until a worker releases it
     return replaced
 
 

@@ -19,7 +19,7 @@ Change = tuple[int, str, int, bytes, bytes]
 
 CHANGE_PUT: Final = 1
 CHANGE_DELETE: Final = 2
-CHANGE_EXPIRE: Final = 3  # a delete that nobody asked for: the key's time was over
+CHANGE_EXPIRE: Final = 3  # a delete by the key's lease, not by a client
 
 CHANGE_REPLACED: Final = 4  # of no key: all contents were exchanged, and nothing before counts any more
 

@@ -83,8 +83,8 @@ DELETE_FIELDS: Final = FIELDS[DELETE]
 APPENDED: Final = {
     EXPIRE: ("generation", 1, COUNTER_MAX), REPLACE: ("leap", 1, LEAP_MAX), GRANT: ("lease's id", 0, LEASE_ID_MAX),
 }  # fmt: skip
-# What makes the store smaller, or ends somebody's right: a full disk must keep neither a stolen token valid nor a
-# stolen session. (The end of a session is noted in bounded space.)
+# Commands that free space or withdraw access. A full disk does not refuse them, or a stolen token or session would
+# stay valid. (The end of a session is noted in bounded space.)
 FREEING: Final = frozenset(
     (DELETE, DELETE_PREFIX, REVOKE, EXPIRE, TOKEN_REVOKE, END_SESSION, RESTORE_ABORT, ETCD_DELETE)
 )
@@ -202,10 +202,10 @@ class Revoke:
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """The time of these leases is over: (id, renewals that the leader knew of). One that was renewed since stays.
+    """Ends leases whose time is over: (id, renewals that the leader knew of). A lease renewed since then stays.
 
-    `generation` is that of the leases that the leader knew (`leases.py`): those of a backup, which took their place
-    since, have another one and stay, whatever ids and renewals they have.
+    `generation` is that of the leases that the leader knew (`leases.py`). Leases of a backup that was restored since
+    then have another generation and stay, even with the same ids and renewals.
     """
 
     leases: tuple[tuple[int, int], ...]
@@ -376,9 +376,9 @@ def _with_key(fields: tuple[int | str | Expect, ...], idempotency_key: Idempoten
 
 
 def command_fault(command: Any) -> str | None:
-    """What is wrong with a decoded command, whatever the store holds; None where it can be carried out. Total.
+    """What is wrong with a decoded command; None if it is well formed. Does not look at the store. Total.
 
-    Of a transaction this checks its outside alone: `transaction_fault` (`transactions.py`, `etcd.py`) is for the rest.
+    Checks only the outer fields of a transaction; `transaction_fault` (`transactions.py`, `etcd.py`) checks the rest.
     """
     if type(command) is not list or not command:
         return "unknown command"

@@ -1,10 +1,10 @@
 """Sessions that were ended before their time, as part of the replicated state: every node refuses their cookies. Pure.
 
-A session is in no list while it goes on: its cookie says all of it. So the end of one has to be remembered until it
-would have been over, and there is no clock here to say when that is. Each token has room for ENDED_SESSIONS_MAX. When
-that is full, the one that would be over first goes, and every session of the token that ends no later than that one
-counts as ended from then on: forgetting ends sessions, and never brings one back. Within one token, so that
-whoever signs in and out all day ends nobody else's sessions.
+A live session is in no list: its cookie holds all of it. So an ended session must be remembered until its cookie
+expires, and the state machine has no clock to tell when that is. Each token has room for ENDED_SESSIONS_MAX. When the
+room is full, the session that would expire first is dropped, and from then on every session of this token that
+expires no later counts as ended: forgetting ends sessions and never revives one. The room is per token, so that a
+client that signs in and out all day cannot end the sessions of others.
 """
 
 from __future__ import annotations

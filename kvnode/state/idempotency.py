@@ -1,7 +1,7 @@
 """What became of each write that carried an idempotency key: the part of the replicated state that makes a retry safe.
 
-The first outcome counts, whatever it was. A refused compare-and-set is kept like an applied one: were it forgotten,
-a retry that met a store which has changed meanwhile could succeed, and one request would have had two answers.
+The first outcome counts. A refused compare-and-set is kept like an applied one: if it were forgotten, a retry could
+succeed on a store that has changed meanwhile, and one request would have two answers.
 What never reached the state machine (no leader, a full disk, a malformed request) has no outcome and is not here.
 
 Bounded by count and by bytes, oldest out first in the order of the log. So every node forgets the same key at the same
@@ -102,8 +102,8 @@ class OutcomesView(NamedTuple):
     def chunks(self) -> Iterator[bytes]:
         """`[idempotency key, fingerprint and result, source?]` arrays, oldest first, CHUNK_OUTCOMES to a chunk.
 
-        The order is all that is told of their numbers: a node that loaded a snapshot writes the same bytes as one
-        that did not. A source of 0 is left out.
+        Only the order is written, not the sequence numbers, so that a node that loaded a snapshot writes the same
+        bytes as one that did not. A source of 0 is left out.
         """
         pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack  # a packer belongs to one thread
         batch: list[tuple[str, bytes] | tuple[str, bytes, int]] = []

@@ -106,7 +106,7 @@ def lease_of(packed: bytes) -> int:
 
 
 def go_on() -> None:
-    """For work that nobody waits beside: no rest between its steps."""
+    """The `rest` of callers that run alone: does nothing between the steps."""
 
 
 def in_order(items: Iterable[K], rest: Callable[[], None] = go_on) -> Iterator[K]:

@@ -1,7 +1,7 @@
 """Every limit of what may enter the state machine, and what is wrong with a field that breaks one. Pure.
 
 A field reaches the replicated state by way of a request, the log, a snapshot, a backup or an import. Each of these
-asks here, so that none of them takes what another would refuse. `commands.py` and `transactions.py` know the shape
+asks here, so that no way in accepts what another refuses. `commands.py` and `transactions.py` know the shape
 of a command; the numbers are all in this file. A `*_fault` function answers None or one clause that says what a sound
 field looks like, and never repeats the field itself. It is total: it takes any object that msgpack or JSON can decode
 to. Types are compared with `type(…) is int`, because True is an int to `isinstance`.
@@ -17,8 +17,8 @@ from typing import Any, Final
 # 2^53, and nodes and clients add to a counter before they use it (a watch begins at a revision + 1, a restore leaps
 # over 2^50 revisions at most): the last 2^32 below 2^53 are left to them.
 #
-# What was accepted must stay loadable, whatever is done with it afterwards. So a file from outside may bring counters
-# up to COUNTER_RESTORED_MAX alone, a snapshot may hold what `apply` can count to, and `apply` refuses to count beyond
+# Accepted state must stay loadable after any later commands. So counters in a file from outside may be up to
+# COUNTER_RESTORED_MAX only, a snapshot may hold all that `apply` can count to, and `apply` refuses to count beyond
 # COUNTER_MAX. Between the two bounds are 2^52 - 2^32 changes, 142 years at a million each second. No cluster of 0.1.0
 # gets there by itself, so these refusals need no feature level: nodes of both versions answer all else alike.
 COUNTER_MAX: Final = 2**53 - 2**32
@@ -68,8 +68,8 @@ IDEMPOTENCY_KEY_CHARS_MAX: Final = 64
 # younger than this is forgotten. It is part of the replicated state: nodes that disagreed about the window would answer
 # the same retry differently.
 REPEAT_WINDOW_S: Final = 20
-# Old outcomes: for whoever repeats a write after that, a day and a half of one keyed write a second. Full, they cost up
-# to 48 MB of memory and 14 MB of snapshot.
+# Outcomes older than that are kept for late retries: at one keyed write a second, a day and a half of them. When full,
+# they take up to 48 MB of memory and 14 MB of snapshot.
 OUTCOMES_MAX: Final = 131_072
 OUTCOMES_BYTES_MAX: Final = 32 * 1_048_576
 # All of them while many are young: twice that. One client alone gets three quarters of it, 9,300 keyed writes a second
@@ -402,7 +402,7 @@ def scoped_token_fault(fields: Any) -> str | None:
 
 
 def prefixes_fault(prefixes: Any) -> str | None:
-    """What is wrong with the prefixes of a token: sorted, none of them under another one, () for all keys."""
+    """What is wrong with a token's prefixes. They are sorted, none lies under another; () is all keys."""
     if type(prefixes) is not list or len(prefixes) > PREFIXES_MAX:
         return f"a token has up to {PREFIXES_MAX} prefixes"
     size, before = 0, None

@@ -134,8 +134,8 @@ def usable(keys: SessionKeys, given: Iterable[bytes]) -> tuple[bytes, ...]:
 def signing_key(secret: bytes, key: bytes) -> bytes:
     """What signs in the place of `key`: HKDF (RFC 5869, SHA-256) from the cluster's secret, salted with it.
 
-    A key that the cluster made for itself is in its log, its snapshots and its journals. Whoever reads those must not
-    be able to sign with it, so what signs takes the secret as well, which is in none of them.
+    A key that the cluster generated is in its log, snapshots and journals. Reading those must not be enough to sign a
+    cookie, so the signing key also needs the secret, which is in none of them.
     """
     return hmac.digest(hmac.digest(key, secret, "sha256"), b"kvnode session cookies\x01", "sha256")
 

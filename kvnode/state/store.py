@@ -1,15 +1,15 @@
 """KeyValueStore: the replicated state machine. Pure, total, deterministic: no clock, no randomness, no I/O.
 
-The same commands in the same order give the same items, the same answers and the same snapshot bytes on
-every node. So nothing here raises for a bad command (it answers `Invalid` and changes nothing), and nothing
-depends on a hash order: Python salts `hash(str)` per process, and every walk that leaves this file is sorted.
+The same commands in the same order give the same items, answers and snapshot bytes on every node. So a bad command
+raises nothing (it answers `Invalid` and changes nothing), and nothing depends on hash order: Python salts `hash(str)`
+per process, so every iteration that leaves this file is sorted.
 
-`apply` is total, also where there is a fault in this program: what a command had changed before an exception is taken
-back, the answer is the same `Invalid` on every node, and `failures` has the exception for whoever logs it. A later
-version that mends such a fault must do so behind a feature level, or it would answer the same log otherwise.
+`apply` is total even if this program has a bug: an exception rolls the command back, every node answers the same
+`Invalid`, and `failures` keeps the exception for the log. A later version must fix such a bug behind a feature level,
+or it would answer the same log differently.
 
 Two structures hold one truth. `_items` is a `Table`, so that a snapshot takes it in O(1) and walks it in another
-thread while `apply` goes on; each item is kept packed, which takes half the memory and is nothing to the garbage
+thread while `apply` continues; each item is kept packed, which takes half the memory and is nothing to the garbage
 collector (`items.py`). `_keys` keeps the keys in order for range reads. Each item says which lease it has.
 """
 
@@ -116,16 +116,16 @@ class KeyValueStore:
 
     def __init__(self) -> None:
         self.revision = 0
-        self.changes: list[Change] | None = None  # noted by `apply` (`changes.py`) for whoever takes it away
+        self.changes: list[Change] | None = None  # noted by `apply` (`changes.py`); `Hub.publish` takes and empties it
         self.failures: list[Exception] = []  # of `apply`, up to FAILURES_KEPT; their reader empties the list
-        # The argument of a REPLACE that is to come, and what was read of it elsewhere: it saves the time, no more.
+        # The argument of a coming REPLACE, and the store (or the fault) that a worker decoded from it. Only saves time.
         self.replacement: tuple[bytes, KeyValueStore | str] | None = None
-        self.former: KeyValueStore | None = None  # what such a REPLACE took the place of, for whoever releases it
+        self.former: KeyValueStore | None = None  # the contents that a REPLACE replaced, until a worker releases them
         self._before: dict[str, bytes | None] = {}  # keys that the command has changed so far, as they were
         self.outcomes = Outcomes()
-        self.leases = Leases()  # for reading, elsewhere
-        self.session = NONE  # for reading, elsewhere
-        self.tokens = Tokens()  # likewise
+        self.leases = Leases()  # read-only outside this class
+        self.session = NONE  # read-only outside this class
+        self.tokens = Tokens()  # read-only outside this class
         self.ended_sessions = EndedSessions()
         self.level = 0  # the feature level that the cluster has reached (`commands.FEATURE_LEVEL`)
         self.staging: Staging | None = None  # a backup that is being restored, as far as it has come
@@ -186,7 +186,7 @@ class KeyValueStore:
         return (self.revision << 32) + len(self._items) + leases + beside
 
     def view(self) -> StoreView:
-        """The store as it stands now, immutable. O(1): later changes copy what they touch, a little at a time."""
+        """An immutable view of the present state. O(1): later changes copy the parts that they touch."""
         return StoreView(
             self.revision,
             self._items.view(),
@@ -204,8 +204,8 @@ class KeyValueStore:
     def apply(self, command: Any) -> Result:
         """Applies one decoded command (an array of `commands.py`) and answers it. Never raises but MemoryError.
 
-        An invalid command is invalid at any time, so nothing needs to be remembered of it, whatever key it carries.
-        Without memory the node must stop: another node has it and goes on, so to answer here would be to differ.
+        An invalid command is invalid at any time, so its idempotency key need not be remembered. Out of memory, a
+        node must stop: another node may have enough and apply the command, so an answer from here would diverge.
         """
         revision = self.revision
         try:
@@ -259,7 +259,7 @@ class KeyValueStore:
         return self._carry_out_once(request, *idempotency_key)
 
     def _within(self, token: list[Any], command: Any) -> Result:
-        """A command by a token with prefixes, which may use the leases that it names, or none of it is carried out."""
+        """Applies a command of a token with prefixes, unless the token may not use one of the leases that are named."""
         fault = "unknown command" if self.level < 1 else command_fault(command)
         if fault is not None or command[0] == WITHIN:
             return Invalid(self.revision, fault or "unknown command")
@@ -275,7 +275,7 @@ class KeyValueStore:
             self.leases.grantee = ""
 
     def _is_repeated(self, command: list[Any]) -> bool:
-        """Whether its idempotency key is known: what became of it is decided, whoever has the lease by now."""
+        """Whether its idempotency key is known. Its outcome is decided then, even if the lease has changed hands."""
         key = command[FIELDS[command[0]] :][:1]
         named = key[0] if key and type(key[0]) is list else key
         return bool(named) and type(named[0]) is str and self.outcomes.get(named[0]) is not None
@@ -489,8 +489,8 @@ class KeyValueStore:
     def adopt(self, other: KeyValueStore) -> None:
         """Exchanges contents with another store in O(1). What is noted of changes stays: its readers are the owner's.
 
-        For a snapshot that was loaded in a worker thread: the loop swaps it in without a pause, whoever holds this
-        store keeps holding the right one, and what was here can be given up elsewhere (`release`).
+        For a snapshot that was loaded in a worker thread: the loop swaps it in without a pause, references to this
+        store stay valid, and a worker can free the old contents (`release`).
         """
         for name in set(self.__slots__) - {"changes", "failures", "replacement", "former"}:
             mine, others = getattr(self, name), getattr(other, name)

@@ -1,4 +1,4 @@
-"""Table: a mapping that can be looked at as it was while it goes on changing, for a million keys in one event loop.
+"""Table: a mapping with O(1) immutable views, for a million keys in one event loop.
 
 A plain dict, cut into shards by the hash of the key. A view takes the shards as they are, which costs the copy of one
 list; from then on a shard is copied before it is first changed. So a snapshot walks its view in another thread without
@@ -53,7 +53,7 @@ class Table(MutableMapping[K, V]):
         # One empty dict stands for them all until they are changed: thousands of dicts would take longer to make than
         # many a table to fill.
         self._shards: list[dict[K, V]] = [{}] * shards
-        self._own = bytearray(shards)  # 0: somebody else has this shard too, a view or another number
+        self._own = bytearray(shards)  # 0: the shard is shared, with a view or with other shard numbers
         self._count = 0
 
     def __len__(self) -> int:
@@ -75,7 +75,7 @@ class Table(MutableMapping[K, V]):
         self._count += len(shard) - before
 
     def shard(self, key: K) -> dict[K, V]:
-        """Where `key` is or would be, for whoever looks there and then sets it: `added` tells of a new one.
+        """The dict that holds `key` or would hold it, for a look followed by a set; report a new key with `added`.
 
         The same as `get` and `[key] =` in a third of the calls, and for a write they are a third of its time.
         """

@@ -1,7 +1,7 @@
 """Access tokens of the HTTP API: what is replicated of them, and never the secret itself.
 
 A token is `kvnode_ID_SECRET`. The cluster keeps the SHA-256 of the secret. A plain hash is enough, because the secret
-is 256 random bits and no password: nobody finds it by guessing, and a slow hash would slow down the node alone.
+is 256 random bits and no password: it cannot be guessed, and a slow hash would only slow down the node.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ class Token(NamedTuple):
         return hashlib.blake2b(msgpack.packb(self), digest_size=TOKEN_MARK_BYTES, person=b"kvnode token").digest()
 
     def generation(self, key: bytes, cluster_id: str, digest: bytes = b"") -> bytes:
-        """What no other token has, also not one with the same id: what its sessions are bound to.
+        """A mark that binds sessions to exactly this token; another token with the same id has another mark.
 
-        Nor the same token with another secret (`digest`: that of the former one), role or prefixes, nor the same one in
-        a cluster that was made of a backup or by `recover`, with the same key: what the former cluster had ended since
-        is not known there. Keyed, so that a cookie is no help in guessing a first token that somebody made up.
+        It differs as well for another secret (`digest`: that of the former one), role or prefixes, and in a cluster
+        that was made from a backup or by `recover` with the same key, which does not know the sessions that the
+        former cluster ended. Keyed, so that a cookie does not help to guess a first token that a person chose.
         """
         numbers = b"%b%d %b" % (digest or self.digest, self.created_ms, cluster_id.encode())
         fields = b"%b %b %b" % (numbers, self.role.encode(), self.id.encode())

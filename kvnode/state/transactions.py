@@ -186,7 +186,7 @@ def holds(compare: list[Any], packed: bytes | None) -> bool:
 
 
 def read_bytes(store: Space, branch: Sequence[Sequence[Any]]) -> int:
-    """What the values that a branch reads add up to, those that it writes itself included. Copies none of them."""
+    """The total size of the values that a branch reads, its own writes included. Copies no value."""
     size = 0
     put: dict[str, int] = {}
     gone: list[str] = []
@@ -214,7 +214,7 @@ def transact(store: Space, request: list[Any]) -> Result:
     refusal = store.cannot_lease([operation[4:] for operation in branch if operation[0] == PUT])
     if refusal is not None:
         return refusal
-    # Nodes of 0.1.0 carry out what is refused here: it counts once the cluster has none of them.
+    # Nodes of 0.1.0 carry out what is refused here: it counts once the cluster has no such node.
     if store.level >= 1 and read_bytes(store, branch) > TRANSACTION_READ_BYTES_MAX:
         return ReadsTooLarge(store.revision)
     revision, changed = store.revision + 1, False

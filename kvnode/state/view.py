@@ -54,7 +54,7 @@ _SMALL: Final = {"tokens", "session", "level", "ended_sessions", "generation", "
 
 
 class StoreView(NamedTuple):
-    """The store at one revision, immutable: safe to walk in any thread while the store goes on."""
+    """The store at one revision, immutable: any thread may iterate it while the store changes."""
 
     revision: int
     items: TableView[str, bytes]

@@ -1,4 +1,4 @@
-"""Audience: the watchers of one key, or of one prefix, and what they have still to be told."""
+"""Audience: the watchers of one key, or of one prefix, and the changes that they have not read yet."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Texts:
         piece.texts[name] = text
         self.pieces[place] = piece
         self.bytes += len(text)
-        # The newest stays, whatever its size: to make that of a deleted prefix once for each watcher takes far longer.
+        # The newest stays at any size: encoding a deleted prefix again for each watcher would take far longer.
         while self.bytes > TEXTS_BYTES_MAX and len(self.pieces) > 1:
             self._forget(next(iter(self.pieces)))
 
@@ -84,7 +84,7 @@ class Audience:
 
     def __init__(self, selector: Selector) -> None:
         self.selector = selector
-        self.watchers: dict[Watcher, None] = {}  # a set in order: who came first is told first
+        self.watchers: dict[Watcher, None] = {}  # an ordered set: first come, first served
         self.log: deque[Piece] = deque()
         self.start = 0  # the position of the log's first piece
         self.changes = 0

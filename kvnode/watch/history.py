@@ -22,7 +22,7 @@ HISTORY_BYTES_MAX: Final = 64 * 1_048_576
 CHANGE_BYTES: Final = 256  # tuple, numbers, text and dictionary slot of one change, beside its key and value
 
 Block = tuple[Change, ...]
-"""All changes of one revision, in order; or those of them that somebody asked for."""
+"""All changes of one revision, in order, or the selected ones among them."""
 
 Segment = tuple[int, int, tuple[Change, ...]]
 """(newest revision, bytes, changes): a plain tuple for the reason that `changes.py` gives."""

@@ -1,8 +1,8 @@
 """Hub: who watches what on one node. No sockets, no clock, no tasks.
 
 Watchers of the same key, or of the same prefix, are one audience. A change is looked up by its key, and by as many of
-its beginnings as there are different lengths of watched prefixes: what nobody watches costs the same with ten thousand
-watchers as with one. A change that a whole audience is told of is noted once, and turned into text once.
+its beginnings as there are different lengths of watched prefixes: an unwatched key costs the same with ten thousand
+watchers as with one. A change is noted once for a whole audience, and encoded once.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Hub:
         self.history.reset(self._store.revision)
 
     def publish(self) -> None:
-        """An entry was applied: takes the changes that the store noted. Whoever watches them is called soon."""
+        """An entry was applied: takes the changes that the store noted, and schedules their watchers."""
         changes = self._store.changes
         if not changes:
             return
@@ -97,7 +97,7 @@ class Hub:
         self.restart()
 
     def close(self, reason: str) -> None:
-        """Ends every watcher, each with the revision to go on from elsewhere, and takes no more. Idempotent."""
+        """Ends every watcher, each with the revision to resume from elsewhere, and takes no new ones. Idempotent."""
         self._closed_for = reason
         for watcher in list(self._watchers):
             self.end(watcher, reason)
@@ -124,7 +124,7 @@ class Hub:
         return watcher
 
     def caught_up(self, watcher: Watcher) -> None:
-        """From now on it reads what its audience is told."""
+        """From now on the watcher reads the log of its audience."""
         selector = watcher.selector
         table = self._prefixes if selector.is_prefix else self._keys
         audience = table.get(selector.text)
@@ -136,7 +136,7 @@ class Hub:
         watcher.audience, watcher.position = audience, audience.end
 
     def call(self, watcher: Watcher) -> None:
-        """Has the watcher's `wake` called, in its turn."""
+        """Schedules the watcher's `wake`, in order of the calls."""
         if not watcher.due:
             watcher.due = True
             self._calls.append(watcher)
@@ -178,7 +178,7 @@ class Hub:
             if audience is not None:
                 found.setdefault(audience, []).append(change)
             for length in lengths:
-                # Shorter keys are their own beginning here: told to nobody whose prefix is longer.
+                # `key[:length]` of a shorter key is the key itself: skip audiences whose prefix is longer.
                 audience = prefixes.get(key[:length])
                 if audience is not None and length <= len(key):
                     found.setdefault(audience, []).append(change)
@@ -253,7 +253,7 @@ class Hub:
         if calls:
             self._schedule()
         else:
-            self.texts.clear()  # all have been told but those that do not read
+            self.texts.clear()  # every watcher has read them but those that do not read at all
 
 
 def _nothing() -> None:

@@ -1,9 +1,9 @@
 """Watcher: one reader of what happens to the keys that it names.
 
-It reads in one of two ways. Behind the newest revision it reads from the history, a slice at a time, whatever the
-others do. Once it has caught up it reads the log of its audience, which is bounded: when it is full its older half
-goes. Who has not read that by then goes back to the history, unless its client does not take what it was sent:
-that one is cut off, with the revision to go on from. So a slow client costs no memory and holds up nobody.
+It reads in one of two ways. Behind the newest revision it reads from the history, a slice at a time, independently of
+other watchers. Once it has caught up it reads the log of its audience, which is bounded: when it is full its older
+half is dropped. A watcher that had not read that half returns to the history. If its client does not take what was
+sent, it is cut off instead, with the revision to resume from. So a slow client costs no memory and delays no other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SLICE_REVISIONS: Final = 4_096  # how much of the past is searched at once: abou
 
 
 class Ending(NamedTuple):
-    """Why a watcher is told nothing more: `slow`, `compacted`, or what the hub was closed for."""
+    """Why a watcher ended: `slow`, `compacted`, or the reason that the hub was closed with."""
 
     reason: str
     oldest: int  # the oldest revision that this node can give now
@@ -44,7 +44,7 @@ class Watcher:
 
     @property
     def revision(self) -> int:
-        """How far it is: whatever it watches has been taken up to here. Where to go on after is the next revision."""
+        """The revision up to which its changes were taken. Resume from the next one."""
         audience = self.audience
         if audience is not None and self.position == audience.end:
             return max(self.next_revision - 1, self._hub.history.newest)
@@ -115,5 +115,5 @@ class Watcher:
         return found
 
     def close(self) -> None:
-        """Nobody is told anything any more; what it held is free."""
+        """Ends the watcher and frees what it held."""
         self._hub.forget(self)
