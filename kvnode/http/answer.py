@@ -59,7 +59,7 @@ class Answer:
         return self
 
     def settle(self, request: web.BaseRequest) -> None:
-        """Decides whether the connection goes on: not with a request body still unread (it may never come)."""
+        """Whether to keep the connection: not with a request body still unread (it may never come)."""
         self.keep_alive = request.keep_alive and not self.close and request.content.is_eof()
 
     def encoded(self, request: web.BaseRequest) -> bytes:

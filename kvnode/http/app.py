@@ -77,7 +77,7 @@ from kvnode.net.proxies import Proxies
 
 __all__ = ["LeaderProbe", "create_server"]
 
-# The error table: a code always has this status, whoever raises it.
+# The error table: one status for each code.
 STATUS_OF: Final = {
     "bad_request": 400,
     "idempotency_key_reused": 400,
@@ -192,7 +192,7 @@ def create_probe_server(
     meters: HttpMeters,
     budgets: Budgets,
 ) -> Server:
-    """For a port of its own: what a node says about itself, to whoever asks."""
+    """The routes of the probe port: what a node says about itself without credentials."""
     table = RouteTable(
         probes.routes(group, leader_probe, probe_timeout_s, meters), metrics.routes(group, meters, budgets, version)
     )
@@ -240,7 +240,7 @@ class Stamp:
 
 
 class App:
-    """Finds the handler, runs it, and answers whatever happens."""
+    """Finds the handler, runs it, and always answers."""
 
     __slots__ = ("_client", "_codes", "_door", "_group", "_spans", "_stamp", "_table", "budgets", "heads", "traces")
 
@@ -270,7 +270,7 @@ class App:
     def begin(
         self, request: web.BaseRequest, path: str = "", query: str = "", admitted: bool = False
     ) -> Answer | Awaitable[Answer]:
-        """The answer, or what it waits for; never raises. Whoever awaits it asks `failed` for what that raises.
+        """The answer, or an awaitable of it; never raises. Pass what the awaitable raises to `failed`.
 
         `path` and `query` where they are known already, and whether the door was asked about such a request before.
         """
@@ -292,10 +292,10 @@ class App:
             return self.failed(request, error)
 
     async def awaited(self, request: web.BaseRequest, outcome: Awaitable[Answer]) -> Answer:
-        """What came of a request that took its time; never raises. What it read is for those who may read it now."""
+        """The answer to a request that waited; never raises. A read is checked again: the right may have ended."""
         try:
             answer = await outcome
-            if type(answer) is Answer and request.method in READING:  # one that goes on looks itself
+            if type(answer) is Answer and request.method in READING:  # a streaming answer checks itself
                 check_still_admitted(request)
         except Exception as error:
             return self.failed(request, error)
@@ -355,7 +355,7 @@ class App:
         return STATUS_LINE_200 + lines
 
     def client(self, request: web.BaseRequest) -> str:
-        """The address of whoever sent the request, behind the balancers that are believed."""
+        """The client's address, as trusted balancers name it."""
         return cast(Connection, request.protocol).address if self._client is None else self._client(request)
 
     def renew_token(self, token: str) -> None:
@@ -381,7 +381,7 @@ class App:
     def malformed(self, error: BaseException | None) -> Answer:
         """For bytes that are not a request, or that there is no room for.
 
-        The connection ends with it, since nobody knows where the next request begins.
+        The connection is closed after it: where the next request begins is unknown.
         """
         if isinstance(error, KvnodeError):
             return self.refused(error)
@@ -393,7 +393,7 @@ class App:
 
     def refused(self, error: KvnodeError) -> Answer:
         """The answer for a connection that ends with it."""
-        answer = failure(error, writing=True)  # whatever was asked: nothing came of it
+        answer = failure(error, writing=True)  # nothing was done for any method
         answer.close = True
         return self.sealed(answer)
 

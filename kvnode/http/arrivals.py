@@ -60,7 +60,7 @@ class Arrivals(web.RequestHandler):
         self._carrier: asyncio.Transport | None = None  # the transport, for as long as it exists
 
     def abort(self) -> None:
-        """Ends the connection at once, whatever was not written yet."""
+        """Closes the connection at once and drops unsent bytes."""
         if self._carrier is not None:
             self._carrier.abort()
 

@@ -1,6 +1,6 @@
 """The audit log: one line for each administrative action, with who asked, from where, and what came of it.
 
-It is the logger `kvnode.audit`, whatever --log-level says. Reading the state of the cluster is no action; taking a
+It is the logger `kvnode.audit`, at every --log-level. Reading the state of the cluster is no action; taking a
 backup is one.
 """
 

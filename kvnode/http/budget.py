@@ -1,8 +1,8 @@
 """What all connections of a node may hold and ask for together: bytes of answers, bytes of bodies, turns of the loop.
 
-A bound on each connection alone is none: connections cost their client nothing, and 500 that ask for 2 MiB and do not
-read are a gigabyte. Over a budget a request is refused before its work is done (503 `overloaded`, definite). Small
-answers need no budget until their client does not take them; so probes are answered whatever is spent.
+A bound for each connection alone bounds nothing: connections cost their client nothing, and 500 that ask for 2 MiB and
+do not read hold a gigabyte. Over a budget a request is refused before its work is done (503 `overloaded`, definite).
+Small answers take no budget while their client reads them; so probes are answered even when all is spent.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ AT_ONCE_BYTES: Final = 1_024
 class Budget:
     """Bytes that requests hold at one time. Not for threads.
 
-    `incoming`: of what is arriving, where a client that goes on is known by what has come, not by what is left to go.
+    `incoming`: a budget of arriving bytes. Progress there is what has come; for answers it is what is left.
     """
 
     __slots__ = ("_sentence", "cut", "in_use", "incoming", "limit", "refused", "stalled")
@@ -93,7 +93,7 @@ class Budget:
             left = hold.left(transport)
             if left < left_before:
                 del self.stalled[hold]
-                self.stalled[hold] = (transport, now, left)  # it goes on, if slowly
+                self.stalled[hold] = (transport, now, left)  # it makes progress, if slowly
                 continue
             self.cut += 1
             hold.release()
@@ -103,7 +103,7 @@ class Budget:
 
 
 class Hold:
-    """A part of a budget. Given back when it is released, or when nobody refers to it any more."""
+    """A part of a budget. Returned by `release`, or when the last reference goes."""
 
     __slots__ = ("_budget", "size")
 
@@ -117,16 +117,16 @@ class Hold:
         self.size = size
 
     def left(self, transport: asyncio.WriteTransport) -> int:
-        """What becomes less when the client goes on."""
+        """A number that falls while the client makes progress."""
         return -self.size if self._budget.incoming else transport.get_write_buffer_size()
 
     @property
     def waits(self) -> bool:
-        """Whether it is up to the client when this is given back."""
+        """Whether the client decides when this is released, by reading or by sending on."""
         return self in self._budget.stalled
 
     def wait(self, transport: asyncio.WriteTransport) -> bool:
-        """It is up to the client now when this is given back. False: there is no room for it."""
+        """From now on the client decides when this is released. False if there is no room for it."""
         budget, now = self._budget, asyncio.get_running_loop().time()
         budget.stalled[self] = (transport, now, self.left(transport))
         return budget.fits(0)
@@ -136,7 +136,7 @@ class Hold:
         self.resize(0)
 
     def __del__(self) -> None:
-        # The size alone: whatever ends a request early drops its answer, and the bytes with it.
+        # The size only: a request that ends early drops its answer, and the bytes with it.
         self._budget.in_use -= self.size
 
 

@@ -1,10 +1,10 @@
-"""One client's connection: aiohttp's, with a short way for most requests, and news for an answer that goes on.
+"""One client's connection: aiohttp's, with a fast path for most requests, and signals for streaming answers.
 
-aiohttp takes every request through a waiter, two tasks and a response's life, which costs several times what a node
-does for it. So a request that came whole, with nothing before it unanswered, is answered from where it arrives
-(`_at_once`). aiohttp's own way takes all others: bodies still on their way, requests behind one another, those that
-are followed through the logs, bytes that are no request. Both find the same connection: aiohttp's task sleeps on its
-waiter, and whatever comes while the short way is not done yet is queued for it, unknown to it.
+aiohttp takes every request through a waiter, two tasks and a response object, which costs several times the work of
+the node. So a request that arrived whole, with no unanswered request before it, is answered where it arrives
+(`_at_once`). aiohttp's own path takes all others: bodies still on their way, pipelined requests, requests that the
+logs follow, malformed bytes. Both use the same connection: aiohttp's task sleeps on its waiter, and does not see
+messages that arrive meanwhile until the fast path hands them over.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class App(Protocol):
 
 
 class Connection(Arrivals):
-    """`listener` is nobody but for watches."""
+    """`listener` is None unless a watch is answered here."""
 
     __slots__ = (
         "_app",
@@ -122,7 +122,7 @@ class Connection(Arrivals):
         self._parting = False
         self.common_name: str | None = None  # of the client's certificate, where the node asks for one
         self.believed: bool | None = None  # whether it is a balancer's that may say who its client is (door.Door)
-        self.admitted: Head | None = None  # what anybody may come in with, whatever is asked for (door.Door)
+        self.admitted: Head | None = None  # the head that was admitted without credentials, for any path (door.Door)
         self.credential: tuple[str | None, Admission] | None = None  # of the last request (credentials.Credentials)
         self.host: str | None = "\n"  # the last that passed (door.Door), None without one; at first what none can say
 
@@ -134,16 +134,16 @@ class Connection(Arrivals):
         return self._named
 
     def client(self, request: web.BaseRequest) -> str:
-        """The address of whoever sent the request, behind the balancers that are believed."""
+        """The client's address, as trusted balancers name it."""
         return self._app.client(request)
 
     def counted(self, limits: ConnectionLimits, address: str) -> Connection:
-        """Before the connection is made: who counts it, and its client's address where that is known already."""
+        """Called before `connection_made`: who counts the connection, and the client's address if it is known."""
         self._limits, self._named = limits, address
         return self
 
     def refused(self, refuse: Callable[[web.BaseRequest], Awaitable[Answer]]) -> None:
-        """Whatever is asked on this connection, `refuse` answers it."""
+        """From now on `refuse` answers every request on this connection."""
         self._welcome = False
         self._request_handler = cast(Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], refuse)
 
@@ -174,7 +174,7 @@ class Connection(Arrivals):
         """Ends the connection if it is idle and nothing has come for it, so that a client loses no request by it.
 
         The kernel is asked what the loop has not read yet. A client that writes at this very moment reads an orderly
-        end, and sends its request again elsewhere: a reset could mean anything.
+        end of the stream, so it may repeat its request at another node; a reset would leave the outcome unknown.
         """
         transport = self.transport
         if transport is None or self._parting or self.idle_since is None or self.arriving:
@@ -401,15 +401,14 @@ class Connection(Arrivals):
         return False
 
     def put_piece(self, piece: bytes) -> None:
-        """Writes a piece of an answer that goes on. Nothing may be paused."""
+        """Writes a piece of a streaming answer. Writing must not be paused."""
         transport = self.transport
         if transport is None:
             return
         if self.ssl_context is None or len(piece) <= UNCOUNTED_BYTES:
             transport.write(piece)
             return
-        # TLS hands the first write on whatever its size, as if it were taken, and only with the next one finds out that
-        # it was not.
+        # asyncio's TLS transport accepts the first write at any size, and counts it as unsent only with the next one.
         self._unread = self.budgets.answers.hold_anyway(TLS_COPIES * len(piece))
         rest = memoryview(piece)
         transport.write(rest[:-1])
@@ -418,13 +417,13 @@ class Connection(Arrivals):
             self._taken()
 
     def _take_time(self, request: Request, work: Coroutine[Any, Any, bool]) -> None:
-        """`work` says whether the connection goes on. The loop knows its tasks weakly: this is who holds it."""
+        """Runs `work`, which returns whether to keep the connection. Holds the task: the loop refers to it weakly."""
         task = self._loop.create_task(work)
         self._pending = (request, task)
         task.add_done_callback(self._finished)
 
     async def _finish(self, request: Request, outcome: Answer | Awaitable[Answer]) -> bool:
-        """Awaits an answer that takes its time, and writes it. Whether the connection goes on."""
+        """Awaits a slow answer and writes it. Returns whether to keep the connection."""
         if isinstance(outcome, Answer):
             answer = outcome
         else:
@@ -446,7 +445,7 @@ class Connection(Arrivals):
         self._over(error is None and task.result())
 
     def _over(self, goes_on: bool) -> None:
-        """The answer is out, or nobody is there to read it: aiohttp's task has the connection again."""
+        """The answer is sent, or its client has gone: hands the connection back to aiohttp's task."""
         waiter, self._asleep, self._pending = self._asleep, None, None
         assert waiter is not None
         self._waiter = waiter
@@ -523,7 +522,7 @@ class Connection(Arrivals):
             self._arrived = None
         self._in_time()
         if exc is not None and not isinstance(exc, ConnectionError):
-            # Broken TLS ends in an ssl.SSLError, and whoever waits for the rest of a body would take it for a fault.
+            # Broken TLS raises ssl.SSLError, which a handler that awaits the rest of a body would report as a fault.
             exc = ConnectionResetError(str(exc))
         self._kept = None
         task = self._task_handler

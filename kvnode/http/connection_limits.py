@@ -1,10 +1,10 @@
 """How many HTTP connections there may be, in all and for each client, and which one goes when there are too many.
 
-A connection costs a client nothing and a node a file descriptor and about 10 KB. So an idle one holds its place only
-until somebody else needs it: the one that has been idle for longest makes room. Where none is idle, a newcomer gets a
-place of a second, smaller kind: there it is answered with 429, and a probe is answered all the same, because a
-balancer that is refused would take the node for dead and send its load elsewhere. Those places cannot be held: the
-oldest that has asked nothing makes room for the newest.
+A connection costs a client nothing and a node a file descriptor and about 10 KB. So an idle connection keeps its place
+only until another client needs it: the longest idle one makes room. If none is idle, a newcomer gets one of a few
+reserve places. There requests get 429, but probes are answered, because a balancer whose probe is refused takes the
+node for dead and moves its load to others. Reserve places cannot be hoarded: the oldest that has sent no request makes
+room for the newest.
 """
 
 from __future__ import annotations

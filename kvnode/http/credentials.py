@@ -1,9 +1,9 @@
 """Who asks: bearer tokens (RFC 6750), sessions and client certificates, and whether what let a request in holds still.
 
-There is no cache that a revocation would have to reach. A token is looked up by its id in the replicated state itself,
-a session by its token, its end and the key that signed it, a certificate by the token of its name; at each request, and
-again at each delivery of a stream, at the end of whatever made a request wait, and at least every REVIEW_S for what
-goes on meanwhile (`stream.Streams`).
+There is no cache that a revocation would have to reach. A token is looked up by its id in the replicated state, a
+session by its token, its expiry and the key that signed it, a certificate by the token of its name. This happens at
+each request, at each delivery of a stream, after each wait of a request, and at least every REVIEW_S for streams, long
+polls and backups under way (`stream.Streams`).
 
 Whether a token has expired, and whether its former secret still counts, each node judges by its own clock: the times
 are absolute, and are in the replicated state as they were set.
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "kvnode_"
 COOKIE: Final = "kvnode_session"
-# Under TLS a browser takes a cookie of this name from the node itself alone: no other name of the domain, no path and
-# nobody on an unencrypted way can put another one in its place (RFC 6265bis, 4.1.3.2).
+# Under TLS a browser accepts a cookie of this name only from the node itself: another host of the domain, another path
+# or an attacker on plain HTTP cannot replace it (RFC 6265bis, 4.1.3.2).
 SECURE_COOKIE: Final = "__Host-kvnode_session"
-# What was let in and goes on (streams, long polls, backups) is looked at as often. With the time that a revocation
-# takes to be applied it ends within two seconds; a look at ten thousand streams takes 3 ms.
+# How often streams, long polls and backups are checked again. Together with the time to apply a revocation they end
+# within two seconds; checking ten thousand streams takes 3 ms.
 REVIEW_S: Final = 0.5
 # Tokens whose last use is known: over it, what is known of those that are gone is dropped.
 USES_MAX: Final = 2 * TOKENS_MAX
@@ -143,7 +143,7 @@ class Credentials:
         return admission
 
     def session(self, request: web.BaseRequest) -> Admission | None:
-        """The session that the request's cookie stands for, as long as it goes on."""
+        """The session of the request's cookie, if it is valid now."""
         cookie, signing = _cookie(request), self._group.session
         read = None if cookie is None else session_of(cookie, signing.keys, signing.known.number, time.time())
         if read is None:
@@ -180,7 +180,7 @@ class Credentials:
         return {token_id: int(use.last_s * 1_000) for token_id, use in self._uses.items() if use.last_s}
 
     def goes_on(self, session: Session) -> bool:
-        """Whether a session goes on as far as it is not its token's: it was not ended, and its key still counts."""
+        """Whether the session itself is valid: not ended, and signed with a key in use. Its token is checked apart."""
         signing = self._group.session
         return (
             0 <= signing.known.number - session.key_number < len(signing.keys)
@@ -206,7 +206,7 @@ class Credentials:
         return self.by_secret(credential.strip() if space else header)
 
     def by_secret(self, credential: str) -> Admission | None:
-        """What whoever has this token is let in with."""
+        """The admission that this bearer token gives; None if no token has this secret."""
         first = self.first
         if first is not None and compare_digest(_digest(credential), first.digest):
             return Admission(self, first, first.digest, None)
@@ -221,7 +221,7 @@ class Credentials:
         return None
 
     def _certified(self, name: str, known: Admission | None) -> Admission | None:
-        """By a certificate with this common name. A name that two tokens have, from before level 1, is nobody's.
+        """By a certificate with this common name. A name of two tokens (possible before level 1) admits none.
 
         `known`: what the connection's last request was let in with.
         """
@@ -251,7 +251,7 @@ def admission_of(request: web.BaseRequest) -> Admission | None:
 
 
 def check_still_admitted(request: web.BaseRequest) -> None:
-    """To be called after whatever can take long. Unauthorized where the request would not be let in any more."""
+    """Call after every long wait. Raises Unauthorized if the request would not be admitted any more."""
     admission = admission_of(request)
     if admission is not None and not admission.holds():
         raise Unauthorized(ENDED)
@@ -272,7 +272,7 @@ def sent_session(request: web.BaseRequest) -> bool:
 
 
 def _cookie(request: web.BaseRequest) -> str | None:
-    """The one cookie of the name that is right here. With two of them somebody else has put one there: neither."""
+    """The session cookie. None if there are two: one of them was planted by another site."""
     name = cookie_name(request)
     pairs = (
         pair.strip().partition("=") for line in request.headers.getall(hdrs.COOKIE, ()) for pair in line.split(";")

@@ -34,7 +34,7 @@ _MISSING: Final = object()
 async def read_object(
     request: web.BaseRequest, bytes_max: int, fields: frozenset[str], *, optional: bool = False
 ) -> dict[str, Any]:
-    """The body's JSON object, whatever its Content-Type (curl sends JSON as a form); {} for no body where `optional`.
+    """The body's JSON object, of any Content-Type (curl sends JSON as a form); {} for no body where `optional`.
 
     BadRequest, TooLarge, and Overloaded where too many large bodies wait to be parsed.
     """
@@ -106,7 +106,7 @@ def key_in(document: Mapping[str, Any], what: str, name: str = "key") -> str:
 
 
 def value_in(document: Mapping[str, Any], what: str) -> bytes:
-    """The bytes of "value", in base64, or of "text", as it stands."""
+    """The bytes of "value" (base64) or of "text" (UTF-8)."""
     encoded, text = document.get("value", _MISSING), document.get("text", _MISSING)
     if (encoded is _MISSING) is (text is _MISSING):
         raise BadRequest(f'{what} needs either a "value" in base64 or a "text".')

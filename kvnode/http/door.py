@@ -7,7 +7,7 @@ own machine. It cannot read the answers, for no answer has a CORS header, and it
 for these are preceded by a question (a preflight) that no node answers. What is left is refused here:
 
 - A write under a cookie, or on a node that asks for no tokens, that comes from a page of another origin: the browser
-  says so in `Sec-Fetch-Site` or `Origin`. Whoever sends neither is no browser of today.
+  says so in `Sec-Fetch-Site` or `Origin`. A client that sends neither is no current browser.
 - A write under a cookie that is not what a page of the node's own would send: JSON.
 - On an open node that listens on loopback, a `Host` that is no loopback name: the name of a stranger who lets it
   point here, so that the browser takes the node for a part of that stranger's site (DNS rebinding).
@@ -86,7 +86,7 @@ class Door:
         self._credentials.change_first(first)
 
     def admit(self, request: web.BaseRequest, method: str, path: str) -> Admission | None:
-        """Who asks; None where nobody is asked for. Raises Unauthorized, Forbidden or TooManyRequests."""
+        """The request's credentials; None where none are needed. Raises Unauthorized, Forbidden or TooManyRequests."""
         # Nearly all paths begin so: they are told apart from probes without a call. Balancers send probes with no Host,
         # or with one of their own.
         if not path.startswith(("/v1/", "/v3/")) and is_probe(path):
@@ -219,7 +219,7 @@ class Door:
         return address
 
     def who(self, request: web.BaseRequest) -> tuple[Admission | None, str]:
-        """(admission, address) of whoever asks; no admission where none is asked for."""
+        """(admission, address) of the client; no admission where none is needed."""
         return None if self._credentials.first is None else self._credentials.admission(request), self.client(request)
 
     def _note(self, request: web.BaseRequest, method: str, path: str, why: str) -> None:

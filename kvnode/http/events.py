@@ -60,7 +60,7 @@ def _head(kind: str, revision: int | None) -> bytes:
 
 
 def text_of(piece: Piece, texts: Texts) -> bytes:
-    """The events of one revision; made once for all who are told of them in these turns."""
+    """The events of one revision; encoded once for all watchers that take them in the same turns."""
     if EVENTS in piece.texts:
         return piece.texts[EVENTS]
     last = len(piece.block) - 1

@@ -6,7 +6,7 @@ connections. A request that came whole, has a plain request line and a head that
 stream for its body, which is a fifth of what a small request costs.
 
 The same bytes mean what they meant before: for HTTP/1.1 and these methods, nothing in a request line changes how header
-lines are read or where the body ends (RFC 9112, 6.3). Whatever is not plain goes to the parser.
+lines are read or where the body ends (RFC 9112, 6.3). All other heads go to aiohttp's parser.
 """
 
 from __future__ import annotations

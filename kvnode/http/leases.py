@@ -117,7 +117,7 @@ class Leases:
 
 
 def remaining_s(group: Group, lease_id: int) -> int:
-    """Whole seconds, rounded up: on the leader what is left, elsewhere the ttl as granted."""
+    """Whole seconds, rounded up: on the leader the time left, on other nodes the ttl as granted."""
     left_s = group.lease_left_s(lease_id)
     lease = group.store.leases.get(lease_id)
     return -int(-left_s // 1) if left_s is not None else lease.ttl_s if lease is not None else 0

@@ -171,7 +171,7 @@ def _cursor(last: str, watch_from: int) -> str:
 
 
 def _behind_cursor(parameters: Query) -> tuple[str, int | None]:
-    """Where a page starts: behind the last key of the one before, whatever was written or deleted meanwhile.
+    """Where a page starts: behind the last key of the page before, also if keys were written or deleted meanwhile.
 
     And the revision to watch from that the page before named: None without a cursor, 0 where it named none (0.1.0).
     """

@@ -1,4 +1,4 @@
-"""How late the event loop comes to what it was asked for: what every request waits for, whatever it asks."""
+"""How late the event loop runs its timers: a delay that every request meets."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The raw request target: the path as it was sent, keys and query parameters decoded exactly once.
 
 aiohttp's own URL and router normalise (`a/../b` becomes `b`, `%2e` a dot), which would make one key of several.
-So the path is matched as it stands, and only what stands behind `/v1/kv/` is decoded.
+So the raw path is matched, and only the part behind `/v1/kv/` is decoded.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Query(Mapping[str, str]):
     __slots__ = ("_values",)
 
     def __init__(self, raw: str, only: Collection[str] = ()) -> None:
-        """`only`: the names to read, where others may stand beside them, whatever these are; () reads all."""
+        """`only`: the names to read, where any other names are allowed beside them; () reads all."""
         pieces = raw.split("&")
         if only:
             pieces = [piece for piece in pieces if piece.partition("=")[0] in only]

@@ -55,9 +55,9 @@ class LeaderProbe:
 
 
 def routes(group: Group, leader_probe: LeaderProbe | None, timeout_s: float, meters: HttpMeters) -> dict[str, Methods]:
-    """The probe paths. Without a leader probe its path does not exist, whatever the method.
+    """The probe paths. Without a leader probe its path is 404 for every method.
 
-    `timeout_s` is the deadline of every probe: GRACE_S after it a balancer has its answer, whatever is stuck.
+    `timeout_s` is the deadline of every probe: GRACE_S after it a balancer has its answer, even if the node is stuck.
     """
 
     patience = Patience(timeout_s + GRACE_S)
@@ -163,9 +163,9 @@ def _report_one(group: Group, known: Mapping[str, checks.Check]) -> Handler:
 
 
 def _json(found: Mapping[str, str | None], warnings: Sequence[str] = ()) -> Answer:
-    """`found`: each check's failure, or None. Warnings are told, and change no verdict."""
+    """`found`: each check's failure, or None. Warnings are listed, and change no verdict."""
     failures = [failure for failure in found.values() if failure is not None]
-    # Until the key is there, that is what an operator waits for, whatever else is not ready yet.
+    # Until the session key is there, name that first: everything else may be waiting for it.
     failures.sort(key=lambda failure: failure is not found.get("session_key"))
     document: dict[str, Any] = {
         "status": "error" if failures else "ok",

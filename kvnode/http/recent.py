@@ -103,7 +103,7 @@ def merged_changes(reports: Reports) -> list[dict[str, Any]]:
             at_first_hand = node in (leader, change.get("previous_id") if leader is None else None)
             if known is None or at_first_hand:
                 best[term, leader is None] = change
-    # Who stops because the next one leads is told by that one.
+    # Leave out a leader's end that the next leader's beginning says already.
     told = [
         change
         for (term, _), change in best.items()

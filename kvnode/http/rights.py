@@ -126,7 +126,7 @@ class Rights:
         return list(ROLE_NAMES[: self.role + 1])
 
 
-# Of an open node's clients, and of what a node serves on its port for probes: there is nobody to ask for.
+# The rights of an open node's clients, and of the probe port: no credentials are needed.
 ALL: Final = Rights(ADMIN, (), "")
 
 
@@ -136,7 +136,7 @@ def of_token(token: Token) -> Rights:
 
 
 def rights_of(request: web.BaseRequest) -> Rights:
-    """Of whoever sent the request that is being answered."""
+    """The rights of the request that is being answered."""
     credential = cast("Connection", request.protocol).credential
     return ALL if credential is None else credential[1].rights
 

@@ -88,7 +88,7 @@ def routes(group: Group, credentials: Credentials) -> dict[str, Methods]:
         return json_answer(200, _shown(await group.session.rotate(group.propose, grace_s), group.status()))
 
     def any_role(handler: Handler) -> Endpoint:
-        """For whoever has a token: what it may see, and a session of its own."""
+        """Routes for the holder of a token: what it may see, and its sessions."""
         return Endpoint(handler, right=READ, scoped=True)
 
     look, look_at_key = any_role(whose), any_role(key)

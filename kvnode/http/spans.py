@@ -17,7 +17,7 @@ from kvnode.errors import StartupError
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-FLUSH_MS: Final = 1_000  # at the end of a node, which has more to do than to wait for whoever collects spans
+FLUSH_MS: Final = 1_000  # at the node's end, which must not wait long for a span collector
 PROPAGATED: Final = ("traceparent", "tracestate")
 
 

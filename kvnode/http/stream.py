@@ -1,4 +1,4 @@
-"""Event streams: an answer that goes on for as long as its client listens, and the one clock of all of them.
+"""Event streams: answers without an end of their own, and the one timer that serves them all.
 
 A stream has no task that waits for changes: the hub calls it in its turn, and it writes to the connection at once. What
 it costs while nothing happens is one suspended handler, and a comment line every ten seconds.
@@ -23,7 +23,7 @@ BEATS: Final = 40  # heartbeats of ten thousand streams go out in so many parts
 BATCH_BYTES: Final = 65_536
 STALLED_S: Final = 30.0  # one that has taken nothing for so long is not coming back
 LAST_WORD_S: Final = 2.0  # for a client that does not read to begin again, so that it gets to see why its stream ends
-# A node that has lost its leader for so long may be the one that is cut off: its clients are better off elsewhere.
+# A node that has lost its leader for so long may be the one that is cut off: its clients should try another node.
 LEADERLESS_S: Final = 10.0
 
 _HEAD: Final = (
@@ -99,7 +99,7 @@ class Streams:
 
 
 class Stream(Answer):
-    """An answer that goes on until its watches end or its client has gone: what faces of watches have in common.
+    """A streaming answer, until its watches end or its client goes: the common part of both watch APIs.
 
     What a face adds: `_begin` writes the head, each watcher's `wake` writes what there is, `beat` and `no_leader` are
     what the clock tells.
@@ -161,13 +161,13 @@ class Stream(Answer):
             transport.abort()
 
     def no_leader(self) -> None:
-        """No leader is known, for so long that the client may be better off elsewhere."""
+        """Whether no leader has been known for so long that the client should try another node."""
 
     def _is_open(self) -> bool:
         return self._transport is not None and self._over is not None and not self._over.done()
 
     def _check_admission(self) -> None:
-        """Ends what goes on under a right that has ended."""
+        """Ends the streams whose right has ended."""
         if self._admission is not None and not self._admission.holds():
             for watcher in self.watchers:
                 self._streams.group.watches.end(watcher, "revoked")
@@ -218,7 +218,7 @@ class Stream(Answer):
 
 
 class EventStream(Stream):
-    """The changes that a watcher is told of, as they happen."""
+    """The changes that a watcher selects, as they happen."""
 
     __slots__ = ("_sent", "_watcher")
 

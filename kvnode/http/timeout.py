@@ -27,8 +27,8 @@ TIMEOUT_S_MAX: Final = 100_000  # a day and more: the node's own deadlines, all 
 MARGIN_S_MIN: Final = 0.05
 MARGIN_S_MAX: Final = 0.5
 
-# In a 503, so that a client knows that this node keeps to the time that it is given; one of 0.1.0 takes its own five
-# seconds whatever it is told, and there is no use in asking it when less is left.
+# In a 503, so that a client knows that this node keeps to the time that it is given; a node of
+# 0.1.0 ignores the header and takes five seconds, so there is no use in asking it when less is left.
 HONOURED: Final = b"Kvnode-Timeout: honoured\r\n"
 
 SECONDS: Final = r"([1-9][0-9]{0,4}(\.[0-9]{1,9})?|0\.[1-9][0-9]{0,8})"
@@ -36,7 +36,7 @@ _SECONDS: Final = re.compile(SECONDS, re.ASCII)
 
 
 def timeout_s(request: web.BaseRequest) -> float:
-    """What the header says. Only where there is one; BadRequest for what is no such number."""
+    """The header's number of seconds. Requires the header; raises BadRequest for any other text."""
     given = request.headers.getall(TIMEOUT)
     if len(given) != 1 or not _SECONDS.fullmatch(given[0]):
         raise BadRequest(
@@ -57,7 +57,7 @@ def begin(request: web.BaseRequest, handler: Handler, rest: str, query: str) -> 
         deadline.reset(before)  # the connection's next request is another one
     if isinstance(outcome, Answer):
         return outcome
-    # Whoever waits with the deadline itself knows what became of the request. Half a margin later nothing else does.
+    # A handler that waits until `ends_at` knows the request's outcome. Half a margin later `limit` ends all others.
     limit = ends_at + margin_s / 2
     if isinstance(outcome, Later):
         return _later(request, outcome, ends_at, limit)

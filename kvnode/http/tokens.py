@@ -217,7 +217,7 @@ def _shown(token: Token, used_ms: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _last_uses(told: Iterable[object]) -> dict[str, int]:
-    """The latest time for each token's id, of what nodes told: another version may say something else."""
+    """The latest use by token id, from the nodes' reports. Skips entries of other shapes: versions may differ."""
     latest: dict[str, int] = {}
     for uses in told:
         for token_id, used_ms in uses.items() if isinstance(uses, dict) else ():

@@ -37,7 +37,7 @@ class Traced:
         self._span = None if spans is None else spans.begin(request, self._id)
 
     def end(self, answer: Answer, client: Callable[[web.BaseRequest], str] | None) -> None:
-        """`client` tells a request's client behind the balancers that are believed; None: nobody need know."""
+        """`client` tells a request's client behind the balancers that are believed; None: do not log it."""
         answer.headers += b"X-Request-Id: %b\r\n" % self._id.encode()
         if self._spans is not None and self._span is not None:
             self._spans.end(self._span, answer.status)

@@ -64,7 +64,7 @@ class Watches:
         return stream
 
     async def _from_revision(self, request: web.BaseRequest, parameters: Query) -> int:
-        """The first revision that the client is to be told of.
+        """The first revision that the client asks for.
 
         Without one it is the next after a linearizable read: whatever is acknowledged after the request came is told.
         One that it names needs no such read, for all that follows it is told in order; only a node that has not come

@@ -1,6 +1,6 @@
 """The request that is being carried out: its X-Request-Id, on its way through one node and on to the leader.
 
-Nothing here costs a request that nobody asked to be traced more than a look at this variable.
+A request that is not traced pays one read of this variable.
 """
 
 from __future__ import annotations

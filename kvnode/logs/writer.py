@@ -31,7 +31,7 @@ _ESCAPES: Final = {
 
 # What a node says in an hour of trouble, and little beside what it holds anyway. A longer line counts as it is.
 QUEUE_BYTES_MAX: Final = 4_194_304
-# Lines go out together up to what a pipe takes in one piece (PIPE_BUF on Linux): nobody else's text comes in between.
+# Lines go out together up to what a pipe takes in one piece (PIPE_BUF on Linux), so that no other text comes between.
 WRITE_BYTES_MAX: Final = 4_096
 # How long the end of the process waits for the lines before it. A reader that is alive takes them in milliseconds.
 FLUSH_S: Final = 0.5
@@ -193,7 +193,7 @@ class _Stderr(io.TextIOBase):
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        # One record is one line, whatever a name in it holds: no name may end a line or move a terminal's cursor.
+        # One record is one line. So a name in it must not end the line or move a terminal's cursor.
         message = record.getMessage().translate(_ESCAPES)
         line = f"{_time(record)} {record.levelname.lower():7} {_room(record)}: {message}"
         if (request_id := request_ids.request_id.get()) is not None:
@@ -242,8 +242,8 @@ def _room(record: logging.LogRecord) -> str:
 def start(node_id: str, form: Literal["text", "json"], level: str, requests: bool = False) -> None:
     """Sends everything at `level` and above to stderr; other people's libraries only from warning up.
 
-    `requests`: a line for each request as well, whatever the level. From here on nothing that Python prints to stderr
-    waits for whoever reads it; the end of the process waits FLUSH_S at most.
+    `requests`: also a line for each request, at every level. From here on Python's own output to stderr does not wait
+    for its reader; the end of the process waits FLUSH_S at most.
     """
     global _writer
     _writer = writer = Writer(STDERR)

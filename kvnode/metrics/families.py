@@ -34,7 +34,7 @@ class Reading:
     raft: RaftMeters
     http: HttpMeters
     levels: RaftLevels | None
-    keys: int | None  # None here and below for whoever may not see all of them
+    keys: int | None  # None here and below if the caller may not see all keys
     revision: int
     leases: int | None
     budgets: Mapping[str, tuple[int, int]]

@@ -1,4 +1,4 @@
-"""What a node counts about itself: plain numbers, added to where something happens and read when somebody asks.
+"""What a node counts about itself: plain numbers, increased where something happens, read when metrics are requested.
 
 On the way of a write nothing here is locked, named or formatted: one addition for a whole group of writes, one `bisect`
 for a duration. `kvnode.metrics` turns the numbers into a page. Each histogram has one writer: the event loop, or the
@@ -52,7 +52,7 @@ class RaftMeters:
     )
 
     def __init__(self) -> None:
-        # Writes of this node's own clients, by what they were told: `refused` never happened, `unknown` may have.
+        # Writes of this node's own clients, by their answer: `refused` never happened, `unknown` may have.
         self.applied = self.refused = self.unknown = 0
         self.apply_errors = 0  # commands of any node that the state machine failed at; a fault in this program
         self.batch_commands = Histogram(COMMANDS)  # writes that travel as one group

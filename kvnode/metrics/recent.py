@@ -2,7 +2,7 @@
 
 Two bounded memories, each filled by one writer in the event loop: `Figures`, a ring of rates and times at steps of
 STEP_S, and `Traffic`, how many requests there were for which keys. Monitoring has the same and more, from /metrics and
-for as long as one likes; this is for the moment when somebody opens a page because something is wrong.
+for as long as one likes; this is for a person who opens the console because something is wrong now.
 """
 
 from __future__ import annotations

@@ -82,6 +82,6 @@ def _methods(kind: str, content: bytes) -> Methods:
 
 
 def _for_all(get: Handler) -> Methods:
-    """Without a token; and with one, whatever its role is."""
+    """Needs no token, and takes one of any role."""
     endpoint = Endpoint(get, right=READ, scoped=True)
     return {"GET": endpoint, "HEAD": endpoint}
