@@ -9,7 +9,7 @@ A learner is sent everything and counts for nothing. `since` is the index of the
 that was removed and added again is another member, whose old data must not speak for it.
 
 PySyncObj's own membership commands are never used: they are applied as changes, again after a restart, which brings
-removed members back; two can be under way at once (quirk R5); they know no learners; and nobody tells the removed.
+removed members back; two can be under way at once (quirk R5); they know no learners; and the removed one is not told.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every way a request can fail, in one tree, grouped by the moment it happens.
 
 The tree has two trunks. A `Definite` failure was not applied and never will be: the caller may send the
-request again. An `Indefinite` one may or may not have been applied: nobody can tell yet. When in doubt,
-indefinite. `kvnode/http/app.py` holds the one table from `code` to an HTTP status.
+request again. An `Indefinite` one may or may not have been applied, and there is no way to tell yet. When in
+doubt, raise an `Indefinite` one. `kvnode/http/app.py` holds the one table from `code` to an HTTP status.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Definite(KvnodeError):
 
 
 class Indefinite(KvnodeError):
-    """Applied or not: nobody can tell yet."""
+    """The request may or may not have been applied; there is no way to tell yet."""
 
     outcome = "unknown"
 
@@ -37,7 +37,7 @@ class Indefinite(KvnodeError):
 
 
 class BadRequest(Definite):
-    """The request cannot be understood as it stands."""
+    """The request is malformed."""
 
     code = "bad_request"
 
@@ -74,7 +74,7 @@ class MethodNotAllowed(Definite):
 
 
 class Unauthorized(Definite):
-    """Whoever asks has not shown who they are, or not with what is valid now."""
+    """The request carries no credentials, or none that are valid now."""
 
     code = "unauthorized"
 
@@ -99,7 +99,7 @@ class TooManyRequests(Definite):
 
 
 class Unavailable(Definite):
-    """The node cannot serve this now; the same request may be sent again, here or elsewhere."""
+    """The node cannot serve this now; the same request may be sent again, to this node or another."""
 
     code = "unavailable"
 

@@ -116,7 +116,7 @@ def _peers(given: Settings, node_id: str, raft: HostPort) -> tuple[dict[str, Hos
 
 
 def _joining(given: Settings, node_id: str, raft: HostPort) -> dict[str, HostPort]:
-    """A node that joins names no peers: it is told who they are."""
+    """A node that joins names no peers: the cluster names them to it."""
     if given.get("peers") is not None:
         raise given.refused("join", "a node joins a cluster or is one of a first cluster; give --join or --peers")
     if given.get("cluster-id") is not None:
@@ -140,7 +140,7 @@ def _advertise_http(given: Settings, http: HostPort, scheme: str) -> str:
 
 def _timing(given: Settings) -> tuple[float, float, float]:
     """Election timeout's shortest and longest, and the heartbeat; in seconds, and in proportion."""
-    # 50 ms is about where scheduling jitter looks like a dead leader; a minute without a leader serves nobody.
+    # 50 ms is about where scheduling jitter looks like a dead leader; a minute without a leader helps no client.
     shortest_s, longest_s = given.parse("election-timeout", values.duration_range, 0.05, 60.0)
     heartbeat_s = given.parse("heartbeat", values.duration, 0.01, 20.0)
     if heartbeat_s * HEARTBEATS_PER_ELECTION_MIN >= shortest_s:

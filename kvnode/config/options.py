@@ -57,7 +57,7 @@ OPTIONS: Final = (
     Option("insecure", "", "off", "Allow HTTP to listen off loopback without asking for tokens.", switch=True),
     Option("tls-cert", "FILE", None, "HTTP speaks TLS with this certificate; SIGHUP reads it again."),
     Option("tls-key", "FILE", None, "The key of --tls-cert."),
-    Option("tls-client-ca", "FILE", None, "Who signs clients' certificates: each is as good as the token of its name."),
+    Option("tls-client-ca", "FILE", None, "The CA of clients' certificates. Each has the rights of its name's token."),
     Option("tls-ca", "FILE", None, "Who signs the certificates of other nodes' HTTP, for --join https://…"),
     Option("raft-cert", "FILE", None, "Raft speaks TLS with this certificate, which names this node."),
     Option("raft-key", "FILE", None, "The key of --raft-cert."),

@@ -51,7 +51,7 @@ def switch(text: str) -> bool:
 
 
 def duration(text: str, least_s: float, most_s: float) -> float:
-    """Seconds, from a number with its unit: 500ms, 1.5s, 2m. A bare number is refused: nobody agrees on its unit."""
+    """Seconds, from a number with its unit: 500ms, 1.5s, 2m. A bare number is refused: its unit would be a guess."""
     match = _DURATION.fullmatch(text.strip())
     if not match:
         raise Malformed("write a number and its unit, such as 500ms or 1.5s")

@@ -1,10 +1,9 @@
-"""Where connections come in: with TLS first, or with a balancer's word on who the client is, or as they are.
+"""Accepts connections: plain, with TLS, or with a balancer's PROXY header in front.
 
-Each connection is taken in by a task of its own, bounded in number and in time, and handed to its protocol when it has
-proved what it must. `loop.create_server` counts no handshake that is under way, and cannot read what a balancer says in
-front of it; and it takes one connection in each turn of the loop, so the last of a hundred waits for a hundred turns,
-which on a busy node are a quarter of a second. Whoever holds the listener decides with each connection anew which
-certificate is shown.
+Each connection is accepted by a task of its own, bounded in number and in time, and handed to its protocol once the
+handshake is done. `loop.create_server` does not bound handshakes under way and cannot read a PROXY header. It also
+accepts one connection in each turn of the loop, so the last of a hundred waits for a hundred turns, a quarter of a
+second on a busy node. The certificate is looked up anew for each connection, so that it can be exchanged.
 """
 
 from __future__ import annotations
@@ -96,8 +95,8 @@ class Arrivals(Generic[Arrival]):
 class SocketListener:
     """Takes connections from listening sockets and hands each to `protocol(client address)`.
 
-    `certificate` None: no TLS. `proxies` None: nobody speaks for another. `refused` is told (address, sentence) of who
-    was turned away; it must not raise.
+    `certificate` None: no TLS. `proxies` None: no PROXY headers. `refused(address, sentence)` is called for each
+    connection that is turned away; it must not raise.
     """
 
     def __init__(
@@ -119,10 +118,10 @@ class SocketListener:
         self._accepting = [asyncio.create_task(self._accept(each), name="accept") for each in sockets]
 
     async def stop(self) -> None:
-        """Takes no more; what was handed over goes on.
+        """Accepts no more connections; those handed over stay open.
 
-        Connections that the kernel had taken already are taken in, and those whose handshake is under way have STOP_S
-        for it: their clients were told that there is a server, and a closed socket would reset them.
+        Connections that the kernel has accepted already are taken in, and handshakes under way get STOP_S to finish:
+        their clients believe that there is a server, and closing the socket would reset them.
         """
         await _cancelled(self._accepting)
         for each in self._sockets:

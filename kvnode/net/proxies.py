@@ -15,7 +15,7 @@ from typing import Final
 
 V2_SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
 V1_BYTES_MAX: Final = 107
-V2_BYTES_MAX: Final = 2_048  # what stands behind the 16 bytes at the front: addresses, and TLVs that nobody here reads
+V2_BYTES_MAX: Final = 2_048  # what stands behind the 16 bytes at the front: addresses, and TLVs that are not read
 HOPS_MAX: Final = 16
 
 ADDRESS_CHARS_MAX: Final = 45  # an IPv6 address whose end is written as an IPv4 address

@@ -27,7 +27,7 @@ class Certificate:
         self.context = self._server_context()
 
     def reload(self) -> None:
-        """Takes what is in the files now. Raises StartupError; what was there before then goes on."""
+        """Loads the files again. Raises StartupError, and then keeps the certificate that was in use."""
         self.context = self._server_context()
 
     def _server_context(self) -> ssl.SSLContext:

@@ -175,7 +175,7 @@ class Dialled(Link):
 
 
 class Accepted(Link):
-    """A connection that somebody opened to this node: a stranger until it has proved itself."""
+    """A connection that another process opened to this node: a stranger until it has proved itself."""
 
     def __init__(self, network: Owner) -> None:
         super().__init__(network)

@@ -6,8 +6,8 @@
     acceptor  frame [true, http url, instance, level, fresh, directory, proof]   or  frame [false, reason]
                                                           or  frame [false, reason, code, members, proof]
 
-The dialer proves itself first: whoever merely connects to a node gets nothing from it that is made with the secret, so
-there is nothing to try secrets on. (Whoever listens on the way, or is dialled in the place of a peer, gets a proof to
+The dialer proves itself first: a stranger that connects to a node gets nothing that is made with the secret, so it
+has nothing to guess secrets against. (One that listens on the way, or is dialled in a peer's place, gets a proof to
 try secrets on: hence secrets of 128 random bits.)
 
 All keys come from the cluster's secret by HKDF (RFC 5869, SHA-256), salted with the first two frames: both nonces, both
@@ -29,9 +29,9 @@ cluster has reached is refused by those that know what the cluster has reached.
 one since. What it has promised before, if it ever did, is forgotten (`promises.py`). `directory` is that directory's
 id, drawn when it was first used, by which those that have met the node notice that it has another one.
 
-Frames are at most `FRAME_BYTES_MAX` here, whatever a stranger claims. The stream that follows is the dialer's
+Frames are at most `FRAME_BYTES_MAX` here; a longer length ends the connection. The stream that follows is the dialer's
 alone: each node sends on the connection that it dialled, so that frames of one node never overtake each other. Each of
-those frames carries a tag (`frames.Sealer`); the acceptor sends nothing more, and whatever comes from its side ends the
+those frames carries a tag (`frames.Sealer`); the acceptor sends nothing more, and any byte from its side ends the
 connection.
 """
 

@@ -5,7 +5,7 @@
     dialer    frame [proof]
     acceptor  frame [true]       or  frame [false, reason, code]  or  frame [false, reason, members, proof]
 
-It proves who begins a connection, and nothing of what follows: the frames carry no tag, so whoever is on the way can
+It proves who begins a connection, and nothing of what follows: the frames carry no tag, so an attacker on the way can
 alter them. Its acceptor proves itself first. So a node refuses it unless it was started with the flag, and whatever its
 flags say, once the cluster has reached feature level 1. Codes of refusals are not proved here, and are not believed.
 """

@@ -31,7 +31,7 @@ DIAL_DEADLINE_S: Final = 2.0
 
 
 class Listener(Protocol):
-    """Who is told what happens on the network. Called in the event loop; must not raise."""
+    """Receives the events of the network. Called in the event loop; must not raise."""
 
     def link_up(self, node_id: str) -> None:
         """The stream to this peer has (again) begun: earlier frames may be lost."""
@@ -256,7 +256,7 @@ class Network:
         self._dialled[node_id], self._at_address[node_id] = link, peer.instance
         self.refusals.pop(node_id, None)
         if self._claims.get(node_id, peer.instance) != peer.instance:
-            self._accepted[node_id].transport.abort()  # it will come back, and be told
+            self._accepted[node_id].transport.abort()  # it will dial again, and get the refusal
         self.http_urls[peer.node_id] = peer.http_url
         if not peer.frame_key:
             sentence = f"Peer {node_id} is of kvnode 0.1: nothing protects what is sent between it and us."

@@ -34,8 +34,8 @@ IN_FLIGHT_S: Final = 2.5  # for requests that have begun, once nothing new is le
 LAST_ANSWERS_S: Final = 0.5  # for answers that the end of the group brings about to be written, and read
 CANCEL_S: Final = 0.25  # for handlers that hang even then; aiohttp may take it twice
 LOOK_S: Final = 0.02
-# File descriptors that are no places of clients: 128 for the journal, snapshots and peers, and all that is bounded
-# elsewhere: TLS handshakes under way, connections over the limit, the port for probes, peers that have proved nothing.
+# File descriptors that are not for clients' connections: 128 for the journal, snapshots and peers, and those that have
+# bounds of their own: TLS handshakes under way, connections over the limit, the probe port, unproved peers.
 FILES_KEPT: Final = 128 + NEWCOMERS_MAX + REFUSED_MAX + PROBERS_MAX + REFUSED_MAX + 128
 
 

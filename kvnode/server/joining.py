@@ -1,7 +1,7 @@
 """How a node with an empty data directory becomes a member of a running cluster: `kvnode serve --join URL[,URL…]`.
 
-It asks to be added, which changes nothing where it has been. What it is told is written down with
-the cluster's id, and is all that it needs to be found by the leader; from then on --join is not looked at any more.
+It asks to be added, which changes nothing if it is a member already. The answer is written down with the cluster's id.
+That is all it needs for the leader to find it; from then on --join is ignored.
 """
 
 from __future__ import annotations

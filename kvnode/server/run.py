@@ -40,13 +40,13 @@ TRANSFER_S: Final = (
     2.0  # the next leader needs a round trip and a commit; a cluster that cannot is not worth waiting for
 )
 LINGER_S: Final = 1.0  # two checks of a balancer that asks every 500 ms: it knows before the listener closes
-STOP_S: Final = 10.0  # from the signal to the end, whatever hangs; below the grace periods of init systems and engines
+STOP_S: Final = 10.0  # from signal to end, even if something hangs; below the grace periods of init systems and engines
 GC_OBJECTS: Final = 20_000  # a few hundred requests' worth between looks at the youngest
 EXIT_S: Final = 1.0  # for threads that outlive a finished stop: a name lookup cannot be interrupted
 
 
 def run(config: Config, hung_up: Sequence[int] = ()) -> int:
-    """Runs one node until it is told to stop. The exit code: 0 stopped, 1 had to stop, 2 could not start.
+    """Runs one node until a signal stops it. The exit code: 0 stopped, 1 had to stop, 2 could not start.
 
     `hung_up`: the SIGHUPs that came before this call, and those until the loop takes them over.
     """
@@ -205,7 +205,7 @@ async def _hand_over(group: RaftGroup) -> None:
 
 
 def _leave_within(seconds: float, code: int, why: str = "") -> None:
-    """Ends the process after `seconds`, whatever its threads wait for; a daemon, so a good end does not wait for it."""
+    """Ends the process after `seconds`, even if threads hang. Runs in a daemon thread: a clean end does not wait."""
 
     def leave() -> None:
         if why:

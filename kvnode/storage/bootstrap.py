@@ -2,8 +2,8 @@
 
 Numbers are given once. What the state was taken from (a backup, one node of a lost cluster) does not know what the old
 cluster gave after that: revisions, which are fencing tokens of locks and what `If-Match` and watches go by, and ids of
-leases, by which clients renew and revoke. So the new cluster begins far above them. A watch from before is told that it
-is compacted, an `If-Match` of a lost write never fits, and a lost lease is no other client's.
+leases, by which clients renew and revoke. So the new cluster begins far above them. Then a watch from before
+gets `compacted`, an `If-Match` of a lost write never matches, and the id of a lost lease never names another's lease.
 """
 
 from __future__ import annotations

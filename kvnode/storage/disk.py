@@ -175,7 +175,7 @@ class Directory:
 
 
 def make_private(path: Path) -> None:
-    """Takes the directory and the files in it from all other users, whatever the umask was when they were made.
+    """Makes the directory and its files readable for their owner only, also if a loose umask made them.
 
     Raises StartupError where another user owns the directory: he could read, replace or remove everything in it.
     """

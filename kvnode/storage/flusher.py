@@ -63,9 +63,9 @@ class Flusher:
 
     @property
     def outstanding_since(self) -> float | None:
-        """When the oldest thing was begun that the disk has not answered; None while it owes nothing.
+        """When the oldest unanswered disk operation began; None while there is none.
 
-        Also what is no flight counts: a mark or a removed segment that hangs holds up the next flight.
+        Marks and removals of segments count too: one that hangs holds up the next flight.
         """
         flight, call = self._flight_began_at, self._call_began_at
         if flight is None or call is None:

@@ -1,8 +1,8 @@
 """The log in memory and its way to disk: PySyncObj's journal interface over `segments`.
 
-Every change is a numbered *mutation* that is buffered at once and written later, in the order it was made, by
-whoever drives the flights (`Flusher` in a running node, the simulation in a test). An index is not enough to
-say what is durable: a truncation is a change too. So acknowledgements wait for `durable_mutation`, and the
+Every change is a numbered *mutation*. It is buffered at once and written later, in order, by the driver of the
+flights (`Flusher` in a running node, the simulation in a test). An index is not enough to say what is durable,
+because a truncation is a change too. So acknowledgements wait for `durable_mutation`, and the
 leader's own share of a majority for `durable_index`.
 """
 
@@ -135,7 +135,7 @@ class Journal:
         """Nothing to do by the clock: every mutation is on its way already."""
 
     def _destroy(self) -> None:
-        """The files are closed by whoever opened them."""
+        """Does nothing: the caller that opened the files closes them."""
 
     # --- what the rest of this package asks for -------------------------------------------------
 
@@ -159,7 +159,7 @@ class Journal:
     def sum_at(self, index: int) -> int:
         """The checksum of an entry that the log holds: of its index, its term and its command.
 
-        It was made for the entry's record on disk: whoever wants it of a big entry need not make it again.
+        Kept from the entry's record on disk, so that it is not computed again for a big entry.
         """
         position = index - self._entries[0][1]
         known = self._sums[position]

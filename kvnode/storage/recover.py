@@ -1,7 +1,7 @@
 """A cluster of one, made of what one node of a lost cluster holds: the last resort, and offline.
 
-The snapshot and all of the log that follows it are applied, also what was not known to be committed: the majority
-that could say is gone, and to keep an entry that nobody was promised harms less than to lose one that somebody was.
+The snapshot and the whole log behind it are applied, also entries that were not known to be committed: the majority
+that could tell is gone, and keeping an unacknowledged write harms less than losing an acknowledged one.
 The outcome is a new data directory with one snapshot, this node as the only member, a later term, and *another
 cluster id*: every handshake compares it, so members of the lost cluster that come back can neither vote here nor
 speak to this node, and this node not to them. What they held that this node did not is lost.

@@ -1,8 +1,8 @@
 """The log behind a snapshot, applied offline, and the entries of it that cannot be applied.
 
-An entry is poisoned where a command in it breaks a limit (`kvnode/state/limits.py`) or makes the state machine fail.
-A node of this version answers such a command as invalid and goes on with the next, as all others do. One of 0.1.0 ends
-at it, and again at each start.
+An entry is poisoned if a command in it breaks a limit (`kvnode/state/limits.py`) or makes the state machine fail. Every
+node of this version answers such a command as invalid and applies the next one. A node of 0.1.0 ends at it, at each
+start again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kvnode.state.transactions import transaction_fault
 from kvnode.storage.journal import Journal
 from kvnode.storage.records import REGULAR
 
-POISONED_SHOWN: Final = 100  # of one log; whoever mends it looks again afterwards
+POISONED_SHOWN: Final = 100  # of one log; `verify` again after mending these
 _EMPTY: Final = (b"", b"\x90")
 
 

@@ -150,8 +150,8 @@ class Segments:
     def append(self, buffers: Sequence[bytes], last_index: int, state: bytes, sync: bool) -> None:
         """Appends records; durable on return if `sync`. `state` is repeated at the head of a new segment.
 
-        Raises OutOfSpace with the files as they were: the same call may be made again. Any other error, and any
-        error of a sync, leaves nobody knowing what is on the disk.
+        Raises OutOfSpace with the files as they were: the same call may be made again. After any other error, and
+        any error of a sync, it is unknown what is on the disk.
         """
         segment = self._segments[-1] if self._segments else None
         if segment is None or segment.bytes >= self._segment_bytes or segment.version != _VERSION:
@@ -287,9 +287,9 @@ def _header_difference(data: bytes) -> int | None:
 
 
 def _is_unfinished(data: bytes) -> bool:
-    """Whether a last segment may be what a crash left of one whose head was never synced.
+    """Whether the last segment may be what a crash left of one whose head was never synced.
 
-    Such a file holds nothing but a header and a repeated hard state, in whatever blocks had arrived.
+    Such a file holds at most a header and a repeated hard state, and any of its blocks may be missing.
     """
     difference = _header_difference(data)
     if difference is None:

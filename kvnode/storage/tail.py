@@ -10,14 +10,14 @@ journal says how far it was durable, in two places, and never with a sync that a
   moment, now and then where it never is, and at a clean stop. The journal must reach as far as it says, which also
   finds a file that became shorter or is missing.
 
-Neither covers the last flight before power fails, within that moment after its sync. There, one flipped bit is
-still told by the checksum itself: a record that checks out with one bit turned is not what a crash leaves (but for
-the last few bytes of a record at a block's edge, which a block that never arrived may have taken).
+Neither covers the last flight before power fails, within that moment after its sync. There, the checksum
+itself still finds one flipped bit: a record that is valid once one bit is turned back is not what a crash leaves (but
+for the last few bytes of a record at a block's edge, which a block that never arrived may have taken).
 
-What cannot be told: more than one bad bit, in the last flight of all, of a node that lost power within QUIET_S of
+What cannot be detected: more than one bad bit, in the last flight of all, of a node that lost power within QUIET_S of
 having synced it; or all that was written since the last note wiped out, up to the very end of the file. The cut is
-logged. If it was acknowledged, this node has lost its copy and its vote of that flight without knowing, and the
-cluster stands on the other copies. That much is left to every log that acknowledges after one sync (Alagappan et
+logged. If the flight was acknowledged, this node has lost its copy of it, and a vote in it, without knowing; the
+cluster relies on the other copies. Every log that acknowledges after one sync has this limit (Alagappan et
 al., Protocol-Aware Recovery for Consensus-Based Storage, FAST 2018).
 """
 
