@@ -7,6 +7,7 @@ answers in time instead: definitely, where the write never left its queue; `outc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Awaitable
 from typing import Any, Final
@@ -57,34 +58,44 @@ def begin(request: web.BaseRequest, handler: Handler, rest: str, query: str) -> 
         deadline.reset(before)  # the connection's next request is another one
     if isinstance(outcome, Answer):
         return outcome
-    # A handler that waits until `ends_at` knows the request's outcome. Half a margin later `limit` ends all others.
-    limit = ends_at + margin_s / 2
+    # A handler that waits until `ends_at` knows the request's outcome. Half a margin later all others are ended.
     if isinstance(outcome, Later):
-        return _later(request, outcome, ends_at, limit)
-    return _in_time(request, outcome, ends_at, limit)
+        return _later(request, outcome, ends_at, margin_s / 2)
+    return _in_time(request, outcome, ends_at, margin_s / 2)
 
 
-def _later(request: web.BaseRequest, later: Later[Any], ends_at: float, limit: float) -> Later[Any]:
+def _later(request: web.BaseRequest, later: Later[Any], ends_at: float, grace_s: float) -> Later[Any]:
     """The future has the deadline already; what its answer may wait for gets it."""
     render = later.render
 
     def rendered(result: object) -> Answer | Awaitable[Answer]:
         outcome = render(result)
-        return outcome if isinstance(outcome, Answer) else _in_time(request, outcome, ends_at, limit)
+        return outcome if isinstance(outcome, Answer) else _in_time(request, outcome, ends_at, grace_s)
 
     later.render = rendered
     return later
 
 
-async def _in_time(request: web.BaseRequest, work: Awaitable[Answer], ends_at: float, limit: float) -> Answer:
+async def _in_time(request: web.BaseRequest, work: Awaitable[Answer], ends_at: float, grace_s: float) -> Answer:
+    loop = asyncio.get_running_loop()
+
+    def limit() -> None:
+        # Not a timer from the beginning: a loop that is late would run it in one turn with the timers of `ends_at`, and
+        # a handler that knows the outcome by those would be ended before it can say so.
+        scope.reschedule(max(ends_at + grace_s, loop.time() + grace_s / 2))
+
     before = deadline.set(ends_at)
+    ending = loop.call_at(ends_at, limit)
     try:
-        async with asyncio.timeout_at(limit):
+        async with asyncio.timeout(None) as scope:
             return await work
     except TimeoutError:
         raise _late(request) from None
     finally:
-        deadline.reset(before)
+        ending.cancel()
+        # A coroutine that ends with its loop is closed in another context, which has no deadline of this request.
+        with contextlib.suppress(ValueError):
+            deadline.reset(before)
 
 
 def _late(request: web.BaseRequest) -> KvnodeError:

@@ -107,6 +107,7 @@ ENDLESS: list[tuple[str, str, bytes | None, int]] = [
 ]
 
 
+@pytest.mark.alone  # of times: the sender shares the node's loop here
 @pytest.mark.parametrize("followed", [False, True])
 async def test_the_answer_is_there_before_the_sender_gives_up(waiting: Served, followed: bool) -> None:
     # A request with an id goes aiohttp's own way through the connection, others the short one.
@@ -150,3 +151,12 @@ async def test_the_next_request_of_a_connection_has_a_deadline_of_its_own(waitin
     assert isinstance(waiting.group, Waiting)
     first_s, second_s = waiting.group.left_s_of
     assert first_s < 0.2 < second_s
+
+
+async def test_a_loop_that_is_late_turns_no_definite_answer_into_a_doubt(node: Served) -> None:
+    async with node.connect() as wire:
+        wire.send(b"PUT /v1/kv/k HTTP/1.1\r\nHost: n\r\nContent-Length: 9\r\nKvnode-Timeout: 0.4\r\n\r\nhalf")
+        loop = asyncio.get_running_loop()
+        loop.call_at(loop.time() + 0.3, time.sleep, 0.2)  # past all deadlines of the request
+        reply = await wire.reply()
+    assert (reply.status, reply.json["outcome"]) == (408, "not_applied")
