@@ -67,7 +67,7 @@ class Check:
     def __init__(self) -> None:
         reading, writing_end = os.pipe()
         self._file = os.fdopen(writing_end, "wb")
-        self._head: files.Head | None = None
+        self._head: files.BackupHead | None = None
         self._damage = "it ends too early"
         self._thread = threading.Thread(target=self._read, args=(os.fdopen(reading, "rb"),), daemon=True)
         self._thread.start()
@@ -93,7 +93,7 @@ class Check:
             self._file.close()
         self._thread.join()
 
-    def verdict(self) -> files.Head:
+    def verdict(self) -> files.BackupHead:
         """Raises Damaged unless what was written was a whole backup."""
         if self._head is None:
             raise files.Damaged(self._damage)

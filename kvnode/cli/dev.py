@@ -29,7 +29,7 @@ HOST: Final = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class DevPlan:
     """Who listens where, by name. `statistics_port` is HAProxy's own page."""
 
     http: dict[str, int]
@@ -72,7 +72,7 @@ def dev(nodes: str, data_dir: str, http_port: int, raft_port: int, lb: str, lb_p
     names = [f"n{i}" for i in range(1, int(nodes) + 1)]
     say = printer([*names, "lb", "dev"])
     try:
-        plan = Plan(
+        plan = DevPlan(
             http={name: http_port + i for i, name in enumerate(names)},
             raft={name: raft_port + i for i, name in enumerate(names)},
             data_dir=Path(data_dir),
@@ -90,7 +90,7 @@ def dev(nodes: str, data_dir: str, http_port: int, raft_port: int, lb: str, lb_p
         return _run(plan, say, interrupts)
 
 
-def _check_ports(plan: Plan) -> None:
+def _check_ports(plan: DevPlan) -> None:
     """Before anything starts: a cluster with a node missing would be a puzzle."""
     taken: dict[int, str] = {}
     for port, what, option in plan.ports():
@@ -114,7 +114,7 @@ def _check_ports(plan: Plan) -> None:
                 ) from None
 
 
-def _prepare(plan: Plan) -> None:
+def _prepare(plan: DevPlan) -> None:
     os.umask(0o077)  # for what is written here; each node sets its own
     try:
         plan.data_dir.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def _prepare(plan: Plan) -> None:
         raise StartupError(f"{plan.data_dir} cannot be written: {e.strerror}; choose another --data-dir.") from None
 
 
-def _children(plan: Plan, say: Say) -> list[Child]:
+def _children(plan: DevPlan, say: Say) -> list[Child]:
     # Whatever the user's shell says about one node must not reach all of them.
     environ = {name: text for name, text in os.environ.items() if not name.startswith("KVNODE_")}
     environ["PYTHONUNBUFFERED"] = "1"
@@ -143,7 +143,7 @@ def _children(plan: Plan, say: Say) -> list[Child]:
     return children
 
 
-def _run(plan: Plan, say: Say, interrupts: list[int]) -> int:
+def _run(plan: DevPlan, say: Say, interrupts: list[int]) -> int:
     """Starts all, looks after them until Ctrl-C, stops all; the exit code."""
     began = time.monotonic()
     children = _children(plan, say)
@@ -190,7 +190,7 @@ def _start(children: list[Child], ports: Mapping[str, int], interrupts: list[int
         time.sleep(LOOK_S)
 
 
-def _wait_for_leader(plan: Plan, interrupts: list[int]) -> str | None:
+def _wait_for_leader(plan: DevPlan, interrupts: list[int]) -> str | None:
     """The node that leads by the word of a majority; None if Ctrl-C came first."""
     deadline = time.monotonic() + START_S
     while not interrupts:
@@ -215,7 +215,7 @@ def _status(port: int, path: str) -> int | None:
         connection.close()
 
 
-def _welcome(plan: Plan, children: list[Child], leader: str, took_s: float) -> str:
+def _welcome(plan: DevPlan, children: list[Child], leader: str, took_s: float) -> str:
     """Who listens where, and what to try next."""
     pids = {child.name: child.pid for child in children}
     front = plan.lb_port if plan.haproxy else plan.http["n1"]

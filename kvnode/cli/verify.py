@@ -14,9 +14,9 @@ from kvnode.errors import StartupError
 from kvnode.storage import backup
 from kvnode.storage.verify import (
     NotADataDirectory,
-    Report,
     SegmentReport,
     SnapshotReport,
+    VerifyReport,
     verify,
 )
 
@@ -81,11 +81,11 @@ def _verify_directory(data_dir: Path, output: str) -> None:
     raise SystemExit(0 if _verdict(report) == "whole" else 1)
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: VerifyReport) -> str:
     return "damaged" if report.damage else "poisoned" if report.poisoned else "whole"
 
 
-def _lines(report: Report) -> list[str]:
+def _lines(report: VerifyReport) -> list[str]:
     lines = [_line("node", f"{report.node_id or '?'}, of the cluster of {' '.join(report.members) or '?'}")]
     lines.append(_line("cluster id", report.cluster_id or "?"))
     if report.term is not None:

@@ -17,11 +17,11 @@ from kvnode.http.route import Endpoint, Methods
 from kvnode.logs import writer
 from kvnode.metrics.families import Reading
 from kvnode.metrics.meters import HttpMeters
-from kvnode.metrics.page import Page
+from kvnode.metrics.page import MetricsPage
 
 
 def routes(group: Group, meters: HttpMeters, budgets: Budgets, version: str) -> dict[str, Methods]:
-    page = Page(version)
+    page = MetricsPage(version)
     # One at a time: a page takes its worker some milliseconds, and several workers would take the interpreter from
     # the event loop in turns.
     rendering = asyncio.Lock()

@@ -12,7 +12,7 @@ from kvnode.errors import BadRequest, Compacted
 from kvnode.http.document import whole_parameter
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
-from kvnode.state.etcd import Budget, Order, select
+from kvnode.state.etcd import Order, ReadBudget, select
 from kvnode.state.etcd_requests import COUNT_ONLY, DESCEND, KEY, Range
 from kvnode.state.items import Item, unpacked
 from kvnode.state.results import RangeRead
@@ -36,7 +36,7 @@ def item_at(group: Group, key: str, revision: int) -> Item | None:
     return unpacked(following[4]) if following[4] else None
 
 
-def range_at(group: Group, request: Range, revision: int, budget: Budget) -> RangeRead:
+def range_at(group: Group, request: Range, revision: int, budget: ReadBudget) -> RangeRead:
     """A range as the store had it at `revision`. BadRequest for one to come, Compacted; OverBudget."""
     _check(group, revision)
     store, (start, end) = group.store, request.span

@@ -105,7 +105,7 @@ class _Restore:
             if self._begun:  # behind a commit whose outcome is not known it finds nothing, or nothing that counts
                 _drop(self._group, self._id)
 
-    async def _leap(self, head: backup.Head) -> int:
+    async def _leap(self, head: backup.BackupHead) -> int:
         """All that this cluster gave is below its own counters when the last step is applied. Another one may have
         given more after the backup was made than that says: so its numbers are leapt over. So may this one's, where the
         backup is ahead of it: then the two are copies of one cluster that have gone on apart.
@@ -114,12 +114,12 @@ class _Restore:
         ahead = head.revision > self._group.store.revision
         return LEAP if ahead or head.cluster_id != self._group.status().cluster_id else 0
 
-    async def _stage(self, stream: BodyStream) -> backup.Head:
-        head: backup.Head | None = None
+    async def _stage(self, stream: BodyStream) -> backup.BackupHead:
+        head: backup.BackupHead | None = None
         window: list[bytes] = []
         size = 0
         async for part in backup.parts(stream.take):
-            if isinstance(part, backup.Head):
+            if isinstance(part, backup.BackupHead):
                 head = part
             elif not isinstance(part, bytes):
                 await self._begin(part)

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from kvnode.metrics.families import Reading, families
 
 
-class Page:
+class MetricsPage:
     """One node's page. May be rendered in any thread."""
 
     def __init__(self, version: str) -> None:

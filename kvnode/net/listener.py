@@ -16,14 +16,14 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Final, Generic, TypeVar
 
 from kvnode.logs.rate_limited import LINES
-from kvnode.net.proxies import Proxies, Refused
+from kvnode.net.proxies import Proxies, ProxyHeaderError
 from kvnode.net.tls import HANDSHAKE_S, SHUTDOWN_S, Certificate
 
 log = logging.getLogger(__name__)
 
 Arrival = TypeVar("Arrival", bound=Hashable)
 
-NEWCOMERS_MAX: Final = 512  # connections whose handshake is under way; one more, and one has to go (Arrivals)
+NEWCOMERS_MAX: Final = 512  # connections whose handshake is under way; one more, and one has to go (Newcomers)
 PREFACE_S: Final = 3.0  # for the line of a balancer
 PAUSE_S: Final = 0.2  # after an accept that failed: no file descriptor is left, mostly
 BACKLOG: Final = 1_024
@@ -53,7 +53,7 @@ async def bound(host: str, port: int, backlog: int = BACKLOG) -> list[socket.soc
     return sockets
 
 
-class Arrivals(Generic[Arrival]):
+class Newcomers(Generic[Arrival]):
     """What has proved nothing yet, by the address that it came from, in order of arrival."""
 
     __slots__ = ("_addresses", "_arrivals")
@@ -114,7 +114,7 @@ class SocketListener:
         self._proxies = proxies
         self._refused = refused
         self._newcomers_max = newcomers_max
-        self._newcomers: Arrivals[asyncio.Task[None]] = Arrivals()
+        self._newcomers: Newcomers[asyncio.Task[None]] = Newcomers()
         self._accepting = [asyncio.create_task(self._accept(each), name="accept") for each in sockets]
 
     async def stop(self) -> None:
@@ -189,7 +189,7 @@ class SocketListener:
                 ssl_handshake_timeout=HANDSHAKE_S,
                 ssl_shutdown_timeout=SHUTDOWN_S,
             )
-        except Refused as refused:
+        except ProxyHeaderError as refused:
             connection.close()
             self._refused(address, str(refused))
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
@@ -201,12 +201,12 @@ class SocketListener:
             raise
 
     async def _preface(self, proxies: Proxies, connection: socket.socket) -> str | None:
-        """The client's address by a balancer's word. Raises Refused."""
+        """The client's address by a balancer's word. Raises ProxyHeaderError."""
         try:
             async with asyncio.timeout(PREFACE_S):
                 return await proxies.preface(connection)
         except TimeoutError:
-            raise Refused(f"it is a trusted proxy and sent no PROXY header within {PREFACE_S:g} s") from None
+            raise ProxyHeaderError(f"it is a trusted proxy and sent no PROXY header within {PREFACE_S:g} s") from None
 
 
 async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:

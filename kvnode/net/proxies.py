@@ -38,7 +38,7 @@ def parse_address(text: str) -> Address | None:
     return mapped or parsed
 
 
-class Refused(Exception):
+class ProxyHeaderError(Exception):
     """The text is the rest of a sentence for the log."""
 
 
@@ -75,7 +75,7 @@ class Proxies:
     async def preface(self, connection: socket.socket) -> str | None:
         """Reads the PROXY header, no byte more; the client's address, None where the balancer speaks for itself.
 
-        Raises Refused for anything else.
+        Raises ProxyHeaderError for anything else.
         """
         loop = asyncio.get_running_loop()
         head = await _exactly(loop, connection, len(V2_SIGNATURE))
@@ -83,7 +83,7 @@ class Proxies:
             return await _version_2(loop, connection)
         if head.startswith(b"PROXY "):
             return await _version_1(loop, connection, head)
-        raise Refused("it is a trusted proxy and did not begin with the PROXY protocol")
+        raise ProxyHeaderError("it is a trusted proxy and did not begin with the PROXY protocol")
 
 
 def client_network(address: str) -> str:
@@ -101,30 +101,30 @@ def client_network(address: str) -> str:
 async def _version_1(loop: asyncio.AbstractEventLoop, connection: socket.socket, line: bytes) -> str | None:
     while not line.endswith(b"\r\n"):
         if len(line) >= V1_BYTES_MAX:
-            raise Refused("its PROXY line is too long")
+            raise ProxyHeaderError("its PROXY line is too long")
         line += await _exactly(loop, connection, 1)
     fields = line[:-2].decode("latin-1").split(" ")
     if fields[1] == "UNKNOWN":
         return None
     if len(fields) != 6 or fields[1] not in ("TCP4", "TCP6"):
-        raise Refused("its PROXY line is malformed")
+        raise ProxyHeaderError("its PROXY line is malformed")
     parsed = parse_address(fields[2])
     if parsed is None:
-        raise Refused("its PROXY line is malformed")
+        raise ProxyHeaderError("its PROXY line is malformed")
     return str(parsed)
 
 
 async def _version_2(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> str | None:
     version_command, family, length = struct.unpack("!BBH", await _exactly(loop, connection, 4))
     if version_command >> 4 != 2 or length > V2_BYTES_MAX:
-        raise Refused("its PROXY header is malformed")
+        raise ProxyHeaderError("its PROXY header is malformed")
     rest = await _exactly(loop, connection, length)
     command = version_command & 0x0F
     if command == 0:  # LOCAL: the balancer's own connection, such as a check
         return None
     address_bytes = {1: 4, 2: 16}.get(family >> 4, 0)
     if command != 1 or (address_bytes and len(rest) < 2 * address_bytes + 4):
-        raise Refused("its PROXY header is malformed")
+        raise ProxyHeaderError("its PROXY header is malformed")
     return str(parse_address(str(ipaddress.ip_address(rest[:address_bytes])))) if address_bytes else None
 
 
@@ -136,6 +136,6 @@ async def _exactly(loop: asyncio.AbstractEventLoop, connection: socket.socket, c
         except OSError:
             piece = b""
         if not piece:
-            raise Refused("it went away before it had said who its client is")
+            raise ProxyHeaderError("it went away before it had said who its client is")
         held += piece
     return held

@@ -36,7 +36,7 @@ from kvnode.node.settings import RaftSettings
 from kvnode.node.waiters import Waiters
 from kvnode.node.writes import Writes
 from kvnode.peers import frames
-from kvnode.peers.handshake import Identity, Refused
+from kvnode.peers.handshake import LocalPeer, PeerRefused
 from kvnode.peers.network import Network
 from kvnode.raft import messages
 from kvnode.raft.membership import Roster
@@ -45,8 +45,7 @@ from kvnode.state.commands import FEATURE_LEVEL
 from kvnode.state.entries import ORIGIN_BYTES
 from kvnode.state.store import KeyValueStore
 from kvnode.storage.flusher import Flusher
-from kvnode.storage.identity import Claim
-from kvnode.storage.identity import Identity as DirectoryIdentity
+from kvnode.storage.identity import Claim, Identity
 from kvnode.storage.journal import Journal
 from kvnode.storage.segments import Segments
 from kvnode.storage.snapshots import Snapshot, Snapshots
@@ -94,7 +93,7 @@ class Engine:
         self.draining = False  # this node is to go: it leads where no other one can, and is given no leadership
         self._timer: asyncio.TimerHandle | None = None
         instance = settings.host.token_bytes(ORIGIN_BYTES)
-        me = Identity(
+        me = LocalPeer(
             node_id=settings.node_id,
             cluster_id=cluster_id,
             http_url=settings.http_url,
@@ -107,7 +106,7 @@ class Engine:
             peers_0_1=settings.peers_0_1,
             token_bytes=settings.host.token_bytes,
         )
-        identity = DirectoryIdentity(snapshots.disk, settings.host.lock())
+        identity = Identity(snapshots.disk, settings.host.lock())
         self.memory = Promises(claimed, identity, journal, store, roster, lambda: self.leader_id)
         self.network = Network(me, roster, self, settings.certificate, settings.host.draw)
         self._acquaintance = KnownPeers(roster, self.network, identity, fail)
@@ -376,13 +375,13 @@ class Engine:
         self._guarded(lambda: self._acquaintance.heard(packed))
 
     def _meet(self, node_id: str, directory_id: bytes, fresh: bool) -> None:
-        """Raises Refused. While the node of that name answers at its address, a fresh one is another process instead:
-        `Network.check_single` refuses that one in its own words.
+        """Raises PeerRefused. While the node of that name answers at its address, a fresh one is another process:
+        `Network.check_single` refuses it in its own words.
         """
         if not self.network.is_up(node_id):
             self.memory.meet(node_id, directory_id, fresh)
 
-    def refused(self, refused: Refused) -> None:
+    def refused(self, refused: PeerRefused) -> None:
         if refused.heard:
             self.memory.refused(refused.code)
 

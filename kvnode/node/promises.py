@@ -54,7 +54,7 @@ from functools import partial
 from kvnode.configuration import Member
 from kvnode.errors import StartupError
 from kvnode.node.catchup import Work
-from kvnode.peers.handshake import FORGETFUL, Refused
+from kvnode.peers.handshake import FORGETFUL, PeerRefused
 from kvnode.raft.membership import Roster
 from kvnode.state.commands import LEVEL
 from kvnode.state.entries import decode_entry
@@ -168,7 +168,7 @@ class Promises:
             log.error("This node's data directory is empty, and the cluster has met it before: it does not vote.")
 
     def meet(self, node_id: str, directory_id: bytes, fresh: bool) -> None:
-        """Raises Refused for a fresh node of that name, where the cluster has met that one before."""
+        """Raises PeerRefused for a fresh node of that name, where the cluster has met that one before."""
         members = self._roster.newest.members
         member = members.get(node_id)
         if member is None:
@@ -183,13 +183,13 @@ class Promises:
     def _refuse(self, member: Member) -> None:
         node_id = member.node_id
         if member.voter:
-            raise Refused(
+            raise PeerRefused(
                 f"the data directory of node {node_id} is empty, and it has acknowledged writes: it must not vote; "
                 f"the leader makes a learner of it, or 'kvnode member replace {node_id}'",
                 code=FORGETFUL,
             )
         if self.settled and self._leader() is None:
-            raise Refused(f"the data directory of node {node_id} is empty: it is let in once there is a leader")
+            raise PeerRefused(f"the data directory of node {node_id} is empty: it is let in once there is a leader")
 
 
 def _is_a_level(entry: tuple[bytes, int, int]) -> bool:

@@ -9,14 +9,14 @@ import ssl
 from typing import Any, Final, Protocol, cast
 
 from kvnode.logs.rate_limited import LINES
-from kvnode.net.listener import Arrivals
+from kvnode.net.listener import Newcomers
 from kvnode.net.tls import MutualCertificate, names
 from kvnode.peers import frames, handshake, handshake_0_1
-from kvnode.peers.handshake import Circle, Identity, Peer
+from kvnode.peers.handshake import Circle, LocalPeer, Peer
 
 log = logging.getLogger("kvnode.raft")
 
-STRANGERS_MAX: Final = 64  # connections that have not proved themselves yet; one more, and one has to go (Arrivals)
+STRANGERS_MAX: Final = 64  # connections that have not proved themselves yet; one more, and one has to go (Newcomers)
 COPIED_BYTES_MAX: Final = 16_384  # up to this a frame is joined to one piece, which is cheaper than to write three
 # For one frame of a peer, from its beginning to its end: the largest at 2 Mbit/s. A frame that lost a part on the way
 # takes its end out of those behind it, and a quiet peer might not have sent enough of them for hours.
@@ -27,8 +27,8 @@ SILENCE_S: Final = 5  # unacknowledged bytes for this long: the connection is de
 class Owner(Protocol):
     """The network that a connection belongs to."""
 
-    me: Identity
-    strangers: Arrivals[Accepted]  # connections that have not proved themselves yet
+    me: LocalPeer
+    strangers: Newcomers[Accepted]  # connections that have not proved themselves yet
     circle: Circle
     certificate: MutualCertificate | None
 
@@ -73,14 +73,16 @@ class Link(asyncio.Protocol):
             bodies = self.reader.feed(data)
             if bodies:
                 self.frames(bodies)
-        except handshake.Refused as refused:
+        except handshake.PeerRefused as refused:
             self.ended = True
             self.refuse(refused)
         except frames.BadFrame as error:
             self.ended = True
             # A stranger's bytes make one kind of line; what a proved peer sent is worth telling apart.
             kind = "it sent what no node sends" if self.peer is None else ""
-            self.refuse(handshake.Refused(f"it sent what no node of this cluster sends ({str(error)[:-1]})", kind=kind))
+            self.refuse(
+                handshake.PeerRefused(f"it sent what no node of this cluster sends ({str(error)[:-1]})", kind=kind)
+            )
 
     @property
     def host(self) -> str:
@@ -93,9 +95,9 @@ class Link(asyncio.Protocol):
     def _raise_if_more(self, bodies: list[bytes]) -> None:
         """In the handshake each side waits for the other's frame: what is there behind one is not the other's."""
         if len(bodies) > 1 or self.reader.unfinished:
-            raise handshake.Refused("more was sent than the handshake has")
+            raise handshake.PeerRefused("more was sent than the handshake has")
 
-    def refuse(self, refused: handshake.Refused) -> None:
+    def refuse(self, refused: handshake.PeerRefused) -> None:
         raise NotImplementedError
 
 
@@ -134,7 +136,7 @@ class Dialled(Link):
     def data_received(self, data: bytes) -> None:
         if self.peer is not None and not self.ended:  # also of what is no frame, and would not be one for a long time
             self.ended = True
-            self.refuse(handshake.Refused(_NOT_ITS_OWN))
+            self.refuse(handshake.PeerRefused(_NOT_ITS_OWN))
         super().data_received(data)
 
     def send(self, body: bytes) -> None:
@@ -148,7 +150,7 @@ class Dialled(Link):
         else:
             self.transport.writelines((head, body, tag))
 
-    def refuse(self, refused: handshake.Refused) -> None:
+    def refuse(self, refused: handshake.PeerRefused) -> None:
         if not self.established.done():
             self.established.set_exception(refused)
         else:
@@ -192,7 +194,7 @@ class Accepted(Link):
         if len(strangers) > STRANGERS_MAX:
             strangers.first_to_go().give_way()
         loop = asyncio.get_running_loop()
-        late = handshake.Refused("it did not finish its greeting in time")
+        late = handshake.PeerRefused("it did not finish its greeting in time")
         self._deadline = loop.call_later(handshake.DEADLINE_S, self.refuse, late)
 
     def data_received(self, data: bytes) -> None:
@@ -202,7 +204,7 @@ class Accepted(Link):
             data = data[missing:]
             if not handshake.MAGIC.startswith(self._magic):
                 self.ended = True
-                self.refuse(handshake.Refused("it does not speak this protocol"))
+                self.refuse(handshake.PeerRefused("it does not speak this protocol"))
                 return
         super().data_received(data)
         if self._frame_deadline is None and self.reader.unfinished and self.peer is not None:
@@ -213,7 +215,7 @@ class Accepted(Link):
         self._frame_deadline = None
         if self.reader.unfinished and self.reader.number == number and not self.ended:
             self.ended = True
-            self.refuse(handshake.Refused(f"a frame that it began was not whole {FRAME_S:g} s later"))
+            self.refuse(handshake.PeerRefused(f"a frame that it began was not whole {FRAME_S:g} s later"))
 
     def frames(self, bodies: list[bytes]) -> None:
         if self.peer is not None:
@@ -239,10 +241,10 @@ class Accepted(Link):
         """The peer, whose certificate must be its own."""
         certified = self.network.certificate is None or names(self.transport.get_extra_info("peercert"), peer.node_id)
         if not certified:
-            raise handshake.Refused(f"its certificate does not name node {peer.node_id!r}: give each node its own")
+            raise handshake.PeerRefused(f"its certificate does not name node {peer.node_id!r}: give each node its own")
         return peer
 
-    def refuse(self, refused: handshake.Refused) -> None:
+    def refuse(self, refused: handshake.PeerRefused) -> None:
         host = self.host
         who = host if self.peer is None else f"{self.peer.node_id} at {host}"
         LINES.write(

@@ -16,7 +16,7 @@ of the dialer, one of the acceptor, a refusal, the frames that follow. A proof i
 and the fields beside it: it shows the secret is known without showing the secret, and it cannot be used again on
 another connection, by the other side, or with other fields.
 
-A refusal counts for more than its sentence (`Refused.code`, `Refused.told`) only where it is proved.
+A refusal counts for more than its sentence (`PeerRefused.code`, `PeerRefused.told`) only where it is proved.
 
 `index` is that of the latest configuration that the dialer knows to be committed. An acceptor that knows a later one,
 or as late a one, in which the dialer is no member refuses it and hands it that one, proved: so a node that was
@@ -72,7 +72,7 @@ NO_PROTOCOL: Final = "it does not speak this protocol"
 OTHER_VERSION: Final = "it speaks another version of the protocol: upgrade the older node"  # as kvnode 0.1 says it too
 
 
-class Refused(Exception):
+class PeerRefused(Exception):
     """The other side is not one to talk to, or says that about us. The text is one sentence for the log.
 
     `told` is the packed configuration that the other side refers to, or empty; where it came from there, it is proved.
@@ -103,7 +103,7 @@ class Circle(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class LocalPeer:
     """What a node says about itself. `instance` is drawn anew each time the process starts.
 
     `cluster_level` is the feature level that the cluster has reached, as far as this node knows. `peers_0_1`: nodes of
@@ -118,7 +118,7 @@ class Identity:
     cluster_level: Callable[[], int] = int
     fresh: Callable[[], bool] = bool
     directory_id: bytes = b""
-    meet: Callable[[str, bytes, bool], None] = lambda node_id, directory_id, fresh: None  # may raise Refused
+    meet: Callable[[str, bytes, bool], None] = lambda node_id, directory_id, fresh: None  # may raise PeerRefused
     peers_0_1: bool = False
     token_bytes: Callable[[int], bytes] = os.urandom
 
@@ -140,7 +140,7 @@ class Peer:
 class Dialer:
     """The dialling side: `hello()` first, then `challenged(body)` gives the proof, then `welcomed(body)` the peer."""
 
-    def __init__(self, me: Identity, peer_id: str, circle: Circle) -> None:
+    def __init__(self, me: LocalPeer, peer_id: str, circle: Circle) -> None:
         self._me = me
         self._peer_id = peer_id
         self._index = circle.index
@@ -157,7 +157,7 @@ class Dialer:
         answer = unpacked(body)
         raise_if_refused(answer, self._me.cluster_level())
         if not has_types(answer, bool, bytes) or not answer[0] or len(answer[1]) != NONCE_BYTES:
-            raise Refused("it answers in an unknown protocol")
+            raise PeerRefused("it answers in an unknown protocol")
         self._said += framed(body)
         self._keys = _Keys(self._me.secret, self._said)
         fields = [self._me.http_url, self._me.instance, self._index, FEATURE_LEVEL]
@@ -169,25 +169,25 @@ class Dialer:
     def welcomed(self, body: bytes) -> Peer:
         answer, keys = unpacked(body), self._keys
         if keys is None:
-            raise Refused("it answers in an unknown protocol")
+            raise PeerRefused("it answers in an unknown protocol")
         if has_types(answer, bool, str, str, bytes, bytes) and not answer[0]:
             *fields, proof = answer
             genuine = hmac.compare_digest(proof, keys.proof(b"refusal", self._said, fields))
             _, reason, code, told = fields
             if genuine:
-                raise Refused(f"it refused: {printable(reason, 200)}", told, code, heard=True)
-            raise Refused(f"it refused: {printable(reason)}", kind="it refused")
+                raise PeerRefused(f"it refused: {printable(reason, 200)}", told, code, heard=True)
+            raise PeerRefused(f"it refused: {printable(reason)}", kind="it refused")
         raise_if_refused(answer, self._me.cluster_level())
         if not has_types(answer, *_WELCOME):
-            raise Refused("it answers in an unknown protocol")
+            raise PeerRefused("it answers in an unknown protocol")
         *fields, proof = answer
         if not hmac.compare_digest(proof, keys.proof(b"acceptor", self._said, fields)):
-            raise Refused(NO_SECRET)
+            raise PeerRefused(NO_SECRET)
         _, http_url, instance, level, fresh, directory_id = fields
         raise_if_too_old(level, self._me.cluster_level())
         try:
             self._me.meet(self._peer_id, directory_id, fresh)
-        except Refused as refused:
+        except PeerRefused as refused:
             refused.level = level
             raise
         return Peer(self._peer_id, http_url, instance, level, keys.frame_key(self._said))
@@ -196,10 +196,10 @@ class Dialer:
 class Acceptor:
     """The accepting side: `greeted(body)` gives the challenge, `proved(body)` the peer, `welcome()` the last frame.
 
-    Where one of them raises Refused, `refusal` is what the other side is sent.
+    Where one of them raises PeerRefused, `refusal` is what the other side is sent.
     """
 
-    def __init__(self, me: Identity, circle: Circle) -> None:
+    def __init__(self, me: LocalPeer, circle: Circle) -> None:
         self._me = me
         self._circle = circle
         self._said = b""
@@ -211,24 +211,24 @@ class Acceptor:
     def greeted(self, body: bytes) -> bytes:
         hello = unpacked(body)
         if hello[:1] == [VERSION_0_1]:
-            raise Refused(
+            raise PeerRefused(
                 "it is of version 0.1, and nothing protects what that sends: " + _upgrade(self._me.cluster_level()),
                 kind="it is of version 0.1",
             )
         if not hello or hello[0] != _VERSION or not has_types(hello, int, bytes, str, str, bytes):
-            raise Refused(OTHER_VERSION)
+            raise PeerRefused(OTHER_VERSION)
         _, self._cluster_id, self._node_id, to, nonce = hello
         me = self._me
         if len(nonce) != NONCE_BYTES:
-            raise Refused(NO_PROTOCOL)
+            raise PeerRefused(NO_PROTOCOL)
         if self._cluster_id == me.cluster_id:
             if to != me.node_id:
-                raise Refused(
+                raise PeerRefused(
                     f"it looks for node {printable(to)!r}, this is {me.node_id!r}: check the addresses in --peers",
                     kind="it looks for another node",
                 )
             if self._node_id == me.node_id:
-                raise Refused(f"node {self._node_id!r} is this one: give each node its own --node-id")
+                raise PeerRefused(f"node {self._node_id!r} is this one: give each node its own --node-id")
         challenge = framed(packed([True, me.token_bytes(NONCE_BYTES)]))
         self._said = framed(body) + challenge
         self._keys = _Keys(me.secret, self._said)
@@ -237,13 +237,13 @@ class Acceptor:
     def proved(self, body: bytes) -> Peer:
         answer, keys, me = unpacked(body), self._keys, self._me
         if keys is None or not has_types(answer, *_PROOF):
-            raise Refused(NO_PROTOCOL)
+            raise PeerRefused(NO_PROTOCOL)
         *fields, proof = answer
         self._proved = hmac.compare_digest(proof, keys.proof(b"dialer", self._said, fields))
         if self._proved:
             self._said += framed(body)
         if self._cluster_id != me.cluster_id:  # not before the proof: what is refused unproved makes no node unfit
-            raise Refused(
+            raise PeerRefused(
                 f"it belongs to cluster {self._cluster_id.hex()[:12]}, this node to {me.cluster_id.hex()[:12]}: with "
                 "an empty --data-dir and --join it becomes a member of this one; --peers (or --cluster-id), the same "
                 "for all, are for the first members of a cluster that was not recovered or restored",
@@ -251,11 +251,11 @@ class Acceptor:
                 kind="it belongs to another cluster",
             )
         if not self._proved:
-            raise Refused(NO_SECRET)
+            raise PeerRefused(NO_SECRET)
         http_url, instance, index, level, fresh, directory_id = fields
         raise_if_too_old(level, me.cluster_level())
         if self._node_id not in self._circle and index <= self._circle.index:
-            raise Refused(f"node {self._node_id!r} is not a member of this cluster", self._circle.packed)
+            raise PeerRefused(f"node {self._node_id!r} is not a member of this cluster", self._circle.packed)
         me.meet(self._node_id, directory_id, fresh)
         return Peer(self._node_id, http_url, instance, level, keys.frame_key(self._said))
 
@@ -266,7 +266,7 @@ class Acceptor:
         fields += [self._me.fresh(), self._me.directory_id]
         return framed(packed([*fields, self._keys.proof(b"acceptor", self._said, fields)]))
 
-    def refusal(self, refused: Refused) -> bytes:
+    def refusal(self, refused: PeerRefused) -> bytes:
         """The frame that says why: proved to a side that has proved itself, and bare to any other."""
         if not self._proved or self._keys is None:
             return framed(packed([False, str(refused)]))
@@ -304,9 +304,9 @@ def unpacked(body: bytes) -> list[Any]:
     try:
         fields = msgpack.unpackb(body, use_list=True, max_ext_len=0)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
-        raise Refused(NO_PROTOCOL) from error
+        raise PeerRefused(NO_PROTOCOL) from error
     if not isinstance(fields, list):
-        raise Refused(NO_PROTOCOL)
+        raise PeerRefused(NO_PROTOCOL)
     return fields
 
 
@@ -326,17 +326,17 @@ def raise_if_refused(answer: list[Any], cluster_level: int) -> None:
     if has_types(answer, bool, str) and answer[0] is False:
         # In this node's own words: those of 0.1 do not name the flag, and are cut before they end, as a stranger's are.
         if answer[1] == OTHER_VERSION:
-            raise Refused(
+            raise PeerRefused(
                 "it is of another version, such as 0.1, which does not protect what it sends: "
                 + _upgrade(cluster_level),
                 kind="it refused",
             )
-        raise Refused(f"it refused: {printable(answer[1])}", kind="it refused")
+        raise PeerRefused(f"it refused: {printable(answer[1])}", kind="it refused")
 
 
 def raise_if_too_old(level: int, cluster_level: int) -> None:
     if level < cluster_level:
-        raise Refused(
+        raise PeerRefused(
             f"it knows feature level {level}, and this cluster has reached {cluster_level}: "
             "upgrade that node to the version of the others",
             code=TOO_OLD,

@@ -24,9 +24,9 @@ from kvnode.peers.handshake import (
     NONCE_BYTES,
     VERSION_0_1,
     Circle,
-    Identity,
+    LocalPeer,
     Peer,
-    Refused,
+    PeerRefused,
     framed,
     has_types,
     packed,
@@ -43,14 +43,14 @@ def speaks(hello: bytes) -> bool:
     """Whether the frame is a hello of this version."""
     try:
         return unpacked(hello)[:1] == [VERSION_0_1]
-    except Refused:
+    except PeerRefused:
         return False
 
 
 class Dialer:
     """As `handshake.Dialer`."""
 
-    def __init__(self, me: Identity, peer_id: str, circle: Circle) -> None:
+    def __init__(self, me: LocalPeer, peer_id: str, circle: Circle) -> None:
         self._me = me
         self._peer_id = peer_id
         self._index = circle.index
@@ -78,11 +78,11 @@ class Dialer:
         _raise_if_coded(answer, self._me.cluster_level())
         raise_if_refused(answer, self._me.cluster_level())
         if not has_types(answer, bool, str, bytes, bytes, bytes):
-            raise Refused("it answers in an unknown protocol")
+            raise PeerRefused("it answers in an unknown protocol")
         _, http_url, instance, nonce, proof = answer
         self._said += packed([http_url, instance, nonce])
         if not hmac.compare_digest(proof, _proof(self._me.secret, b"acceptor", self._said)):
-            raise Refused(NO_SECRET)
+            raise PeerRefused(NO_SECRET)
         self._peer = Peer(self._peer_id, http_url, instance, LEVEL)
         return framed(packed([_proof(self._me.secret, b"dialer", self._said)]))
 
@@ -91,11 +91,11 @@ class Dialer:
         if has_types(answer, bool, str, bytes, bytes) and not answer[0]:
             _, reason, told, proof = answer
             genuine = hmac.compare_digest(proof, _proof(self._me.secret, b"verdict", self._said + told))
-            raise Refused(f"it refused: {printable(reason)}", told if genuine else b"", kind="it refused")
+            raise PeerRefused(f"it refused: {printable(reason)}", told if genuine else b"", kind="it refused")
         _raise_if_coded(answer, self._me.cluster_level())
         raise_if_refused(answer, self._me.cluster_level())
         if answer != [True] or self._peer is None:
-            raise Refused("it answers in an unknown protocol")
+            raise PeerRefused("it answers in an unknown protocol")
         raise_if_too_old(LEVEL, self._me.cluster_level())
         return self._peer
 
@@ -103,7 +103,7 @@ class Dialer:
 class Acceptor:
     """As `handshake.Acceptor`."""
 
-    def __init__(self, me: Identity, circle: Circle) -> None:
+    def __init__(self, me: LocalPeer, circle: Circle) -> None:
         self._me = me
         self._circle = circle
         self._said = b""
@@ -113,22 +113,22 @@ class Acceptor:
     def greeted(self, body: bytes) -> bytes:
         hello = unpacked(body)
         if not has_types(hello, int, bytes, str, str, str, bytes, bytes, int):
-            raise Refused(NO_PROTOCOL)
+            raise PeerRefused(NO_PROTOCOL)
         _, cluster_id, node_id, to, http_url, instance, _, self._index = hello
         me = self._me
         raise_if_too_old(LEVEL, me.cluster_level())
         if cluster_id != me.cluster_id:
-            raise Refused(
+            raise PeerRefused(
                 f"it belongs to cluster {cluster_id.hex()[:12]}, this node to {me.cluster_id.hex()[:12]}",
                 kind="it belongs to another cluster",
             )
         if to != me.node_id:
-            raise Refused(
+            raise PeerRefused(
                 f"it looks for node {printable(to)!r}, this is {me.node_id!r}: check the addresses in --peers",
                 kind="it looks for another node",
             )
         if node_id == me.node_id:
-            raise Refused(f"node {node_id!r} is this one: give each node its own --node-id")
+            raise PeerRefused(f"node {node_id!r} is this one: give each node its own --node-id")
         self._peer = Peer(node_id, http_url, instance, LEVEL)
         mine = [me.http_url, me.instance, os.urandom(NONCE_BYTES)]
         self._said = body + packed(mine)
@@ -138,16 +138,16 @@ class Acceptor:
         answer = unpacked(body)
         expected = _proof(self._me.secret, b"dialer", self._said)
         if not has_types(answer, bytes) or not hmac.compare_digest(answer[0], expected) or self._peer is None:
-            raise Refused(NO_SECRET)
+            raise PeerRefused(NO_SECRET)
         node_id = self._peer.node_id
         if node_id not in self._circle and self._index <= self._circle.index:
-            raise Refused(f"node {node_id!r} is not a member of this cluster", self._circle.packed)
+            raise PeerRefused(f"node {node_id!r} is not a member of this cluster", self._circle.packed)
         return self._peer
 
     def welcome(self) -> bytes:
         return _WELCOME
 
-    def refusal(self, refused: Refused) -> bytes:
+    def refusal(self, refused: PeerRefused) -> bytes:
         if not refused.told:
             return framed(packed([False, str(refused), refused.code] if refused.code else [False, str(refused)]))
         proof = _proof(self._me.secret, b"verdict", self._said + refused.told)

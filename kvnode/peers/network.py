@@ -15,11 +15,11 @@ from typing import Any, Final, Protocol
 
 from kvnode.errors import StartupError
 from kvnode.logs.rate_limited import LINES
-from kvnode.net.listener import Arrivals, SocketListener, bound
+from kvnode.net.listener import Newcomers, SocketListener, bound
 from kvnode.net.tls import HANDSHAKE_S, SHUTDOWN_S, MutualCertificate
 from kvnode.peers import frames, handshake
 from kvnode.peers.connections import STRANGERS_MAX, Accepted, Dialled
-from kvnode.peers.handshake import Circle, Identity, Peer
+from kvnode.peers.handshake import Circle, LocalPeer, Peer
 from kvnode.raft import messages
 
 log = logging.getLogger("kvnode.raft")
@@ -46,7 +46,7 @@ class Listener(Protocol):
     def told(self, packed: bytes) -> None:
         """A proved peer that refuses this node says who the members are."""
 
-    def refused(self, refused: handshake.Refused) -> None:
+    def refused(self, refused: handshake.PeerRefused) -> None:
         """A peer does not talk to this node, or this node not to it; a `code` is proved."""
 
     def received(self, node_id: str, bodies: list[bytes]) -> None:
@@ -58,7 +58,7 @@ class Network:
 
     def __init__(
         self,
-        me: Identity,
+        me: LocalPeer,
         circle: Circle,
         listener: Listener,
         certificate: MutualCertificate | None = None,
@@ -71,8 +71,10 @@ class Network:
         self.addresses: dict[str, tuple[str, int]] = {}
         self.listener = listener
         self.http_urls: dict[str, str] = {}
-        self.refusals: dict[str, handshake.Refused] = {}  # by peer: why it did not talk to this node at the last try
-        self.strangers: Arrivals[Accepted] = Arrivals()
+        self.refusals: dict[
+            str, handshake.PeerRefused
+        ] = {}  # by peer: why it did not talk to this node at the last try
+        self.strangers: Newcomers[Accepted] = Newcomers()
         self._server: asyncio.Server | SocketListener | None = None
         self._dialled: dict[str, Dialled] = {}
         self._accepted: dict[str, Accepted] = {}
@@ -211,7 +213,7 @@ class Network:
                     raise
                 pause_s = REDIAL_S[0]
                 await link.closed.wait()
-            except handshake.Refused as refused:
+            except handshake.PeerRefused as refused:
                 if self.me.peers_0_1 and not tried_0_1 and not link.challenged:
                     as_0_1 = True  # the flag lets it be tried; without it, what comes from the wire changes nothing
                     continue
@@ -272,10 +274,10 @@ class Network:
     # --- accepted connections ------------------------------------------------------------------------
 
     def check_single(self, peer: Peer) -> None:
-        """Raises Refused where another process answers at the address of this name: two nodes must never share one."""
+        """Raises PeerRefused if another process answers at the address of this name: two nodes must not share it."""
         if self._at_address.get(peer.node_id, peer.instance) != peer.instance:
             host, port = self.addresses[peer.node_id]
-            raise handshake.Refused(
+            raise handshake.PeerRefused(
                 f"another running process is node {peer.node_id!r} already, at {host}:{port}: give each node its own "
                 "--node-id and --data-dir, and stop the one that is wrong",
                 code=handshake.DUPLICATE,

@@ -68,7 +68,7 @@ class OverBudget(Exception):
     """A request reads more than one may."""
 
 
-class Budget:
+class ReadBudget:
     """What one request may still read: keys and values, and VISIT_BYTES for each key that it looks at."""
 
     __slots__ = ("left",)
@@ -118,13 +118,15 @@ _SORT_KEYS: Final[dict[int, Callable[[tuple[str, bytes]], Any]]] = {
 }
 
 
-def read_range(store: KeyValueStore, request: Range, budget: Budget | None = None) -> RangeRead:
+def read_range(store: KeyValueStore, request: Range, budget: ReadBudget | None = None) -> RangeRead:
     """What a range holds now. Raises OverBudget where it reads more than `budget` (None: any amount)."""
     _, start, end, *order = request.packed
-    return _read(store, start, end, Order(*order), budget or Budget(1 << 62), store.revision)
+    return _read(store, start, end, Order(*order), budget or ReadBudget(1 << 62), store.revision)
 
 
-def _read(store: KeyValueStore, start: str, end: str | None, order: Order, budget: Budget, revision: int) -> RangeRead:
+def _read(
+    store: KeyValueStore, start: str, end: str | None, order: Order, budget: ReadBudget, revision: int
+) -> RangeRead:
     if end is None:
         packed = store.packed(start)
         if packed is None:
@@ -139,7 +141,9 @@ def _read(store: KeyValueStore, start: str, end: str | None, order: Order, budge
     return select(source, count, order, budget, revision)
 
 
-def select(source: Iterable[tuple[str, bytes]], count: int, order: Order, budget: Budget, revision: int) -> RangeRead:
+def select(
+    source: Iterable[tuple[str, bytes]], count: int, order: Order, budget: ReadBudget, revision: int
+) -> RangeRead:
     """Filters, order and limit over items that come by key; downwards, where that is the order that is wanted."""
     entries = iter(source)
     if order.filters:
@@ -160,13 +164,13 @@ def select(source: Iterable[tuple[str, bytes]], count: int, order: Order, budget
     return RangeRead(tuple(items), count, more, revision)
 
 
-def _visited(entries: Iterator[tuple[str, bytes]], budget: Budget) -> Iterator[tuple[str, bytes]]:
+def _visited(entries: Iterator[tuple[str, bytes]], budget: ReadBudget) -> Iterator[tuple[str, bytes]]:
     for entry in entries:
         budget.take(VISIT_BYTES)
         yield entry
 
 
-def _valued(entries: Iterator[tuple[str, bytes]], budget: Budget) -> Iterator[tuple[str, bytes]]:
+def _valued(entries: Iterator[tuple[str, bytes]], budget: ReadBudget) -> Iterator[tuple[str, bytes]]:
     """To sort by values copies them all."""
     for entry in entries:
         budget.take(value_bytes(entry[1]))
@@ -219,7 +223,7 @@ class _Run:
 
     def __init__(self, store: KeyValueStore) -> None:
         self._store = store
-        self._budget = Budget()
+        self._budget = ReadBudget()
         self._changed = False
         self._next = store.revision + 1
 

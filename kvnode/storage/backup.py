@@ -54,7 +54,7 @@ class Damaged(Exception):
     """The file is no whole backup; the text says why."""
 
 
-class Head(NamedTuple):
+class BackupHead(NamedTuple):
     """What a backup says of itself."""
 
     revision: int
@@ -88,13 +88,13 @@ def pieces(view: StoreView, cluster_id: str, rest: Callable[[], None] = go_on) -
     yield b"".join(buffers)
 
 
-def check(path: Path) -> Head:
+def check(path: Path) -> BackupHead:
     """Reads the file to its end. Raises Damaged unless every byte checks out; OSError."""
     with path.open("rb") as file:
         return read_through(file)
 
 
-def read_through(file: BinaryIO) -> Head:
+def read_through(file: BinaryIO) -> BackupHead:
     """The same of an open file, which may be a pipe."""
     head = _head(file)
     for _ in _chunks(file):
@@ -102,7 +102,7 @@ def read_through(file: BinaryIO) -> Head:
     return head
 
 
-def chunks_of(data: bytes) -> tuple[Head, list[bytes]]:
+def chunks_of(data: bytes) -> tuple[BackupHead, list[bytes]]:
     """What a whole file holds, as `StoreView.chunks` gave it. Raises Damaged, also where no store can be made of it."""
     file = io.BytesIO(data)
     head, begin = _head(file), file.tell()
@@ -116,7 +116,7 @@ def chunks_of(data: bytes) -> tuple[Head, list[bytes]]:
     return head, list(_chunks(file))
 
 
-def load(path: Path) -> tuple[Head, KeyValueStore]:
+def load(path: Path) -> tuple[BackupHead, KeyValueStore]:
     """The same, and what the file holds as a store. Raises Damaged, OSError."""
     with path.open("rb") as file:
         head = _head(file)
@@ -128,7 +128,7 @@ def load(path: Path) -> tuple[Head, KeyValueStore]:
     return head, store
 
 
-def _check_border(head: Head, store: KeyValueStore) -> None:
+def _check_border(head: BackupHead, store: KeyValueStore) -> None:
     """What a backup must be beyond what any snapshot must: a file from outside, made by `pieces`."""
     if (store.revision, len(store)) != (head.revision, head.items):
         raise Damaged("its head does not fit what it holds")
@@ -142,7 +142,7 @@ def _check_border(head: Head, store: KeyValueStore) -> None:
         raise Damaged("it holds a session key, ended sessions, a generation or a feature level, which no backup does")
 
 
-async def parts(take: Take) -> AsyncIterator[Head | Header | bytes]:
+async def parts(take: Take) -> AsyncIterator[BackupHead | Header | bytes]:
     """A file that comes in pieces: its head, what its first chunk says, and then each chunk of leases and of items.
 
     `take` gives as many bytes as are asked for, fewer at the file's end alone. A chunk at a time is in memory. What the
@@ -183,7 +183,7 @@ async def parts(take: Take) -> AsyncIterator[Head | Header | bytes]:
             yield chunk
 
 
-def _checked_header(head: Head, chunk: bytes) -> Header:
+def _checked_header(head: BackupHead, chunk: bytes) -> Header:
     try:
         header = read_header(unpack_chunk(chunk))
         Tokens.load(header.small.get("tokens", []))
@@ -216,7 +216,7 @@ async def _all_of(take: Take, length: int) -> bytes:
     return taken
 
 
-def _head(file: BinaryIO) -> Head:
+def _head(file: BinaryIO) -> BackupHead:
     packed = file.read(_HEAD.size)
     return _checked_head(packed, _take(file, _name_bytes(packed) + _CRC.size))
 
@@ -233,13 +233,13 @@ def _name_bytes(packed: bytes) -> int:
     return int(name_bytes)
 
 
-def _checked_head(packed: bytes, rest: bytes) -> Head:
+def _checked_head(packed: bytes, rest: bytes) -> BackupHead:
     _, _, revision, items, name_bytes = _HEAD.unpack(packed)
     name = rest[:name_bytes]
     if _CRC.unpack(rest[name_bytes:])[0] != zlib.crc32(packed + name):
         raise Damaged("its head does not check out")
     text = name.decode(errors="replace")  # shown to people: nothing in it may steer their terminal
-    return Head(revision, items, "".join(each if each.isprintable() else "\ufffd" for each in text))
+    return BackupHead(revision, items, "".join(each if each.isprintable() else "\ufffd" for each in text))
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:

@@ -99,7 +99,7 @@ class SnapshotReport:
 
 
 @dataclass(slots=True)
-class Report:
+class VerifyReport:
     """Everything that was found. Whole where `damage` and `poisoned` are empty."""
 
     data_dir: str
@@ -117,7 +117,7 @@ class Report:
     poisoned: list[Poisoned] = field(default_factory=list)  # looked for where there is no damage
 
 
-def verify(path: Path) -> Report:
+def verify(path: Path) -> VerifyReport:
     """Reads all of a data directory. Raises NotADataDirectory, StartupError where listed files were not there, and
     OSError where it cannot be read at all."""
     if not path.is_dir():
@@ -139,11 +139,11 @@ class _Reader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._disk = ReadOnly(path)
-        self._report = Report(str(path))
+        self._report = VerifyReport(str(path))
         self._newest: tuple[int, int] | None = None  # (index, term) of the newest snapshot, where it is whole
         self._store = KeyValueStore()  # what it holds
 
-    def read(self) -> Report:
+    def read(self) -> VerifyReport:
         report = self._report
         files = [name for name in self._disk.names() if stat.S_ISREG((self._path / name).stat().st_mode)]
         ours = [name for name in files if name == identity.FILE or name.startswith(("journal-", "snapshot-"))]

@@ -12,7 +12,7 @@ import pytest
 
 from kvnode.configuration import first_cluster
 from kvnode.node.promises import Promises
-from kvnode.peers.handshake import FORGETFUL, Refused
+from kvnode.peers.handshake import FORGETFUL, PeerRefused
 from kvnode.raft.membership import Roster
 from kvnode.state.commands import RaiseLevel
 from kvnode.state.entries import ORIGIN_BYTES, encode_entry, encode_group
@@ -100,7 +100,7 @@ def test_another_directory_of_a_voter_that_was_met_is_refused_after_a_restart_to
     assert claimed.met == {"n2": first}
     again = Promises(claimed, memory._identity, memory._journal, KeyValueStore(), memory._roster, lambda: None)
     for each in (memory, again):
-        with pytest.raises(Refused, match="kvnode member replace n2") as refused:
+        with pytest.raises(PeerRefused, match="kvnode member replace n2") as refused:
             each.meet("n2", second, True)
         assert refused.value.code == FORGETFUL
         each.meet("n2", first, True)
@@ -131,7 +131,7 @@ def test_a_voter_that_was_replaced_is_known_by_its_new_directory() -> None:
     memory._roster.told(memory._roster.newest.having(replace(learner, voter=True), 6).packed)
     memory.meet("n2", second, True)
     for other in (first, third):
-        with pytest.raises(Refused, match="is empty"):
+        with pytest.raises(PeerRefused, match="is empty"):
             memory.meet("n2", other, True)
 
 

@@ -21,8 +21,8 @@ from kvnode.peers.handshake import (
     VERSION_0_1,
     Acceptor,
     Dialer,
-    Identity,
-    Refused,
+    LocalPeer,
+    PeerRefused,
 )
 from kvnode.state.commands import FEATURE_LEVEL
 
@@ -39,8 +39,8 @@ class Members(tuple[str, ...]):
 MEMBERS = Members(("n1", "n2", "n3"))
 
 
-def identity(node_id: str, cluster_id: bytes = b"c" * 16, secret: bytes = b"shared secret") -> Identity:
-    return Identity(node_id, cluster_id, f"http://{node_id}", os.urandom(8), secret)
+def identity(node_id: str, cluster_id: bytes = b"c" * 16, secret: bytes = b"shared secret") -> LocalPeer:
+    return LocalPeer(node_id, cluster_id, f"http://{node_id}", os.urandom(8), secret)
 
 
 def body(frame: bytes) -> bytes:
@@ -72,7 +72,7 @@ def test_the_acceptor_says_nothing_under_the_secret_before_the_dialer_has_proved
     assert [type(field) for field in answer] == [bool, bytes], "a nonce, which is drawn and made of nothing"
     acceptor = Acceptor(me, MEMBERS)
     greet(Dialer(identity("n1"), "n2", MEMBERS), acceptor)
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(PeerRefused) as refused:
         acceptor.proved(msgpack.packb(["http://n1", b"i" * 8, 0, 1, b"p" * 32]))
     assert msgpack.unpackb(body(acceptor.refusal(refused.value))) == [False, str(refused.value)]
 
@@ -80,7 +80,7 @@ def test_the_acceptor_says_nothing_under_the_secret_before_the_dialer_has_proved
 def test_a_refusal_by_a_node_of_0_1_names_the_flag_for_an_upgrade() -> None:
     dialer = Dialer(identity("n1"), "n2", MEMBERS)
     dialer.hello()
-    with pytest.raises(Refused, match=r"such as 0\.1, .* start this node with --allow-old-peers .* upgrade$"):
+    with pytest.raises(PeerRefused, match=r"such as 0\.1, .* start this node with --allow-old-peers .* upgrade$"):
         dialer.challenged(msgpack.packb([False, OTHER_VERSION]))
 
 
@@ -88,26 +88,26 @@ def test_at_level_1_nobody_is_told_of_the_flag_which_would_not_help() -> None:
     me = replace(identity("n1"), cluster_level=lambda: 1)
     dialer = Dialer(me, "n2", MEMBERS)
     dialer.hello()
-    with pytest.raises(Refused, match=r"such as 0\.1, .*: upgrade it, .* has reached feature level 1$"):
+    with pytest.raises(PeerRefused, match=r"such as 0\.1, .*: upgrade it, .* has reached feature level 1$"):
         dialer.challenged(msgpack.packb([False, OTHER_VERSION]))
-    with pytest.raises(Refused, match=r"version 0\.1, .*: upgrade it, .* has reached feature level 1$"):
+    with pytest.raises(PeerRefused, match=r"version 0\.1, .*: upgrade it, .* has reached feature level 1$"):
         Acceptor(me, MEMBERS).greeted(msgpack.packb([VERSION_0_1, bytes(16), "n2", "n1", bytes(16)]))
 
 
 def test_the_dialer_notices_an_acceptor_without_the_secret() -> None:
     dialer, acceptor = Dialer(identity("n1"), "n2", MEMBERS), Acceptor(identity("n2", secret=b"another"), MEMBERS)
     dialer.challenged(body(greet(dialer, acceptor)))
-    with pytest.raises(Refused, match="secret"):
+    with pytest.raises(PeerRefused, match="secret"):
         dialer.welcomed(body(acceptor.welcome()))
 
 
 def test_the_acceptor_notices_a_dialer_without_the_secret() -> None:
     acceptor = Acceptor(identity("n2"), MEMBERS)
     challenge = greet(dialer := Dialer(identity("n1", secret=b"another"), "n2", MEMBERS), acceptor)
-    with pytest.raises(Refused, match="secret"):
+    with pytest.raises(PeerRefused, match="secret"):
         acceptor.proved(body(dialer.challenged(body(challenge))))
     for forged in (b"\x91\xc4\x20" + b"\x00" * 32, b"\x91\xc4\x00", b"\x90", b"\xc0"):
-        with pytest.raises(Refused):
+        with pytest.raises(PeerRefused):
             acceptor.proved(forged)
 
 
@@ -119,7 +119,7 @@ def test_a_proof_cannot_be_replayed_on_another_connection() -> None:
     acceptor.proved(body(proof))
     second = Acceptor(two, MEMBERS)
     second.greeted(body(hello[len(MAGIC) :]))
-    with pytest.raises(Refused):
+    with pytest.raises(PeerRefused):
         second.proved(body(proof))
 
 
@@ -127,12 +127,12 @@ def test_no_field_of_a_proved_frame_can_be_altered() -> None:
     dialer, acceptor = Dialer(identity("n1"), "n2", MEMBERS), Acceptor(identity("n2"), MEMBERS)
     proof = body(dialer.challenged(body(greet(dialer, acceptor))))
     for other in altered(msgpack.unpackb(proof)):
-        with pytest.raises(Refused):
+        with pytest.raises(PeerRefused):
             acceptor.proved(other)
     acceptor.proved(proof)
     welcome = body(acceptor.welcome())
     for other in altered(msgpack.unpackb(welcome)):
-        with pytest.raises(Refused):
+        with pytest.raises(PeerRefused):
             dialer.welcomed(other)
     dialer.welcomed(welcome)
 
@@ -153,10 +153,10 @@ def test_neither_side_can_be_given_its_own_proof() -> None:
     dialer, acceptor = Dialer(identity("n1"), "n2", MEMBERS), Acceptor(identity("n2"), MEMBERS)
     proof = dialer.challenged(body(greet(dialer, acceptor)))
     fields = msgpack.unpackb(body(proof))
-    with pytest.raises(Refused, match="secret"):  # as the acceptor's welcome
+    with pytest.raises(PeerRefused, match="secret"):  # as the acceptor's welcome
         dialer.welcomed(msgpack.packb([True, fields[0], fields[1], *fields[3:]]))
     peer = Acceptor(identity("n1"), MEMBERS)  # the dialer's own node, dialled back with what it says
-    with pytest.raises(Refused, match="looks for node"):
+    with pytest.raises(PeerRefused, match="looks for node"):
         greet(dialer, peer)
 
 
@@ -165,15 +165,17 @@ def test_a_node_that_knows_less_than_the_cluster_has_reached_is_refused(reached:
     newer = replace(identity("n2"), cluster_level=lambda: reached)
     dialer, acceptor = Dialer(identity("n1"), "n2", MEMBERS), Acceptor(newer, MEMBERS)
     proof = dialer.challenged(body(greet(dialer, acceptor)))
-    with pytest.raises(Refused, match=f"knows feature level {FEATURE_LEVEL}, and this cluster has reached") as refused:
+    with pytest.raises(
+        PeerRefused, match=f"knows feature level {FEATURE_LEVEL}, and this cluster has reached"
+    ) as refused:
         acceptor.proved(body(proof))
-    with pytest.raises(Refused, match="upgrade") as told:
+    with pytest.raises(PeerRefused, match="upgrade") as told:
         dialer.welcomed(body(acceptor.refusal(refused.value)))
     assert told.value.code == TOO_OLD
     # And the other way round: a node that is ahead dials nobody who is behind.
     dialer, acceptor = Dialer(newer, "n1", MEMBERS), Acceptor(identity("n1"), MEMBERS)
     acceptor.proved(body(dialer.challenged(body(greet(dialer, acceptor)))))
-    with pytest.raises(Refused, match="feature level") as refused:
+    with pytest.raises(PeerRefused, match="feature level") as refused:
         dialer.welcomed(body(acceptor.welcome()))
     assert refused.value.code == TOO_OLD
 
@@ -186,7 +188,7 @@ def test_a_node_that_knows_less_than_the_cluster_has_reached_is_refused(reached:
     ],
 )
 def test_who_does_not_belong_is_told_why(dialer: Dialer, sentence: str) -> None:
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(PeerRefused, match=sentence):
         greet(dialer, Acceptor(identity("n2"), MEMBERS))
 
 
@@ -195,25 +197,25 @@ def test_a_node_of_another_cluster_is_told_so_and_believes_it_where_it_is_proved
     stranger = identity("n1", cluster_id=b"d" * 16, secret=secret)
     dialer, acceptor = Dialer(stranger, "n2", MEMBERS), Acceptor(identity("n2"), MEMBERS)
     proof = dialer.challenged(body(greet(dialer, acceptor)))
-    with pytest.raises(Refused, match=r"belongs to cluster .* with an empty --data-dir and --join") as refused:
+    with pytest.raises(PeerRefused, match=r"belongs to cluster .* with an empty --data-dir and --join") as refused:
         acceptor.proved(body(proof))
-    with pytest.raises(Refused, match="belongs to cluster") as told:
+    with pytest.raises(PeerRefused, match="belongs to cluster") as told:
         dialer.welcomed(body(acceptor.refusal(refused.value)))
     assert told.value.code == (OTHER_CLUSTER if secret == b"shared secret" else "")
 
 
 @given(st.binary(max_size=200))
 def test_garbage_is_refused_at_every_step(garbage: bytes) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(PeerRefused):
         Acceptor(identity("n2"), MEMBERS).greeted(garbage)
     acceptor = Acceptor(identity("n2"), MEMBERS)
     dialer = Dialer(identity("n1"), "n2", MEMBERS)
     challenge = greet(dialer, acceptor)
-    with pytest.raises(Refused):
+    with pytest.raises(PeerRefused):
         acceptor.proved(garbage)
-    with pytest.raises(Refused):
+    with pytest.raises(PeerRefused):
         Dialer(identity("n1"), "n2", MEMBERS).challenged(garbage)
-    with pytest.raises(Refused):
+    with pytest.raises(PeerRefused):
         dialer.welcomed(body(challenge))
 
 
@@ -227,13 +229,13 @@ def knowing(index: int) -> Members:
 def test_who_is_no_member_is_refused_and_given_the_proof(index: int) -> None:
     dialer, acceptor = Dialer(identity("removed"), "n2", knowing(index)), Acceptor(identity("n2"), MEMBERS)
     proof = dialer.challenged(body(greet(dialer, acceptor)))
-    with pytest.raises(Refused, match="not a member") as refused:
+    with pytest.raises(PeerRefused, match="not a member") as refused:
         acceptor.proved(body(proof))
     frame = acceptor.refusal(refused.value)
-    with pytest.raises(Refused, match="not a member") as told:
+    with pytest.raises(PeerRefused, match="not a member") as told:
         dialer.welcomed(body(frame))
     assert told.value.told == b"the configuration"
-    with pytest.raises(Refused) as forged:
+    with pytest.raises(PeerRefused) as forged:
         dialer.welcomed(body(frame).replace(b"the configuration", b"The configuration"))
     assert forged.value.told == b""
 
@@ -248,14 +250,14 @@ def test_what_a_refusal_says_counts_only_where_it_is_proved(code: str) -> None:
     dialer, acceptor = Dialer(identity("n1"), "n2", MEMBERS), Acceptor(identity("n2"), MEMBERS)
     dialer.hello()
     for bare in ([False, "a lie"], [False, "a lie", code, b"members", b"p" * 32]):
-        with pytest.raises(Refused) as unproved:
+        with pytest.raises(PeerRefused) as unproved:
             dialer.challenged(msgpack.packb(bare))
         assert (unproved.value.code, unproved.value.told) == ("", b"")
     acceptor.proved(body(dialer.challenged(body(greet(dialer, acceptor)))))
     for forged in ([False, "a lie"], [False, "a lie", code, b"members", b"p" * 32]):
-        with pytest.raises(Refused, match="a lie") as unproved:
+        with pytest.raises(PeerRefused, match="a lie") as unproved:
             dialer.welcomed(msgpack.packb(forged))
         assert (unproved.value.code, unproved.value.told) == ("", b"")
-    with pytest.raises(Refused, match="the truth") as proved:
-        dialer.welcomed(body(acceptor.refusal(Refused("the truth", code=code))))
+    with pytest.raises(PeerRefused, match="the truth") as proved:
+        dialer.welcomed(body(acceptor.refusal(PeerRefused("the truth", code=code))))
     assert proved.value.code == code

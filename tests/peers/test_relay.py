@@ -20,7 +20,7 @@ import pytest
 from kvnode.peers import connections, handshake
 from kvnode.peers import frames as wire
 from kvnode.peers.connections import Accepted, Dialled, Link
-from kvnode.peers.handshake import Identity
+from kvnode.peers.handshake import LocalPeer
 from kvnode.peers.network import Network
 from kvnode.raft.messages import ACK, APPEND, CHUNK, FORWARD, VOTED
 
@@ -56,7 +56,7 @@ class Side(Network):
 
     def __init__(self, node_id: str, secret: bytes = SECRET, peers_0_1: bool = False) -> None:
         self.received = Received()
-        me = Identity(node_id, b"c" * 16, f"http://{node_id}", os.urandom(8), secret, peers_0_1=peers_0_1)
+        me = LocalPeer(node_id, b"c" * 16, f"http://{node_id}", os.urandom(8), secret, peers_0_1=peers_0_1)
         super().__init__(me, Members(("n1", "n2", "n3")), self.received)
         self.lines: list[str] = []
 

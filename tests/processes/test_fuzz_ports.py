@@ -19,7 +19,7 @@ import msgpack
 import pytest
 
 from kvnode.peers import frames
-from kvnode.peers.handshake import Dialer, Identity
+from kvnode.peers.handshake import Dialer, LocalPeer
 from kvnode.raft import messages
 from tests.certificates import Authority
 from tests.cluster import Cluster, wait_until
@@ -166,7 +166,7 @@ class PeerAttack(Attack):
         return peer.frame_key
 
     def dialer(self, index: int = 0) -> Dialer:
-        me = Identity("n9", self.cluster_id, "http://127.0.0.1:1", b"i" * 8, SECRET.encode())
+        me = LocalPeer("n9", self.cluster_id, "http://127.0.0.1:1", b"i" * 8, SECRET.encode())
         return Dialer(me, "n1", _Nobody(index))
 
 

@@ -25,7 +25,7 @@ from kvnode.peers.handshake import (
     MAGIC,
     VERSION_0_1,
     Dialer,
-    Identity,
+    LocalPeer,
 )
 from kvnode.raft import messages
 from tests.certificates import Authority
@@ -341,7 +341,7 @@ class Nobody:
 
 def _dialer(cluster: Cluster, node_id: str, secret: str = SECRET) -> Dialer:
     cluster_id = cluster.request("n1", "GET", "/admin/api/v1/members").json()["cluster_id"]
-    me = Identity(node_id, bytes.fromhex(cluster_id), "http://127.0.0.1:1", b"i" * 8, secret.encode())
+    me = LocalPeer(node_id, bytes.fromhex(cluster_id), "http://127.0.0.1:1", b"i" * 8, secret.encode())
     return Dialer(me, "n1", Nobody())
 
 

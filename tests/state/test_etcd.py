@@ -13,7 +13,7 @@ from kvnode.state.changes import CHANGE_DELETE, CHANGE_PUT
 from kvnode.state.commands import ETCD_DELETE, ETCD_TXN, LEVEL, Delete, Grant
 from kvnode.state.commands import Put as PlainPut
 from kvnode.state.entries import frees_space
-from kvnode.state.etcd import Budget, OverBudget, evaluate, read_range
+from kvnode.state.etcd import OverBudget, ReadBudget, evaluate, read_range
 from kvnode.state.etcd_requests import (
     COMPARE_VALUE,
     DUPLICATE,
@@ -238,7 +238,7 @@ def test_the_past_is_read_as_the_model_had_it() -> None:
         key, end = requests.bounds()
         revision, options = requests.random.randrange(1, model.revision + 1), requests.options()
         asked = of(("range", key, end, options))
-        found: Any = range_at(Group(node), asked, revision, Budget())  # type: ignore[arg-type]
+        found: Any = range_at(Group(node), asked, revision, ReadBudget())  # type: ignore[arg-type]
         assert seen(found)[1:4] == model.range(model.past[revision], key, end, options), (revision, request)
 
 
@@ -366,7 +366,7 @@ def test_many_keys_that_are_looked_at_count_as_well() -> None:
     assert isinstance(done, TxnDone)
     assert [each.count for each in done.results if isinstance(each, RangeRead)] == [70_000, 70_000]
     with pytest.raises(OverBudget):
-        read_range(node.store, Range(every), Budget(10_000))
+        read_range(node.store, Range(every), ReadBudget(10_000))
 
 
 def test_commands_that_say_the_same_are_the_shorter_ones_and_deletions_fit_a_full_disk() -> None:

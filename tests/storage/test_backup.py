@@ -281,7 +281,7 @@ def test_a_backup_with_a_generation_is_refused() -> None:
     store = KeyValueStore.load([msgpack.packb([4, 6, 0, 0, 0, 0, {"generation": 6}])])
     assert store.leases.generation == 6
     with pytest.raises(backup.Damaged, match="generation"):
-        backup._check_border(backup.Head(6, 0, "c"), store)
+        backup._check_border(backup.BackupHead(6, 0, "c"), store)
 
 
 @pytest.mark.parametrize("leap", [0, LEAP])

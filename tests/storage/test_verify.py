@@ -27,7 +27,7 @@ from kvnode.storage.records import (
 )
 from kvnode.storage.segments import Segments
 from kvnode.storage.snapshots import Snapshots
-from kvnode.storage.verify import NotADataDirectory, Report, verify
+from kvnode.storage.verify import NotADataDirectory, VerifyReport, verify
 from tests.cluster import free_ports
 
 PEERS = {"n1": ("127.0.0.1", 7001), "n2": ("127.0.0.1", 7002), "n3": ("127.0.0.1", 7003)}
@@ -98,7 +98,7 @@ def files_of(data_dir: Path) -> dict[str, tuple[bytes, int]]:
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in data_dir.iterdir()}
 
 
-def found(report: Report) -> list[tuple[str, int | None]]:
+def found(report: VerifyReport) -> list[tuple[str, int | None]]:
     return [(damage.file, damage.offset) for damage in report.damage]
 
 

@@ -45,7 +45,7 @@ from kvnode.http.route import Endpoint, Methods
 from kvnode.http.writing import not_written
 from kvnode.metrics.recent import Traffic
 from kvnode.state.commands import Delete, encode_put
-from kvnode.state.etcd import Budget, Order, OverBudget, read_range, select
+from kvnode.state.etcd import Order, OverBudget, ReadBudget, read_range, select
 from kvnode.state.etcd_requests import DESCEND, KEY, UNSORTED, DeleteRange, Put, Range
 from kvnode.state.items import MARKS, content_of, lease_of, value_bytes
 from kvnode.state.limits import TRANSACTION_BYTES_MAX, VALUE_BYTES_MAX
@@ -227,7 +227,7 @@ class Keys:
                 pieces = b"".join(item(asked.span.start, packed))[:-1]
                 return message_answer(self._headers.of(store.revision), b',"kvs":[', pieces, b'],"count":"1"')
         try:
-            read = read_range(store, asked, Budget(SMALL_BYTES))
+            read = read_range(store, asked, ReadBudget(SMALL_BYTES))
         except OverBudget:
             return self._read_in_slices(request, asked)
         return message_answer(self._headers.of(store.revision), *range_read(read, asked.keys_only))
@@ -295,7 +295,7 @@ class Keys:
         if not is_sorted:
             return RangeRead(tuple(found[:wanted]), count, wanted < count, revision)
         descending = order.sort_by == KEY and order.sort == DESCEND
-        read = select(reversed(found) if descending else found, count, order, Budget(UNBOUNDED), revision)
+        read = select(reversed(found) if descending else found, count, order, ReadBudget(UNBOUNDED), revision)
         if _answers_bytes(read.items, asked.keys_only) > ANSWER_BYTES_MAX:
             raise Status(INVALID_ARGUMENT, TOO_LARGE)
         return read
@@ -413,7 +413,7 @@ def past_range(group: Group, wanted: Wanted) -> RangeRead:
     if wanted.revision > group.store.revision:
         raise Status(OUT_OF_RANGE, FUTURE_REVISION)
     try:
-        return range_at(group, wanted.range, wanted.revision, Budget())
+        return range_at(group, wanted.range, wanted.revision, ReadBudget())
     except OverBudget:
         raise Status(INVALID_ARGUMENT, TOO_LARGE) from None
 
