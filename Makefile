@@ -120,8 +120,9 @@ fuzz: $(STAMP) ## simulated schedules, of replicas and of whole nodes; a failure
 	$(BIN)/python -m tests.simulation.fuzz $(FUZZ_ARGS)
 	$(BIN)/python -m tests.virtual.fuzz $(WHOLE_ARGS)
 
-measure: $(STAMP) ## the shape of the code: files, lines and functions of each room, import circles, Protocols
+measure: $(STAMP) ## the shape of the code: files and lines of each room, circles, Protocols, and what a PUT passes
 	$(BIN)/python -m tests.measure
+	$(BIN)/python -m tests.node.path_of_a_put
 
 mutants: $(STAMP) ## small faults in a copy of the source: the tests must find each within three minutes
 	$(BIN)/python -m tests.mutants

@@ -23,6 +23,7 @@ from kvnode.raft import messages
 from kvnode.state.commands import FEATURE_LEVEL, Put
 from kvnode.storage.disk import Directory
 from tests.cluster import free_ports
+from tests.node import path_of_a_put
 
 HEARTBEAT_S = 1.0
 BEATS = 8  # messages of one heartbeat and of the audit between three nodes, should one fall into what is counted
@@ -227,3 +228,15 @@ async def test_calls_for_each_request(trio: Trio, what: str, calls_max: int) -> 
     with Calls() as calls:
         await asyncio.gather(*(client(number) for number in range(64)))
     assert calls.count <= calls_max * 64 * 20
+
+
+def test_the_way_of_a_lone_put() -> None:
+    """Through HTTP, of all nodes and on the leader: 57 files and 364 calls."""
+    way = path_of_a_put.lone()
+    assert len(way.files) <= 57
+    assert way.calls <= 380
+
+
+def test_the_way_of_each_put_of_many() -> None:
+    """Through HTTP, on the leader: 114 calls."""
+    assert path_of_a_put.crowded() <= 120
