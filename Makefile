@@ -156,9 +156,12 @@ rolling: $(STAMP) haproxy ## restarts three nodes behind HAProxy one by one, und
 screenshots: $(STAMP) browser ## the console in every state, from real nodes under load, into screenshots/
 	$(BIN)/python -m tests.console.screenshots $(SCREENSHOTS_ARGS)
 
-bench: $(STAMP) ## requests per second beside etcd and beside aiohttp doing nothing; writes docs/THROUGHPUT.md
+# etcd is the installed one; ETCD=PATH is another: its executable, or the folder that it was unpacked to.
+ETCD ?=
+WITH_ETCD = $(if $(ETCD),--etcd '$(ETCD)')
+bench: $(STAMP) ## requests per second and CPU time for each, beside etcd (ETCD=PATH) and aiohttp doing nothing; writes docs/THROUGHPUT.md
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check '.[bench]'
-	$(BIN)/python -m benchmarks.throughput $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.throughput $(WITH_ETCD) $(BENCH_ARGS)
 
 # The commit that `make cost` compares this checkout with.
 BASE ?= HEAD~1
@@ -166,7 +169,7 @@ cost: $(STAMP) ## CPU time for each request, this checkout beside the commit BAS
 	$(BIN)/python -m benchmarks.cost $(BASE) $(BENCH_ARGS)
 
 bench-failover: $(STAMP) ## how long writes stop when the leader goes, beside etcd where it is installed; writes docs/FAILOVER.md
-	$(BIN)/python -m benchmarks.failover $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.failover $(WITH_ETCD) $(BENCH_ARGS)
 
 bench-million: $(STAMP) ## snapshots, restarts and catching up with 1,000,000 keys; writes docs/MILLION.md
 	$(BIN)/python -m benchmarks.millionkeys $(BENCH_ARGS)

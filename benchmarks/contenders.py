@@ -5,18 +5,31 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import os
 import shutil
 import subprocess
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 from urllib.parse import quote
 
 from benchmarks.writer import Outcome
 from tests.cluster import Cluster, key_path, request, wait_until
 
-READY_S = 60.0
+READY_S: Final = 60.0
+CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
+NO_ETCD: Final = (
+    "etcd is not installed: kvnode is measured alone. Debian and Ubuntu: apt-get install etcd-server; one that is "
+    "only unpacked: ETCD=PATH."
+)
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of a process so far (proc(5), fields 14 and 15 of its stat)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
 class Contender(ABC):
@@ -38,6 +51,10 @@ class Contender(ABC):
 
     def address(self, node: str) -> tuple[str, int]:
         return self._cluster.nodes[node].http
+
+    def cpu_s(self) -> dict[str, float]:
+        """CPU seconds so far, by node."""
+        return {node: cpu_s(self._cluster.pid(node)) for node in self.ids}
 
     def kill(self, node: str) -> None:
         self._cluster.kill(node)
@@ -107,21 +124,33 @@ class Kvnode(Contender):
 
 
 class Etcd(Contender):
-    """Its HTTP is the JSON gateway: a proxy within each node to its gRPC, which costs it well below a millisecond."""
+    """Its HTTP is the JSON gateway: a proxy within each node to its gRPC, which costs it well below a millisecond.
+
+    `binary` is what runs: the `etcd` of the PATH, or what `use` names.
+    """
 
     name = "etcd"
+    binary: ClassVar[str] = "etcd"
 
     def __init__(self, folder: Path) -> None:
         super().__init__(_EtcdProcesses(folder))
 
-    @staticmethod
-    def version() -> str | None:
-        """Such as `etcd 3.4.23`; None where it is not installed."""
-        binary = shutil.which("etcd")
+    @classmethod
+    def use(cls, path: str) -> None:
+        """Another etcd than the one of the PATH: its executable, or the folder with it. Ends the program without."""
+        binary = shutil.which(path) or shutil.which("etcd", path=path)
+        if binary is None:
+            sys.exit(f"There is no etcd at {path}: name the executable or the folder that it lies in.")
+        cls.binary = binary
+
+    @classmethod
+    def version(cls) -> str | None:
+        """Such as `etcd 3.5.30 (JSON gateway)`; None where it is not installed."""
+        binary = shutil.which(cls.binary)
         if binary is None:
             return None
         said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
-        return "etcd " + said.splitlines()[0].rpartition(" ")[2]
+        return f"etcd {said.splitlines()[0].rpartition(' ')[2]} (JSON gateway)"
 
     def is_ready(self, node: str) -> bool:
         try:
@@ -179,7 +208,7 @@ class _EtcdProcesses(Cluster):
         node = self.nodes[name]
         peers = ",".join(f"{each.id}={_url(each.raft)}" for each in self.nodes.values())
         return [
-            *("etcd", "--name", name, "--data-dir", str(node.data_dir), "--log-level", "error"),
+            *(Etcd.binary, "--name", name, "--data-dir", str(node.data_dir), "--log-level", "error"),
             *("--listen-client-urls", _url(node.http), "--advertise-client-urls", _url(node.http)),
             *("--listen-peer-urls", _url(node.raft), "--initial-advertise-peer-urls", _url(node.raft)),
             *("--initial-cluster", peers, "--initial-cluster-state", "new"),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -23,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks.contenders import READY_S
+from benchmarks.contenders import READY_S, cpu_s
 from benchmarks.report import table
-from benchmarks.workloads import Row, script
+from benchmarks.workloads import Row, command, script
 from tests.cluster import PROJECT, Cluster
 
 ROWS: Final = (
@@ -37,7 +36,6 @@ ROWS: Final = (
     Row("PUT, 1 client", "put", 1),
 )
 FILL_S: Final = 4
-CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 SECRET: Final = "a secret of thirty-two characters"  # frames between nodes are authenticated as off loopback
 
 
@@ -66,11 +64,9 @@ class Side:
         file = folder / f"{row.work}-{in_order}.lua"
         if not file.exists():
             file.write_text(script("kvnode", row, in_order))
-        host, port = cluster.nodes[asked].http
-        command = ["wrk", "--threads", "1", "--connections", str(row.clients), "--duration", f"{slice_s}s"]
-        command += ["--timeout", "10s", "--latency", "--script", str(file), f"http://{host}:{port}/"]
+        asking = command(row, [cluster.nodes[asked].http], file, slice_s)
         before = self._cpu_s()
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=slice_s + 30)
+        done = subprocess.run(asking, capture_output=True, text=True, check=True, timeout=slice_s + 30)
         used = {name: spent - before[name] for name, spent in self._cpu_s().items()}
         figures = json.loads(done.stdout.splitlines()[-1])
         requests = figures["requests"] - figures["failed"]
@@ -90,12 +86,6 @@ class Side:
 
     def _cpu_s(self) -> dict[str, float]:
         return {name: cpu_s(self.cluster.pid(name)) for name in self.cluster.nodes}
-
-
-def cpu_s(pid: int) -> float:
-    """User and system time of a process so far (proc(5), fields 14 and 15 of its stat)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
 def export(revision: str, folder: Path) -> Path:

@@ -22,8 +22,7 @@ from typing import Final
 
 import uvloop
 
-from benchmarks.contenders import READY_S
-from benchmarks.cost import cpu_s
+from benchmarks.contenders import READY_S, cpu_s
 from tests.certificates import Authority
 from tests.cluster import Cluster
 

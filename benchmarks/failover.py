@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import report
-from benchmarks.contenders import Contender, Etcd, Kvnode
+from benchmarks.contenders import NO_ETCD, Contender, Etcd, Kvnode
 from benchmarks.writer import Attempt, Writer
 from tests.cluster import wait_until
 
@@ -26,7 +26,6 @@ RETRY_S: Final = 0.3
 FAULT_DEADLINE_S: Final = 40.0
 RECOVERY_WRITERS: Final = 12
 RECOVERY_LOAD_S: Final = 3.0
-NO_ETCD: Final = "etcd is not installed (Debian and Ubuntu: apt-get install etcd-server): kvnode is measured alone."
 
 
 @dataclass
@@ -184,8 +183,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--only", choices=("kvnode", "etcd"))
+    parser.add_argument("--etcd", help="another etcd than the installed one: its executable, or the folder with it")
     parser.add_argument("--dry", action="store_true", help="print the page and leave docs/ as it is")
     options = parser.parse_args()
+    if options.etcd:
+        Etcd.use(options.etcd)
     load_before, version = os.getloadavg()[0], Etcd.version()
     kinds: list[type[Kvnode] | type[Etcd]] = [Kvnode, *([Etcd] if version else [])]
     kinds = [kind for kind in kinds if options.only in (None, kind.name)]

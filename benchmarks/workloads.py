@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 System = Literal["kvnode", "etcd", "aiohttp", "laden"]  # laden: kvnode with a million keys more
-Target = Literal["leader", "follower", "haproxy"]
+Target = Literal["leader", "follower", "haproxy", "all"]
 
 GATEWAY: Final = "gateway "  # before work that both are asked for in etcd's words, to the same bytes
 KEYS: Final = 10_000
@@ -61,13 +62,18 @@ def rows() -> list[Row]:
         *(Row(f"PUT, {crowd}", "put", clients, systems=everybody) for clients, crowd in crowds.items()),
         *(Row(f"PUT of 4 KiB, {crowd}", "put", clients, value_bytes=4096) for clients, crowd in crowds.items()),
         Row("PUT on a follower, 64 clients", "put", 64, "follower"),
+        Row("PUT spread over all nodes, 192 clients", "put", 192, "all"),
         Row("PUT through HAProxy, 64 clients", "put", 64, "haproxy"),
         Row(f"bulk load, batches of {BATCH}, 8 clients", "batch", 8, systems=("kvnode",), writes_per_request=BATCH),
         Row("linearizable GET, 64 clients, leader", "get", 64, systems=everybody),
         Row("linearizable GET, 64 clients, follower", "get", 64, "follower"),
         Row("stale GET, 64 clients, follower", "stale get", 64, "follower"),
-        *(Row(f"etcd's own put, {crowds[clients]}", f"{GATEWAY}put", clients) for clients in (64, 256)),
-        Row("etcd's own range of a key, 64 clients", f"{GATEWAY}get", 64),
+        Row("linearizable GET spread over all nodes, 192 clients", "get", 192, "all"),
+        *(
+            Row(f"etcd's own {work}, {crowds[clients]}", f"{GATEWAY}{work}", clients)
+            for work in ("put", "range", "txn")
+            for clients in (64, 256)
+        ),
         Row("leader probe, 16 clients", "probe", 16),
     ]
 
@@ -84,6 +90,8 @@ def request_of(system: System, row: Row) -> Callable[[int], Request]:
         return {
             "put": lambda n: Request("POST", "/v3/kv/put", _json({"key": _b64(key(n)), "value": coded})),
             "get": lambda n: Request("POST", "/v3/kv/range", _json({"key": _b64(key(n))})),
+            "range": lambda n: Request("POST", "/v3/kv/range", _json({"key": _b64(key(n))})),
+            "txn": lambda n: Request("POST", "/v3/kv/txn", _txn(_b64(key(n)), coded)),
             "stale get": lambda n: Request("POST", "/v3/kv/range", _json({"key": _b64(key(n)), "serializable": True})),
             "probe": lambda n: Request("GET", "/health"),
         }[row.work.removeprefix(GATEWAY)]
@@ -94,6 +102,26 @@ def request_of(system: System, row: Row) -> Callable[[int], Request]:
         "probe": lambda n: Request("GET", "/admin/healthz/leader"),
         "batch": lambda n: Request("POST", "/v1/batch", _batch(n, _b64(value))),
     }[row.work]
+
+
+def command(row: Row, addresses: Sequence[tuple[str, int]], script: Path, duration_s: int) -> list[str]:
+    """wrk for one slice: one thread for each address, the row's clients in equal parts on them."""
+    return [
+        *("wrk", "--threads", str(len(addresses)), "--connections", str(row.clients), "--duration", f"{duration_s}s"),
+        *("--timeout", "10s", "--latency", "--script", str(script)),
+        f"http://{addresses[0][0]}:{addresses[0][1]}/",
+    ]
+
+
+def spread(addresses: Sequence[tuple[str, int]]) -> str:
+    """What a script needs beside so that each thread of wrk asks another address."""
+    places = ", ".join(f'{{"{host}", "{port}"}}' for host, port in addresses)
+    return f"""local places, thread_number = {{{places}}}, 0
+function setup(thread)
+  thread_number = thread_number + 1
+  thread.addr = wrk.lookup(places[thread_number][1], places[thread_number][2])[1]
+end
+"""
 
 
 def script(system: System, row: Row, in_order: bool = False) -> str:
@@ -121,6 +149,13 @@ def script(system: System, row: Row, in_order: bool = False) -> str:
 
 def _in_etcds_words(system: System, row: Row) -> bool:
     return system == "etcd" or row.work.startswith(GATEWAY)
+
+
+def _txn(name: str, coded: str) -> str:
+    """As Patroni and locks write: only where the key is there, else what is there instead."""
+    exists = {"key": name, "target": "CREATE", "result": "GREATER", "create_revision": "0"}
+    put, read = {"request_put": {"key": name, "value": coded}}, {"request_range": {"key": name}}
+    return _json({"compare": [exists], "success": [put], "failure": [read]})
 
 
 def _batch(number: int, coded: str) -> str:
