@@ -23,6 +23,7 @@ DEV_ARGS ?=
 CHAOS_ARGS ?=
 LOADERS_ARGS ?=
 ROLLING_ARGS ?=
+MUTANTS_ARGS ?=
 PATRONI_ARGS ?=
 HOSTILE_ARGS ?=
 SCREENSHOTS_ARGS ?=
@@ -125,7 +126,7 @@ measure: $(STAMP) ## the shape of the code: files and lines of each room, circle
 	$(BIN)/python -m tests.node.path_of_a_put
 
 mutants: $(STAMP) ## small faults in a copy of the source: the tests must find each within three minutes
-	$(BIN)/python -m tests.mutants
+	$(BIN)/python -m tests.mutants $(MUTANTS_ARGS)
 
 hostile-loaders: $(STAMP) ## a million crafted backups and snapshots: each is refused, or as good as any (half an hour)
 	$(BIN)/python -m tests.hostile.loaders --count 1000000 $(LOADERS_ARGS)

@@ -2,18 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class Mutant:
-    """`before` stands once in `file` and becomes `after`; `command` is Python's arguments, and must then fail."""
-
-    name: str
-    file: str
-    before: str
-    after: str
-    command: tuple[str, ...]
+from tests.mutants.mutant import Mutant
 
 
 def _test(file: str, name: str = "") -> tuple[str, ...]:

@@ -18,7 +18,9 @@ from tests.simulation.schedule import Outcome, run_schedule
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("--schedules", "--runs", type=int, default=3_000, metavar="N", help="how many (default 3000)")
+    parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help="of processor time; then begin no more")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="the first seed; each run takes the next")
+    parser.add_argument("--go-on", action="store_true", help="beyond the first finding")
     parser.add_argument(
         "--disk-faults",
         choices=("some", "all", "none"),
@@ -40,17 +42,25 @@ def main(arguments: list[str] | None = None) -> int:
     first: Outcome | None = None
     findings: Counter[str] = Counter()
     for seed in range(options.seed, options.seed + options.schedules):
+        if options.seconds and time.process_time() > options.seconds:
+            break
         outcome = run_schedule(seed, disk_faults, members)
-        totals.update(steps=len(outcome.steps), writes=outcome.writes, reads=outcome.reads, terms=outcome.terms)
+        totals.update(
+            schedules=1, steps=len(outcome.steps), writes=outcome.writes, reads=outcome.reads, terms=outcome.terms
+        )
         totals.update(accidents=outcome.accidents, changes=outcome.changes)
         if outcome.finding is not None:
             first = first or outcome
             findings[outcome.finding.split(" ")[0]] += 1
             print(f"seed {seed}: {outcome.finding}", file=sys.stderr)
+            if not options.go_on:
+                break
     if first is not None:
         print(report(first), file=sys.stderr)
+    took_s = time.perf_counter() - began
     print(
-        f"{options.schedules} schedules from seed {options.seed} in {time.perf_counter() - began:.0f} s: "
+        f"{totals['schedules']} schedules of replicas from seed {options.seed} in {took_s:.0f} s "
+        f"({totals['schedules'] / took_s:.2f}/s): "
         f"{sum(findings.values())} findings; {totals['steps']} steps, {totals['terms']} leaderships, "
         f"{totals['writes']} acknowledged writes, {totals['reads']} confirmed reads, "
         f"{totals['accidents']} accidents of disks, {totals['changes']} changes of members"

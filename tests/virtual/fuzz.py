@@ -18,7 +18,7 @@ from tests.virtual.schedule import MIXES, Outcome, run_schedule
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.virtual.fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("--schedules", type=int, default=200, metavar="N", help="how many (default 200)")
-    parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help="begin no schedule after this time")
+    parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help="of processor time; then begin no more")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="the first seed; each run takes the next")
     parser.add_argument("--mix", choices=list(MIXES), help="the faults to draw from; drawn from the seed by default")
     parser.add_argument("--go-on", action="store_true", help="beyond the first finding")
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     totals: Counter[str] = Counter()
     findings: list[Outcome] = []
     for seed in range(options.seed, options.seed + options.schedules):
-        if options.seconds and time.perf_counter() - began > options.seconds:
+        if options.seconds and time.process_time() > options.seconds:
             break
         outcome = run_schedule(seed, options.mix)
         totals.update(schedules=1, seconds=round(outcome.seconds), operations=outcome.operations)
