@@ -7,16 +7,18 @@ because UTF-8 was laid out for that.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from heapq import merge
 from itertools import islice
 from typing import Any, Final, NamedTuple, TypeVar
 
-from kvnode.state.limits import item_fault
+from kvnode.state.limits import KEY_BYTES_MAX, VALUE_BYTES_MAX, item_fault
 
 # A sort holds the interpreter lock from start to end: runs of this many keys take a few milliseconds each,
 # so that a snapshot thread never stops the event loop for longer than that.
 SORT_RUN_KEYS: Final = 8_192
+_SAMPLE_KEYS: Final = 64  # of so many keys of a run one is a sample, …
+_SAMPLES: Final = 16_384  # … and of more where that would be more samples than these, which are sorted in one step
 # A packed item: create_revision, mod_revision, version and the content type's length, then content type and value.
 # Where the length has its highest bit set, the id of a lease stands between.
 MARKS: Final = struct.Struct("<QQQH")
@@ -112,17 +114,32 @@ def go_on() -> None:
 def in_order(items: Iterable[K], rest: Callable[[], None] = go_on) -> Iterator[K]:
     """All keys in order. Never sorts the whole set in one step (SORT_RUN_KEYS says why): rests between them."""
     keys = iter(items)
-    runs = []
-    # Kept as a dict, for its order alone: the garbage collector does not visit one that holds text only (`table.py`),
-    # while lists of a million keys would stop the loop for 80 ms.
-    while run := dict.fromkeys(sorted(islice(keys, SORT_RUN_KEYS))):
+    # Tuples, as the garbage collector soon leaves one alone that holds text or numbers only; lists of a million keys
+    # would stop the loop for 80 ms each time.
+    runs: list[tuple[K, ...]] = []
+    while run := tuple(sorted(islice(keys, SORT_RUN_KEYS))):
         runs.append(run)
         rest()
-    return merge(*runs)
+    # Merged in slices: what all runs hold between two bounds is sorted at once, which takes a fifth of the time that
+    # a merge key by key does. The bounds are drawn from the runs, so that a slice is about as long as a run.
+    every = max(_SAMPLE_KEYS, sum(map(len, runs)) // _SAMPLES)
+    samples = sorted(key for run in runs for key in run[::every])
+    begins = [0] * len(runs)
+    for bound in samples[SORT_RUN_KEYS // every :: max(1, SORT_RUN_KEYS // every)]:
+        part: list[K] = []
+        for number, run in enumerate(runs):
+            begin, end = begins[number], bisect_left(run, bound, begins[number])
+            part += run[begin:end]
+            begins[number] = end
+        part.sort()
+        rest()
+        yield from part
+    yield from sorted(key for begin, run in zip(begins, runs, strict=True) for key in run[begin:])
 
 
-def read_items(chunks: Iterator[list[Any]], revision: int, count: int | None = None) -> Iterator[tuple[str, Item]]:
-    """The items of a snapshot of `revision`. ValueError for one that breaks a limit, or is not in the order of keys.
+def read_items(chunks: Iterator[list[Any]], revision: int, count: int | None = None) -> Iterator[tuple[str, bytes]]:
+    """The items of a snapshot of `revision`, packed. ValueError for one that breaks a limit, or is not in
+    the order of keys.
 
     `count`: chunks are taken until they have held so many, since others follow. None: all chunks are.
     """
@@ -139,4 +156,46 @@ def read_items(chunks: Iterator[list[Any]], revision: int, count: int | None = N
             if key <= before:
                 raise ValueError("the items of the snapshot are not in the order of their keys, each key once")
             before = key
-            yield key, Item(*fields[1:])
+            yield key, packed(*fields[1:])
+
+
+def read_packed_items(
+    chunks: Iterator[list[Any]], revision: int, count: int | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """The same of a snapshot that holds them packed: keys, and behind them as many packed items. In no order.
+
+    Hundreds are looked at in one call wherever one will do: a node that starts waits for this.
+    """
+    marks_of, read = MARKS.unpack_from, 0
+    while count is None or read < count:
+        chunk = next(chunks, None)
+        if chunk is None:
+            return
+        half = len(chunk) // 2
+        keys, items = chunk[:half], chunk[half:]
+        if not half or len(keys) != len(items) or {*map(type, keys)} != {str} or {*map(type, items)} != {bytes}:
+            raise ValueError("a chunk of items of the snapshot is not keys, and as many items")
+        if min(map(len, items)) < MARKS.size:
+            raise ValueError("an item of the snapshot ends too early")
+        usual = (
+            min(map(len, keys)) > 0
+            and max(map(len, keys)) <= KEY_BYTES_MAX
+            and max(map(len, items)) <= MARKS.size + VALUE_BYTES_MAX
+            and "".join(keys).isascii()
+        )
+        for key, item in zip(keys, items, strict=True):
+            created, changed, version, name_bytes = marks_of(item)
+            if not (
+                usual and not name_bytes and 0 < created <= changed <= revision and 0 < version <= changed - created + 1
+            ):
+                _check_packed(key, item, revision)
+            yield key, item
+        read += half
+
+
+def _check_packed(key: str, item: bytes, revision: int) -> None:
+    fields = unpacked(item)
+    if packed(*fields) != item:  # a lease of number 0, or a name that is longer than what follows
+        raise ValueError("an item of the snapshot is not packed as items are")
+    if (fault := item_fault([key, *(fields if fields.lease else fields[:-1])], revision)) is not None:
+        raise ValueError(f"the snapshot breaks a limit: {fault}")

@@ -87,7 +87,7 @@ from kvnode.state.transactions import (
     transact,
     transaction_fault,
 )
-from kvnode.state.view import StoreView, read_contents
+from kvnode.state.view import Contents, StoreView, read_contents
 
 FAILURES_KEPT: Final = 16
 FAILED: Final = "the state machine has failed at it, and changed nothing; the log of each node has the details"
@@ -469,17 +469,30 @@ class KeyValueStore:
         tokens: Tokens | None = None,
     ) -> None:
         """Replaces everything. O(n log n), fastest for items in order. ValueError for a lease that is not there."""
+        self._restore(revision, ((key, packed(*item)) for key, item in items), outcomes, leases, tokens)
+
+    def _restore(
+        self,
+        revision: int,
+        items: Iterable[tuple[str, bytes]],
+        outcomes: Outcomes | None,
+        leases: Leases | None,
+        tokens: Tokens | None,
+    ) -> None:
         table: Table[str, bytes] = Table()
+        shard_of = table.shard
         keys: list[str] = []
         attached: list[tuple[int, str]] = []
         for key, item in items:
-            table[key] = packed(*item)
-            if len(keys) + 1 == len(table) and (not keys or key > keys[-1]):
-                keys.append(key)
-            if item.lease:
-                attached.append((item.lease, key))
+            shard_of(key)[key] = item
+            keys.append(key)
+            if item[LEASED_AT] & LEASED_BIT:
+                attached.append((lease_of(item), key))
+        table.count_again()
+        if len(keys) != len(table):
+            raise ValueError("a key comes twice")
         self._items = table
-        self._keys = SortedList(keys if len(keys) == len(table) else in_order(table))
+        self._keys = SortedList(in_order(keys))
         self.outcomes = Outcomes() if outcomes is None else outcomes
         self.leases = Leases() if leases is None else leases
         self.leases.reattach(attached)
@@ -533,10 +546,18 @@ class KeyValueStore:
     @classmethod
     def load(cls, chunks: Iterable[bytes]) -> KeyValueStore:
         """A new store from `StoreView.chunks()`, in any thread. ValueError says what is wrong with them."""
-        contents = read_contents(chunks)
+        return cls._loaded(read_contents(chunks))
+
+    @classmethod
+    def load_snapshot(cls, chunks: Iterable[bytes]) -> KeyValueStore:
+        """The same from `StoreView.snapshot_chunks()`."""
+        return cls._loaded(read_contents(chunks, own=True))
+
+    @classmethod
+    def _loaded(cls, contents: Contents) -> KeyValueStore:
         store = cls()
         try:
-            store.restore(contents.revision, contents.items, contents.outcomes, contents.leases, contents.tokens)
+            store._restore(contents.revision, contents.items, contents.outcomes, contents.leases, contents.tokens)
             store.session, store.level = contents.session, contents.level
             store.ended_sessions = contents.ended_sessions
             store.staging = contents.staged()

@@ -26,20 +26,20 @@ V = TypeVar("V")
 class TableView(Mapping[K, V]):
     """A table as it was: immutable, in no order, safe to walk in any thread."""
 
-    __slots__ = ("_count", "_shards")
+    __slots__ = ("_count", "shards")
 
     def __init__(self, shards: tuple[dict[K, V], ...], count: int) -> None:
-        self._shards = shards
+        self.shards = shards  # they are read only, and by whoever wants many keys in one call
         self._count = count
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[K]:
-        return chain.from_iterable(self._shards) if self._count else iter(())
+        return chain.from_iterable(self.shards) if self._count else iter(())
 
     def __getitem__(self, key: K) -> V:
-        return self._shards[hash(key) & (len(self._shards) - 1)][key]
+        return self.shards[hash(key) & (len(self.shards) - 1)][key]
 
 
 class Table(MutableMapping[K, V]):

@@ -7,6 +7,10 @@ The map at the end of the first array holds what is small; without any of it, fo
 Staged is what has come of a backup that is being restored (`staged_restore.py`); the map says of what.
 
 Each part comes in chunks: msgpack arrays of about 64 KiB; no reader takes one above CHUNK_BYTES_MAX.
+
+Format 5 is what a node writes for itself and its followers, from feature level 1 on: its items are keys and packed
+items, as the store has them, in no order. That takes a tenth of the time to write and a third to read; what leaves the
+cluster (a backup) is in format 4 or 3, whose bytes say the same wherever they are read.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from kvnode.state.items import (
     go_on,
     in_order,
     read_items,
+    read_packed_items,
     unpacked,
 )
 from kvnode.state.leases import Leases, LeasesView
@@ -41,6 +46,7 @@ from kvnode.state.staged_restore import StagedView, Staging
 from kvnode.state.table import TableView
 from kvnode.state.tokens import Token, Tokens
 
+SNAPSHOT_FORMAT_PACKED: Final = 5  # read from a node's own files and its peers' alone
 SNAPSHOT_FORMAT: Final = 4
 SNAPSHOT_FORMAT_WITHOUT_MAP: Final = 3  # still read, and written where the map would be empty: older nodes read it
 SNAPSHOT_FORMAT_WITHOUT_LEASES: Final = 2  # still read
@@ -81,6 +87,16 @@ class StoreView(NamedTuple):
         mod_revision, version]`, with a seventh field for the lease of those that have one.
         `rest` is called after each few milliseconds of work at the most.
         """
+        return self._chunks(rest, SNAPSHOT_FORMAT, _item_chunks)
+
+    def snapshot_chunks(self, rest: Callable[[], None] = go_on) -> Iterator[bytes]:
+        """The same for a snapshot file: packed items where every member can read them, which has to be the case, as
+        a follower is sent the file as it is."""
+        if self.level < 1:
+            return self.chunks(rest)
+        return self._chunks(rest, SNAPSHOT_FORMAT_PACKED, _packed_item_chunks)
+
+    def _chunks(self, rest: Callable[[], None], format: int, item_chunks: _ItemChunks) -> Iterator[bytes]:
         # A packer of its own: this runs in a worker thread, and a msgpack.Packer must not be shared between threads.
         pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
         outcomes, leases = self.outcomes, self.leases
@@ -101,15 +117,18 @@ class StoreView(NamedTuple):
         if self.staged is not None:
             small["staged"] = self.staged.packed
         if small:
-            yield pack((SNAPSHOT_FORMAT, self.revision, *counts, leases.last_id, small))
+            yield pack((format, self.revision, *counts, leases.last_id, small))
         else:
             yield pack((SNAPSHOT_FORMAT_WITHOUT_MAP, self.revision, *counts, leases.last_id))
         yield from outcomes.chunks()
         yield from leases.chunks(rest)
-        yield from _item_chunks(self.items, rest)
+        yield from item_chunks(self.items, rest)
         if self.staged is not None:
             yield from self.staged.leases.chunks(rest)
             yield from _item_chunks(self.staged.items, rest)
+
+
+_ItemChunks = Callable[[TableView[str, bytes], Callable[[], None]], Iterator[bytes]]
 
 
 def _item_chunks(items: TableView[str, bytes], rest: Callable[[], None]) -> Iterator[bytes]:
@@ -132,8 +151,41 @@ def _item_chunks(items: TableView[str, bytes], rest: Callable[[], None]) -> Iter
         yield packer.pack_array_header(len(batch)) + b"".join(batch)
 
 
+def _packed_item_chunks(items: TableView[str, bytes], rest: Callable[[], None]) -> Iterator[bytes]:
+    """Shard by shard, without a step for each key: a snapshot is written beside the requests that wait for this."""
+    pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+    keys: list[str] = []
+    values: list[bytes] = []
+    waiting_bytes = 0
+    for shard in items.shards:
+        keys += shard
+        values += shard.values()
+        waiting_bytes += sum(map(len, shard.values())) + _ITEM_BYTES * len(shard)
+        if waiting_bytes >= CHUNK_BYTES:
+            yield from _packed_chunks(pack, keys, values, waiting_bytes)
+            keys, values, waiting_bytes = [], [], 0
+            rest()
+    if keys:
+        yield from _packed_chunks(pack, keys, values, waiting_bytes)
+
+
+def _packed_chunks(
+    pack: Callable[[list[Any]], bytes], keys: list[str], values: list[bytes], size_bytes: int
+) -> Iterator[bytes]:
+    """Nearly always one: more where a single shard has many bytes, or many keys."""
+    if size_bytes <= 2 * CHUNK_BYTES and 2 * len(keys) <= ARRAY_MAX:
+        yield pack([*keys, *values])
+        return
+    begin = waiting_bytes = 0
+    for end, value in enumerate(values, 1):
+        waiting_bytes += len(value) + _ITEM_BYTES
+        if waiting_bytes >= CHUNK_BYTES or end == len(values):
+            yield pack([*keys[begin:end], *values[begin:end]])
+            begin, waiting_bytes = end, 0
+
+
 class Contents(NamedTuple):
-    """What a snapshot holds. The items are read one by one: the whole would be in memory twice."""
+    """What a snapshot holds. The items are packed, and read one by one: the whole would be in memory twice."""
 
     revision: int
     item_count: int
@@ -143,7 +195,7 @@ class Contents(NamedTuple):
     session: SessionKeys
     level: int
     ended_sessions: EndedSessions
-    items: Iterator[tuple[str, Item]]
+    items: Iterator[tuple[str, bytes]]
     # What is staged: to be called once the items are read, as it follows them.
     staged: Callable[[], Staging | None]
 
@@ -183,10 +235,17 @@ def read_header(header: list[Any]) -> Header:
     return read
 
 
-def read_contents(chunks: Iterable[bytes]) -> Contents:
-    """The inverse of `StoreView.chunks`, in any thread. ValueError says what is wrong, also while items are read."""
+def read_contents(chunks: Iterable[bytes], own: bool = False) -> Contents:
+    """The inverse of `StoreView.chunks`, in any thread. ValueError says what is wrong, also while items are read.
+
+    `own`: of a snapshot file, which may have packed items (`snapshot_chunks`).
+    """
     source = map(unpack_chunk, chunks)
-    revision, item_count, outcome_count, lease_count, last_lease_id, small = read_header(next(source, []))
+    first = next(source, [])
+    packed = own and first[:1] == [SNAPSHOT_FORMAT_PACKED]
+    if packed:
+        first[0] = SNAPSHOT_FORMAT
+    revision, item_count, outcome_count, lease_count, last_lease_id, small = read_header(first)
     level = small.get("level", 0)
     if "level" in small and (fault := level_fault(level)) is not None:
         raise ValueError(f"the snapshot breaks a limit: {fault}")
@@ -201,7 +260,7 @@ def read_contents(chunks: Iterable[bytes]) -> Contents:
     leases.generation = generation
     ended = EndedSessions.load(small.get("ended_sessions", []))
     staging = "staged" in small
-    items = read_items(source, revision, item_count if staging else None)
+    items = (read_packed_items if packed else read_items)(source, revision, item_count if staging else None)
     staged = partial(Staging.load, small["staged"], source) if staging else _nothing
     return Contents(revision, item_count, outcomes, leases, tokens, session, level, ended, items, staged)
 

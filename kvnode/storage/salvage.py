@@ -7,14 +7,16 @@ its key, its content type and itself are sound. Numbers that are not sound begin
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Any
 
 import msgpack
 
 from kvnode.state.idempotency import Outcomes
+from kvnode.state.items import unpacked
 from kvnode.state.limits import (
     COUNTER_RESTORED_MAX,
     KEY_BYTES_MAX,
@@ -30,7 +32,7 @@ from kvnode.state.limits import (
 )
 from kvnode.state.store import KeyValueStore
 from kvnode.state.tokens import packed_fault
-from kvnode.state.view import SNAPSHOT_FORMAT
+from kvnode.state.view import SNAPSHOT_FORMAT, SNAPSHOT_FORMAT_PACKED
 
 
 @dataclass(slots=True)
@@ -45,7 +47,7 @@ def salvage(chunks: Iterable[bytes]) -> tuple[KeyValueStore, Salvaged]:
     """The store, and what had to be done. ValueError where there is nothing that could be a snapshot."""
     source = (_unpack(chunk) for chunk in chunks)
     header = next(source, [])
-    if len(header) not in (3, 4, 6, 7) or header[0] not in range(1, SNAPSHOT_FORMAT + 1):
+    if len(header) not in (3, 4, 6, 7) or header[0] not in range(1, SNAPSHOT_FORMAT_PACKED + 1):
         raise ValueError("the snapshot does not begin like one")
     done = Salvaged()
     elements = [element for chunk in source for element in chunk]
@@ -154,4 +156,18 @@ def _unpack(chunk: bytes) -> list[Any]:
         decoded = msgpack.unpackb(chunk, use_list=True, max_ext_len=0)
     except (ValueError, msgpack.exceptions.UnpackException):
         raise ValueError("a chunk of the snapshot is not msgpack") from None
-    return decoded if type(decoded) is list else []
+    if type(decoded) is not list:
+        return []
+    return list(_packed_items(decoded)) if decoded and type(decoded[0]) is str else decoded
+
+
+def _packed_items(chunk: list[Any]) -> Iterator[list[Any] | None]:
+    """The items of a chunk that has keys, and behind them as many packed items; None for one that cannot be read."""
+    half = len(chunk) // 2
+    for key, item in zip_longest(chunk[:half], chunk[half:]):
+        try:
+            fields = unpacked(item)
+        except (struct.error, TypeError, UnicodeDecodeError):
+            yield None
+        else:
+            yield [key, *(fields if fields.lease else fields[:-1])]

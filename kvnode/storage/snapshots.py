@@ -3,7 +3,7 @@
     file   = head | chunk ... | end
     head   = "KVNS" | version u16 | cluster id 16 bytes | index u64 | term u64 | members u32 bytes
              | digest known u8 | digest u64 | members | crc u32          members: `Configuration.packed`
-    chunk  = length u32 | crc u32 | data                 as `StoreView.chunks` cuts them
+    chunk  = length u32 | crc u32 | data                 as `StoreView.snapshot_chunks` cuts them
     end    = 0 u32 | crc u32 of all chunk checksums | chunk count u64
 
 Named `snapshot-<index>-<term>`. While it is written or received its name ends in `.part`; such a file is
@@ -83,7 +83,7 @@ class Snapshots:
         self._known: dict[int, Snapshot] = {}  # by index: those that a peer may fetch
         self.written = self.failed = self.installed = 0  # since the process began
 
-    def recover(self, load: Callable[[Iterable[bytes]], KeyValueStore] = KeyValueStore.load) -> KeyValueStore:
+    def recover(self, load: Callable[[Iterable[bytes]], KeyValueStore] = KeyValueStore.load_snapshot) -> KeyValueStore:
         """Removes leftovers and loads the newest snapshot; an empty store where there is none. `load` makes a store of
         a snapshot's chunks; all but `kvnode recover` take the usual one."""
         for name in self.disk.names():
@@ -125,7 +125,7 @@ class Snapshots:
     def _write(self, part: str, head: bytes, view: StoreView) -> None:
         buffers, waiting, unsynced = [head], 0, 0
         crcs, count = 0, 0
-        for chunk in view.chunks(self._rest):
+        for chunk in view.snapshot_chunks(self._rest):
             crc = zlib.crc32(chunk)
             crcs = zlib.crc32(crc.to_bytes(4, "little"), crcs)
             count += 1
@@ -183,7 +183,7 @@ class Snapshots:
         return self._known.get(index)
 
     def load(
-        self, name: str, load: Callable[[Iterable[bytes]], KeyValueStore] = KeyValueStore.load
+        self, name: str, load: Callable[[Iterable[bytes]], KeyValueStore] = KeyValueStore.load_snapshot
     ) -> tuple[Snapshot, KeyValueStore]:
         """Reads one file to its end. Raises Damaged unless every byte of it checks out and all is within its limits."""
         reader = _Reader(lambda offset, length: self.disk.read(name, offset, length))

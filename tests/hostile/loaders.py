@@ -4,9 +4,10 @@
 
 Each case is a sound store as its snapshot's parts, changed in a few places: a field replaced by a hostile value, an
 element taken away, doubled, moved or added, a byte of a chunk altered. All checksums and, mostly, all counts are right.
-It goes in as a backup file, as a snapshot, or inside a REPLACE command. Where it is refused, it is with ValueError,
-`Damaged` or `Invalid`. Where it is accepted, every command of a fixed set is carried out without an exception inside
-`apply`, a second store made of the same bytes answers alike, and what is written afterwards loads as the same again.
+It goes in as a backup file, as a snapshot of either format, or inside a REPLACE command. Where it is refused, it is
+with ValueError, `Damaged` or `Invalid`. Where it is accepted, every command of a fixed set is carried out without an
+exception inside `apply`, a second store made of the same bytes answers alike, and what is written afterwards loads
+as the same again.
 
 A failure prints the seed of its one case: `--seed S --count 1` repeats it.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import struct
 import sys
 import time
 from collections import Counter
@@ -44,11 +46,13 @@ from kvnode.state.commands import (
     TXN,
 )
 from kvnode.state.idempotency import fingerprint
+from kvnode.state.items import packed
 from kvnode.state.limits import COUNTER_MAX, COUNTER_RESTORED_MAX, SESSION_ID_BYTES
 from kvnode.state.results import Invalid
 from kvnode.state.store import KeyValueStore
 from kvnode.state.table import Table
 from kvnode.state.transactions import GET
+from kvnode.state.view import SNAPSHOT_FORMAT_PACKED
 from kvnode.storage import backup
 from tests.hostile.crafted import file_of
 
@@ -151,6 +155,25 @@ class Parts:
             size = max(1, len(section) // pieces)
             chunks += [section[at : at + size] for at in range(0, len(section), size)]
         return [msgpack.packb(chunk, use_bin_type=True) for chunk in chunks]
+
+    def packed_chunks(self, pieces: int) -> list[bytes]:
+        """The same with packed items, as a snapshot file has them."""
+        outcomes, leases, items = self.sections
+        size = max(1, len(items) // pieces)
+        chunks = [[SNAPSHOT_FORMAT_PACKED, *self.header[1:6], *(self.header[6:] or [{"level": 1}])]]
+        chunks += [section for section in (outcomes, leases) if section]
+        for at in range(0, len(items), size):
+            keys = [item[0] if type(item) is list and item else item for item in items[at : at + size]]
+            chunks.append([*keys, *map(_packed_item, items[at : at + size])])
+        return [msgpack.packb(chunk, use_bin_type=True) for chunk in chunks]
+
+
+def _packed_item(item: Any) -> Any:
+    """Of what cannot be packed, whatever it is, something of it."""
+    try:
+        return packed(*item[1:])
+    except (AttributeError, TypeError, ValueError, struct.error):
+        return item[1] if type(item) is list and len(item) > 1 else item
 
 
 def sound() -> list[KeyValueStore]:
@@ -270,8 +293,8 @@ class Fuzz:
     def case(self, seed: int) -> None:
         rng = random.Random(seed)
         parts = Parts(rng.choice(self.stores))
-        way = rng.choice(("backup", "snapshot", "replace"))
-        if way != "snapshot" and len(parts.header) == 7 and rng.random() < 0.9:
+        way = rng.choice(("backup", "snapshot", "replace", "packed"))
+        if way in ("backup", "replace") and len(parts.header) == 7 and rng.random() < 0.9:
             for name in ("session", "ended_sessions", "level", "times"):  # which no backup holds
                 parts.header[6].pop(name, None)
         for _ in range(rng.choice((0, 1, 1, 1, 1, 2, 3))):
@@ -279,7 +302,8 @@ class Fuzz:
         if rng.random() < 0.9:
             parts.settle()
         try:
-            chunks = parts.chunks(rng.choice((1, 1, 2, 5)))
+            pieces = rng.choice((1, 1, 2, 5))
+            chunks = parts.packed_chunks(pieces) if way == "packed" else parts.chunks(pieces)
         except (OverflowError, ValueError):  # what msgpack cannot hold is in no file
             self.seen["not msgpack"] += 1
             return
@@ -299,6 +323,8 @@ class Fuzz:
     def _load(self, way: str, chunks: list[bytes], revision: int, items: int) -> KeyValueStore:
         if way == "snapshot":
             return KeyValueStore.load(chunks)
+        if way == "packed":
+            return KeyValueStore.load_snapshot(chunks)
         if way == "backup":
             return KeyValueStore.load(backup.chunks_of(file_of(chunks, revision, items))[1])
         store = KeyValueStore.load(self.bases[0])
