@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from kvnode.client.watching import Event
 
 VARIABLE_BYTES_MAX: Final = 65_536  # Linux takes 128 KiB for one variable
+END_S: Final = 5.0  # for a command that is ended by SIGTERM
+LOOK_S: Final = 0.02
 
 
 @click.command(cls=Command)
@@ -94,17 +96,32 @@ async def _run(command: str, event: Event) -> None:
     if "\0" in event.key:
         del change["KEY"]  # no variable of an environment can hold it
     environment = os.environ | {f"KVNODE_WATCH_{name}": text for name, text in change.items()}
-    process = await asyncio.create_subprocess_shell(
-        command, stdin=asyncio.subprocess.PIPE, env=environment, process_group=0
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_shell(command, stdin=asyncio.subprocess.PIPE, env=environment, process_group=0)
     )
     try:
+        # A signal may come while the process starts: what it has started by then would be left running.
+        process = await asyncio.shield(starting)
         await process.communicate(event.value)
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
+    except asyncio.CancelledError:
+        await _end(await starting)
+        raise
     if process.returncode:
         complain(f"The command ended with {process.returncode} for revision {event.revision} of {shown(event.key)}.")
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Ends the command's process group with SIGTERM, and after END_S, or at another signal, with SIGKILL."""
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + END_S
+    with contextlib.suppress(ProcessLookupError):  # all of it has ended
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            while loop.time() < deadline_s:
+                await asyncio.sleep(LOOK_S)
+                os.killpg(process.pid, 0)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _line(event: Event) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from kvnode.cli import watch
+from kvnode.client.watching import Event
 from tests.cli.command import COMMAND, Done, environment, is_one_sentence, kvnode_here
 from tests.cluster import Cluster, free_ports, wait_until
 
@@ -216,6 +219,40 @@ def test_a_signal_ends_the_command_that_runs_for_a_change(url: str, tmp_path: Pa
     assert watching.wait(20) == 128 + signal.SIGINT
     for pid in pids.read_text().split():
         wait_until(lambda pid=pid: not _runs(int(pid)), 10, f"{pid} has ended")
+
+
+def test_a_command_that_does_not_end_at_sigterm_is_killed(url: str, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    first = json.loads(run(url, "put", "stubborn", "1", "-o", "json").out)["revision"]
+    script = f"trap '' TERM; sh -c 'sleep 300 & echo $! >{pids}; wait' & wait"
+    watching = subprocess.Popen(
+        [*COMMAND, "--url", url, "watch", "--key", "stubborn", "--from-revision", str(first), "--exec", script],
+        env=environment(),
+    )
+    wait_until(lambda: pids.exists() and pids.read_text().strip(), 20, "the command runs")
+    watching.send_signal(signal.SIGTERM)
+    assert watching.wait(20) == 128 + signal.SIGTERM
+    wait_until(lambda: not _runs(int(pids.read_text())), 10, "it has ended")
+
+
+async def test_a_command_that_is_ended_while_it_starts_leaves_nothing_running() -> None:
+    event = Event("put", "started-and-ended", 3, b"v")
+    for turns in range(12):
+        running = asyncio.create_task(watch._run("sleep 300", event))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        left = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _runs(pid) and _is_of(pid, event)]
+        assert not left, turns
+
+
+def _is_of(pid: int, event: Event) -> bool:
+    try:
+        return f"KVNODE_WATCH_KEY={event.key}".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
 
 
 def _runs(pid: int) -> bool:
