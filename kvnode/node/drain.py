@@ -31,7 +31,7 @@ log = logging.getLogger("kvnode.raft")
 
 TRANSFER_S: Final = 5.0  # for a leader that drains to hand over
 ASK_S: Final = 1.0  # a member that does not say within this that it is ready is not
-RACE_S: Final = 3.0  # how long a node tries where others are about to drain as well
+RACE_S: Final = 3.0  # how long a node tries where others are about to drain as well, or not ready yet (an election)
 PAUSE_S: Final = (0.02, 0.25)  # from a round trip to several: who steps back is quiet while another one asks
 ANSWER_S: Final = TRANSFER_S + RACE_S + ASK_S + 0.5  # for the node that another one was asked to drain
 ANNOUNCE_S: Final = 0.5  # how often a draining node tells the others
@@ -39,7 +39,7 @@ FORGET_S: Final = 2.0  # a node that has not said so for this long drains no mor
 LEVEL: Final = 1  # the feature level from which nodes know these messages
 
 _ASK, _BEGIN, _END = 0, 1, 2
-_READY, _ABOUT_TO_DRAIN, _NOT_READY = "ready", "about to drain", "not ready"
+_READY, _ABOUT_TO_DRAIN, _DRAINING, _NOT_READY = "ready", "about to drain", "draining", "not ready"
 _BY_CODE: Final = {kind.code: kind for kind in (Conflict, LastReadyNode, ShuttingDown, Unavailable)}
 
 
@@ -136,7 +136,8 @@ class Drains:
                     return
             finally:
                 self._about_to_drain = False
-            if _ABOUT_TO_DRAIN not in others or self._engine.clock() >= deadline:
+            hopeless = _ABOUT_TO_DRAIN not in others and _NOT_READY not in others
+            if hopeless or self._engine.clock() >= deadline:
                 raise LastReadyNode(
                     f"No node but {self._me} would be ready: it is not drained; wait for another one, or force it."
                 )
@@ -174,10 +175,16 @@ class Drains:
     def _received(self, node_id: str, message: messages.Message) -> None:
         _, number, action, force = message
         if action == _ASK:
-            standing = _ABOUT_TO_DRAIN if self._about_to_drain else _READY if self._is_ready() else _NOT_READY
-            self._engine.network.send(node_id, (messages.DRAIN_ANSWER, number, standing, None, "", ""))
+            self._engine.network.send(node_id, (messages.DRAIN_ANSWER, number, self._own_standing(), None, "", ""))
         else:
             self._engine.answers.answer(node_id, message, lambda: self._answer(number, action, force))
+
+    def _own_standing(self) -> str:
+        if self._about_to_drain:
+            return _ABOUT_TO_DRAIN
+        if self._is_draining():
+            return _DRAINING
+        return _READY if self._is_ready() else _NOT_READY
 
     async def _answer(self, number: int, action: int, force: bool) -> messages.Message:
         try:

@@ -120,6 +120,18 @@ def test_of_drains_that_race_one_leaves_a_node_ready(cluster: Cluster, left: int
         wait_until(lambda: all(cluster.probe(name, "/readyz") == 200 for name in names[:left]), 10.0, "all are back")
 
 
+def test_a_drain_waits_for_a_node_that_is_ready_once_there_is_a_leader(cluster: Cluster) -> None:
+    leader = cluster.leader()
+    one, two = cluster.followers()
+    cluster.kill(leader)
+    answer = drain(cluster, one)  # at this moment no node is ready, since none leads
+    assert answer.status == 200, answer.body
+    assert cluster.probe(two, "/readyz") == 200
+    assert undrain(cluster, one, one).status == 200
+    cluster.restart(leader)
+    wait_until(lambda: cluster.probe(leader, "/readyz") == 200, 15.0, "it is back")
+
+
 def test_a_drained_node_leads_where_no_other_one_can_and_gives_it_back(cluster: Cluster) -> None:
     leader = cluster.leader()
     one, two = cluster.followers()
