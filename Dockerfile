@@ -1,5 +1,5 @@
 # One kvnode node. Everything is built in the first image, which has pip; the second has neither pip nor sources.
-FROM python:3.13-slim AS build
+FROM python:3.14-slim AS build
 WORKDIR /src
 RUN python -m venv --without-pip /opt/kvnode
 # The dependencies have a layer of their own: a change of code does not fetch them again.
@@ -10,7 +10,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY kvnode kvnode
 RUN python -m pip --python /opt/kvnode/bin/python install --no-cache-dir --disable-pip-version-check --no-deps .
 
-FROM python:3.13-slim
+FROM python:3.14-slim
 # A fixed number, so that who owns the data is the same on every host and in every orchestrator; no name, so no login.
 ARG UID=10001
 COPY --from=build /opt/kvnode /opt/kvnode

@@ -8,6 +8,7 @@ gets `compacted`, an `If-Match` of a lost write never matches, and the id of a l
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Final
@@ -33,9 +34,11 @@ DIGEST: Final = 0
 def resolved(path: Path) -> Path:
     """The path without links. Raises StartupError where they lead in a circle."""
     try:
-        return path.resolve()
-    except (OSError, RuntimeError):  # RuntimeError up to Python 3.12
-        raise StartupError(f"The links of {path} lead in a circle: name the data directory itself.") from None
+        path.stat()  # `resolve` alone says nothing of a circle from Python 3.13 on
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise StartupError(f"The links of {path} lead in a circle: name the data directory itself.") from None
+    return path.resolve()
 
 
 def refuse_mount_point(path: Path) -> None:
