@@ -71,7 +71,7 @@ class Compaction:
             journal.compact(self._first)
         if not self._is_over(1) or self._under_way_since is not None or replica.clock() < self._not_before:
             return
-        index = replica.raftLastApplied
+        index = replica.applied_index
         term = journal.term_at(index)
         newest = self._snapshots.newest
         if term is None or (newest is not None and newest.index >= index):

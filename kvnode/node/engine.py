@@ -13,11 +13,9 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from kvnode.configuration import Role
 from kvnode.errors import Fatal
 from kvnode.logs import writer
 from kvnode.node.catchup import Catchup
-from kvnode.node.commit_notices import CommitNotices
 from kvnode.node.compaction import Compaction
 from kvnode.node.disk_health import DiskHealth
 from kvnode.node.divergence import DivergenceCheck
@@ -31,7 +29,7 @@ from kvnode.node.proposals import Proposals
 from kvnode.node.questions import Answers, Questions
 from kvnode.node.read_index import ReadIndex
 from kvnode.node.replicated_clock import ReplicatedClock
-from kvnode.node.restore_contents import Contents
+from kvnode.node.restore_contents import LARGE_BYTES, Contents
 from kvnode.node.settings import RaftSettings
 from kvnode.node.waiters import Waiters
 from kvnode.node.writes import Writes
@@ -40,6 +38,7 @@ from kvnode.peers.handshake import LocalPeer, PeerRefused
 from kvnode.peers.network import Network
 from kvnode.raft import messages
 from kvnode.raft.membership import Roster
+from kvnode.raft.ready import MembersChanged, ReadConfirmed, ReadsFailed, RoleChanged, SnapshotNeeded
 from kvnode.raft.replica import Replica
 from kvnode.state.commands import FEATURE_LEVEL
 from kvnode.state.entries import ORIGIN_BYTES
@@ -47,6 +46,7 @@ from kvnode.state.store import KeyValueStore
 from kvnode.storage.flusher import Flusher
 from kvnode.storage.identity import Claim, Identity
 from kvnode.storage.journal import Journal
+from kvnode.storage.records import REGULAR
 from kvnode.storage.segments import Segments
 from kvnode.storage.snapshots import Snapshot, Snapshots
 from kvnode.watch.hub import Hub
@@ -56,6 +56,10 @@ log = logging.getLogger("kvnode.raft")
 TICK_S: Final = 0.025
 LEADER_GONE_S: Final = (0.05, 0.15)  # a closed connection is news: see `Replica.hasten_election`
 FAILURE_EVERY_S: Final = 1.0  # between two lines about commands that the state machine failed at; a metric counts all
+# A message of its own for each commit would be a third of all messages, and cost each follower as much as the entries
+# themselves: under load the next entry follows at once and brings the news along. It is not held back at all where
+# clients wait for it on another node (`Writes.awaited`); a follower's stale reads and watchers are behind by so much.
+NOTICE_S: Final = 0.002
 NO_LEADER_S: Final = (0.1, 0.3)
 # A snapshot of some gigabytes on a slow disk takes minutes; longer than this, no job in a thread is getting anywhere.
 JOB_S_MAX: Final = 600.0
@@ -65,7 +69,7 @@ FORWARDED_S_MAX: Final = 6.0  # behind the deadline of a write, at which its cli
 
 
 class Engine:
-    """Owner of the replica and listener of the network. Built and started by `RaftGroup`."""
+    """Takes what the replica wants done, and listens to the network. Built and started by `RaftGroup`."""
 
     def __init__(
         self,
@@ -90,8 +94,9 @@ class Engine:
         self._failures_seen: frozenset[str] = frozenset()
         self._failure_told_at = -FAILURE_EVERY_S
         self._step_due = self._stopped = False
-        self.draining = False  # this node is to go: it leads where no other one can, and is given no leadership
+        self.draining = False
         self._timer: asyncio.TimerHandle | None = None
+        self._notice: asyncio.TimerHandle | None = None
         instance = settings.host.token_bytes(ORIGIN_BYTES)
         me = LocalPeer(
             node_id=settings.node_id,
@@ -110,7 +115,6 @@ class Engine:
         self.memory = Promises(claimed, identity, journal, store, roster, lambda: self.leader_id)
         self.network = Network(me, roster, self, settings.certificate, settings.host.draw)
         self._acquaintance = KnownPeers(roster, self.network, identity, fail)
-        self.members_changed = self._acquaintance.changed
         timeout_s = settings.election_timeout_max_s
         self.outstanding = Outstanding(self.clock)
         self.storage = DiskHealth(self.outstanding, lambda: self._flusher.outstanding_since, timeout_s)
@@ -118,19 +122,15 @@ class Engine:
         self._job_numbers = itertools.count()
         self.outstanding.watch("worker", JOB_S_MAX, lambda: next(iter(self._jobs.values()), None))
         self.outstanding.watch("log", LOG_S_MAX, writer.writing_since)
-        self._contents = Contents(store, self._work, self._may_go_on)
+        self._contents = Contents(store, self._work, self.schedule)
         self.replica = Replica(
             roster,
             journal,
-            self,
             self.clock,
+            settings.host.draw.uniform,
             election_timeout_min_s=settings.election_timeout_min_s,
             election_timeout_max_s=settings.election_timeout_max_s,
             heartbeat_s=settings.heartbeat_s,
-            draw=settings.host.draw,
-            is_fit=lambda: not self.draining and self.storage.full is None and not self.storage.hangs,
-            can_vote=lambda: not (self.storage.hangs or self.memory.lost),
-            may_apply=self._contents.are_read,
         )
         self.proposals = Proposals(instance, store.apply, self.clock)
         seconds = ReplicatedClock(lambda: self.replica.term, store, self.clock)
@@ -139,7 +139,6 @@ class Engine:
         )
         self.leadership_log = LeadershipLog(self.replica, self.proposals.meters, self.clock)
         self._feature_level = FeatureLevel(EngineLeader(self), store, self.network, roster)
-        self._news = CommitNotices(self.replica, self.writes, self._guarded)
         self.questions = Questions(self.network, lambda: self.leader_id, settings.host)
         self.answers = Answers(self.network)
         self.reads = ReadIndex(
@@ -177,7 +176,8 @@ class Engine:
     # --- life ----------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        self.members_changed()
+        self._say_what_it_may()
+        self._acquaintance.changed()
         await self.network.start(*self.settings.listen)
         if not self.replica.peer_ids:
             self.replica.hasten_election((0.0, 0.0))  # there is nobody whose leadership could be disturbed
@@ -185,9 +185,9 @@ class Engine:
 
     async def stop(self) -> None:
         self._stopped = True
-        self._news.stop()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._notice):
+            if timer is not None:
+                timer.cancel()
         await self.network.stop()
         self.proposals.abandon()
         self.reads.stop()
@@ -195,6 +195,13 @@ class Engine:
         self.answers.stop()
         self.leadership.resolve(None)
         await self._flusher.stop(timeout_s=5.0)
+
+    def drain(self, draining: bool) -> None:
+        """Whether this node is to go: then it leads where no other one can, and is given no leadership."""
+        self.draining = draining
+        self._say_what_it_may()
+        if draining:
+            self.reads.draining()
 
     # --- the step ------------------------------------------------------------------------------------
 
@@ -210,26 +217,74 @@ class Engine:
             self._guarded(self._turn)
 
     def _turn(self) -> None:
-        replica = self.replica
+        replica, ready = self.replica, self.replica.ready
         self._step_due = True  # what one of these asks for, those behind it do in this very step
         replica.advance()
+        if ready.events:
+            self._take_events()
+        for entry in replica.committed():
+            if not self._apply(*entry):
+                replica.held_up = True
+                break
         if self.store.level < FEATURE_LEVEL:
             self._feature_level.look()  # before the first write, where all members are there: it has revision 2 then
         self.writes.pump()
-        self._news.tell()
+        replica.tell(patient=not self.writes.awaited)
+        if not replica.untold:
+            self.writes.awaited = False
+        elif self._notice is None:
+            self._notice = self._loop.call_later(NOTICE_S, self._guarded, self._tell_at_last)
         self._step_due = False
+        self._carry_out()
         self.last_step_at = self.clock()
-        self.reads.advanced(replica.raftLastApplied)
+        self.reads.advanced(replica.applied_index)
         # Last: the thread that writes gets the interpreter only when this one waits for the network. Woken earlier it
         # would wait for that, and be woken once more.
         self._flusher.kick()
         if replica.has_more_to_apply:
             self.schedule()
 
-    def _may_go_on(self) -> None:
-        """An entry that was held up may be applied."""
-        self.replica.due = True
-        self.schedule()
+    def _tell_at_last(self) -> None:
+        self._notice = None
+        if self.replica.untold:
+            self.replica.tell(patient=False)
+            self._carry_out()
+
+    def _say_what_it_may(self) -> None:
+        """Whether this node is to lead, and to vote: told to the replica by the clock, as the disk is looked at,
+        and whenever something else changes it."""
+        hangs = self.storage.hangs
+        self.replica.is_fit = not (hangs or self.draining) and self.storage.full is None
+        self.replica.can_vote = not (hangs or self.memory.lost)
+
+    def _carry_out(self) -> None:
+        """What the replica wants done; it has persisted what this speaks of."""
+        ready = self.replica.ready
+        if ready.events:
+            self._take_events()
+        for node_id, message in ready.messages:
+            if not self.network.send(node_id, message) and message[0] == messages.APPEND:
+                self.replica.replicator.unsent(node_id, message)
+        ready.messages.clear()
+
+    def _take_events(self) -> None:
+        events = self.replica.ready.events
+        for event in events:  # those too that one of them brings about
+            match event:
+                case ReadConfirmed(read_round, index):
+                    self.reads.confirmed(read_round, index)
+                case ReadsFailed(read_round):
+                    self.reads.failed(read_round)
+                case RoleChanged(role):
+                    self.leadership_log.role_changed(role)
+                    self.writes.role_changed()
+                    self._leader_unsure()
+                case MembersChanged():
+                    self._acquaintance.changed()
+                    self._say_what_it_may()
+                case SnapshotNeeded(node_id):
+                    self._catchup.offer(node_id, self.replica.term, self.replica.journal[0][1])
+        events.clear()
 
     def _on_timer(self) -> None:
         self._timer = self._loop.call_later(TICK_S, self._on_timer)
@@ -248,6 +303,7 @@ class Engine:
         self._guarded(self._feature_level.look)
         self._guarded(lambda: self.memory.look(self._work))
         self.storage.look(self.clock(), self._work, self.snapshots.disk.space)
+        self._say_what_it_may()
         self.outstanding.look()
 
     def _guarded(self, work: Callable[[], None]) -> None:
@@ -292,16 +348,21 @@ class Engine:
     def _landed(self) -> None:
         """A journal flight is durable."""
         if not self._stopped:
-            self._guarded(self.replica.durable)
-            if self.replica.stirred:
-                self.schedule()
+            self._guarded(self._durable)
 
-    # --- what the replica tells (replica.Owner) -------------------------------------------------------
+    def _durable(self) -> None:
+        self.replica.durable()
+        self._carry_out()
+        if self.replica.stirred:
+            self.schedule()
 
-    def send(self, node_id: str, message: messages.Message) -> bool:
-        return self.network.send(node_id, message)
+    # --- what is committed ----------------------------------------------------------------------------
 
-    def applied(self, index: int, term: int, payload: bytes) -> None:
+    def _apply(self, command: bytes, index: int, term: int) -> bool:
+        """False where it cannot be applied yet; a step follows as soon as it can."""
+        payload = command[1:] if command[0] == REGULAR else b""
+        if len(payload) >= LARGE_BYTES and not self._contents.are_read(index, payload):
+            return False
         self.writes.applied(index)
         self.applied_term = max(self.applied_term, term)
         self.proposals.applied(term, payload)
@@ -311,6 +372,8 @@ class Engine:
             self._apply_failed(index)
         self._watches.publish()
         self.audit.history.applied(index)
+        self.replica.applied(command, index)
+        return True
 
     def _apply_failed(self, index: int) -> None:
         """The state machine has failed at commands of this entry, as it does on every node: loud, and no reason to
@@ -330,20 +393,6 @@ class Engine:
                     exc_info=None if known else failure,
                 )
         failures.clear()
-
-    def read_confirmed(self, read_round: int, index: int) -> None:
-        self.reads.confirmed(read_round, index)
-
-    def reads_failed(self, read_round: int) -> None:
-        self.reads.failed(read_round)
-
-    def role_changed(self, role: Role) -> None:
-        self.leadership_log.role_changed(role)
-        self.writes.role_changed()
-        self._leader_unsure()
-
-    def needs_snapshot(self, node_id: str) -> None:
-        self._catchup.offer(node_id, self.replica.term, self.replica.journal[0][1])
 
     # --- what the network tells (transport.Listener) ---------------------------------------------------
 
@@ -372,7 +421,11 @@ class Engine:
             self._leader_unsure()
 
     def told(self, packed: bytes) -> None:
-        self._guarded(lambda: self._acquaintance.heard(packed))
+        self._guarded(lambda: self._heard(packed))
+
+    def _heard(self, packed: bytes) -> None:
+        self._acquaintance.heard(packed)
+        self._take_events()  # what comes next may be of a group that this node is in, or is not, from now on
 
     def _meet(self, node_id: str, directory_id: bytes, fresh: bool) -> None:
         """Raises PeerRefused. While the node of that name answers at its address, a fresh one is another process:
@@ -384,26 +437,32 @@ class Engine:
     def refused(self, refused: PeerRefused) -> None:
         if refused.heard:
             self.memory.refused(refused.code)
+            self._say_what_it_may()
 
     def received(self, node_id: str, bodies: list[bytes]) -> None:
         if not self._stopped:
             self._guarded(lambda: self._dispatch_all(node_id, bodies))
 
     def _dispatch_all(self, node_id: str, bodies: list[bytes]) -> None:
-        for body in bodies:
-            self._dispatch(node_id, frames.decode(body))
+        try:
+            for body in bodies:
+                self._dispatch(node_id, frames.decode(body))
+        finally:
+            self._carry_out()
 
     def _dispatch(self, node_id: str, message: list[Any]) -> None:
         kind = message[0]
         if kind <= messages.TIMEOUT_NOW:
             leader_before = self.replica.leader_id
             self.replica.guard.receive(node_id, message)
+            if self.replica.ready.events:
+                self._take_events()
             if self.replica.leader_id != leader_before:
                 self._leader_unsure()
             if not self.replica.stirred:
                 return
         elif kind == messages.MEMBERS:
-            self._acquaintance.heard(message[1])
+            self._heard(message[1])
         elif node_id in self.roster and kind in self.on:
             self.on[kind](node_id, message)
         self.schedule()

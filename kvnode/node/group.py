@@ -221,9 +221,7 @@ class RaftGroup:
         else:
             self.watches.reopen()
         if self._engine is not None:
-            self._engine.draining = draining
-            if draining:
-                self._engine.reads.draining()
+            self._engine.drain(draining)
 
     def _failed(self, fatal: Fatal) -> None:
         if not self.fatal.done():
@@ -290,7 +288,7 @@ class RaftGroup:
 
     def holds(self, index: int | None) -> bool:
         """Whether the store has applied `index`."""
-        return index is not None and self._engine is not None and index <= self._engine.replica.raftLastApplied
+        return index is not None and self._engine is not None and index <= self._engine.replica.applied_index
 
     def verify_leader(self, timeout_s: float) -> asyncio.Future[int | None]:
         """Not None once a majority confirmed, in a round that began after this call, that this node leads."""

@@ -72,7 +72,7 @@ class EngineLeader:
         return index
 
     def applied_index(self) -> int:
-        return int(self._engine.replica.raftLastApplied)
+        return self._engine.replica.applied_index
 
 
 class LeaseClock:

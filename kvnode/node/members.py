@@ -39,7 +39,7 @@ def unseen_members(peers: Mapping[str, tuple[str, int]]) -> tuple[MemberStatus, 
 def _member(engine: Engine, status: RaftStatus, member: Member) -> MemberStatus:
     node_id, raft, replica = member.node_id, member.shown_address, engine.replica
     if node_id == status.node_id:
-        applied = replica.raftLastApplied
+        applied = replica.applied_index
         lag = max(0, status.leader_commit_index - applied)
         http = engine.settings.http_url
         return MemberStatus(node_id, raft, http, status.role, replica.last[1], applied, lag, True)

@@ -47,7 +47,7 @@ def seen_lag(engine: Engine) -> int:
     committed = _leader_commit_index(engine)
     if engine.leader_id is None:
         committed = max(committed, engine.replica.last[1])
-    return max(0, committed - int(engine.replica.raftLastApplied))
+    return max(0, committed - engine.replica.applied_index)
 
 
 def _leader_commit_index(engine: Engine) -> int:
@@ -69,7 +69,7 @@ def seen_status(
         leader_id=engine.leader_id,
         term=replica.term,
         commit_index=replica.raftCommitIndex,
-        applied_index=replica.raftLastApplied,
+        applied_index=replica.applied_index,
         last_index=replica.last[1],
         started=started,
         is_member=engine.roster.is_member and engine.roster.dismissed is None,

@@ -68,7 +68,7 @@ class ReadIndex:
 
     async def applied(self, index: int, timeout_s: float) -> bool:
         """This node's store holds everything up to `index`."""
-        if index <= self._replica.raftLastApplied:
+        if index <= self._replica.applied_index:
             return True
         return await self._applied.wait(index, timeout_s) is not None
 

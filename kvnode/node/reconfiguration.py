@@ -129,7 +129,7 @@ class Reconfiguration:
         log.info("Entry %d changes the members to %s.", index, shown(following))
         engine.schedule()
         while (left_s := deadline - engine.clock()) > 0:
-            if replica.raftLastApplied >= index:
+            if replica.applied_index >= index:
                 agreed_term = replica.journal.term_at(index)
                 if agreed_term == term or self._roster.newest == following:
                     return

@@ -9,11 +9,14 @@ applied is the same on every node, whoever read it where.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from kvnode.state.admin_commands import read_replacement
 from kvnode.state.entries import replacement_in
 from kvnode.state.store import KeyValueStore
+
+# Only entries of such a size are asked about: what takes long to prepare is large, and most are small.
+LARGE_BYTES: Final = 16_384
 
 
 class Contents:

@@ -10,50 +10,26 @@ leadership transfer goes around the gate for one term; a single-node cluster has
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
-from kvnode.raft.messages import PRE_VOTE, PRE_VOTED, Message
+from kvnode.raft.messages import PRE_VOTE, PRE_VOTED
+
+if TYPE_CHECKING:
+    from kvnode.raft.replica import Replica
 
 # Of the shortest election timeout: a fit node, whose timer may have been set anew just now, has been elected by then.
 UNFIT_TIMEOUTS: Final = 4
 
 
-class Ballot(Protocol):
-    """What the gate must know of the core. `last` is (last log term, last log index)."""
-
-    @property
-    def node_id(self) -> str: ...
-    @property
-    def term(self) -> int: ...
-    @property
-    def is_leader(self) -> bool: ...
-    @property
-    def is_voter(self) -> bool: ...
-    @property
-    def can_vote(self) -> Callable[[], bool]: ...
-    @property
-    def is_fit(self) -> Callable[[], bool]: ...
-    @property
-    def peer_ids(self) -> Iterable[str]: ...
-    @property
-    def last(self) -> tuple[int, int]: ...
-
-
 class ElectionGate:
-    """One node's gate. `clock` is monotonic, in seconds; `send(node id, message)` may lose messages."""
+    """One node's gate. `clock` is monotonic, in seconds; `draw(least, most)` is a random number in between."""
 
     def __init__(
-        self,
-        core: Ballot,
-        send: Callable[[str, Message], object],
-        clock: Callable[[], float],
-        timeout_min_s: float,
-        draw: random.Random,
+        self, core: Replica, clock: Callable[[], float], timeout_min_s: float, draw: Callable[[float, float], float]
     ) -> None:
         self._core = core
-        self._send = send
+        self._ready = core.ready
         self._clock = clock
         self._timeout_min_s = timeout_min_s
         self._draw = draw
@@ -75,7 +51,7 @@ class ElectionGate:
         peers = list(core.peer_ids)
         if not peers:
             return True
-        if not core.can_vote():
+        if not core.can_vote:
             return False  # its own vote would not become durable, and its higher term would unseat a leader for nothing
         if self._transfer_term == proposed:
             return True
@@ -91,15 +67,15 @@ class ElectionGate:
             self._asked_term = proposed
             self._grants.clear()
             # Unanswered questions are repeated: a randomised pause keeps two askers from marching in step.
-            self._ask_again_at = now + self._timeout_min_s * (0.25 + 0.25 * self._draw.random())
+            self._ask_again_at = now + self._timeout_min_s * self._draw(0.25, 0.5)
             last_term, last_index = core.last
             for peer in peers:
-                self._send(peer, (PRE_VOTE, proposed, last_index, last_term))
+                self._ready.send(peer, (PRE_VOTE, proposed, last_index, last_term))
         return False
 
     def _lets_others_go_first(self) -> bool:
         """A node that drains, or whose disk is full, leads only where no other comes forward within UNFIT_TIMEOUTS."""
-        if self._core.is_fit():
+        if self._core.is_fit:
             self._unfit_since = None
             return False
         now = self._clock()
@@ -112,7 +88,7 @@ class ElectionGate:
         core = self._core
         granted = (
             proposed > core.term
-            and core.can_vote()
+            and core.can_vote
             and not core.is_leader
             and not self.leader_is_alive()
             and (last_term, last_index) >= core.last
@@ -123,8 +99,8 @@ class ElectionGate:
             # always come first cannot win: a hub that steps back for each spoke never leads, and no other one can.
             self._yielded = True
             self._asked_term = 0
-            self._asks_from = self._clock() + self._timeout_min_s / 4 * self._draw.random()
-        self._send(node_id, (PRE_VOTED, core.term, proposed, granted))
+            self._asks_from = self._clock() + self._timeout_min_s * self._draw(0.0, 0.25)
+        self._ready.send(node_id, (PRE_VOTED, core.term, proposed, granted))
 
     def answered(self, node_id: str, proposed: int, granted: bool) -> None:
         """A member's answer; one for another term than the one now proposed counts for nothing."""

@@ -14,6 +14,7 @@ from kvnode.raft.core import Node, SyncObj
 from kvnode.raft.membership import Roster
 from kvnode.raft.progress import Replicator
 from kvnode.raft.read_rounds import ReadRounds
+from kvnode.raft.ready import MembersChanged, Ready
 from kvnode.storage.journal import Journal
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 class Electorate(SyncObj):  # type: ignore[misc]  # the core is untyped
     """`Replica` builds on it and calls `follow` once the core stands."""
 
+    ready: Ready
+
     roster: Roster
     followed: dict[Node, int]  # voters and learners but for this node, with their `since`
     journal: Journal
@@ -30,12 +33,12 @@ class Electorate(SyncObj):  # type: ignore[misc]  # the core is untyped
     replicator: Replicator
     rounds: ReadRounds
     clock: Callable[[], float]
+    majority_of_others = 0  # how many of the others make a majority together with this node
 
-    def follow(self, changed: Callable[[], None]) -> None:
-        """From now on the core's members are the roster's; `changed` is called after each change."""
-        self._changed: Callable[[], None] = lambda: None
+    def follow(self) -> None:
+        """From now on the core's members are the roster's."""
         self._members_changed()
-        self._changed = changed
+        self.ready.events.clear()  # of those that it begins with nobody has to hear
         self.roster.on_change = self._members_changed
 
     def _members_changed(self) -> None:
@@ -58,8 +61,9 @@ class Electorate(SyncObj):  # type: ignore[misc]  # the core is untyped
         self.followed = followed
         self._SyncObj__otherNodes = {node for node in followed if node.id in current.voters}
         self._SyncObj__readonlyNodes = followed.keys() - self._SyncObj__otherNodes
+        self.majority_of_others = (len(self._SyncObj__otherNodes) + 1) // 2
         self.rounds.recount(current.voters, self.majority_of_others)
-        self._changed()
+        self.ready.events.append(MembersChanged())
 
     @property
     def node_id(self) -> str:
@@ -78,11 +82,6 @@ class Electorate(SyncObj):  # type: ignore[misc]  # the core is untyped
     def peer_ids(self) -> list[str]:
         """The other voters."""
         return sorted(node.id for node in self._SyncObj__otherNodes)
-
-    @property
-    def majority_of_others(self) -> int:
-        """How many of the others make a majority together with this node."""
-        return (len(self._SyncObj__otherNodes) + 1) // 2
 
     @property
     def follower_ids(self) -> Iterable[str]:

@@ -29,8 +29,8 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
         super().__init__(core, self_node, other_nodes)
         self._core = core
         self._journal = core.journal
-        self._send = core.send
-        self._outbox = Outbox(core.journal, lambda: core.term, core.send)
+        self._send = core.ready.send
+        self._outbox = Outbox(core.journal, lambda: core.term, core.ready)
         self._reply: tuple[int, bool, bool] | None = None  # (next index, success, reset) for the append at hand
         self._round = 0  # the read round of the append at hand
         self._votes: set[tuple[int, str]] = set()
@@ -63,7 +63,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
         next_index, success, reset = message["next_node_idx"], message["success"], message["reset"]
         if self._reply is not None:
             next_index, success, reset = self._reply
-        state = (self._round, core.raftLastApplied, core.is_fit())
+        state = (self._round, core.applied_index, core.is_fit)
         ack = (messages.ACK, core.term, success, reset, next_index, *state)
         now = core.clock()
         news = (core.term, leader_id, next_index)
@@ -120,7 +120,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
         node, kind = Node(node_id), message[0]
         if kind == messages.APPEND:
             self._append(node, *message[1:])
-            self._core.due |= self._core.raftCommitIndex > self._core.raftLastApplied
+            self._core.due |= self._core.raftCommitIndex > self._core.applied_index
         elif kind == messages.ACK:
             self._acknowledged(node_id, *message[1:])
         else:
@@ -143,7 +143,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
             self._notice(node, message[1])
         elif kind == messages.TIMEOUT_NOW:
             asked_by_leader = message[1] == self._core.term and self._core.leader_id == node_id
-            if asked_by_leader and self._core.is_fit():  # it may not know yet that this node drains, say
+            if asked_by_leader and self._core.is_fit:  # it may not know yet that this node drains, say
                 self._core.election.transfer_to_self(message[1])
                 self._onMessageReceived(node, {"type": "timeout_now", "term": message[1]})
 
@@ -155,7 +155,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
 
     def _vote_asked(self, node: Node, term: int, last_index: int, last_term: int, transfer: bool) -> None:
         core = self._core
-        if not core.can_vote():
+        if not core.can_vote:
             return  # what it promises would not last, or it does not know what it has promised (`promises.py`)
         if not transfer and term > core.term and (core.is_leader or core.election.leader_is_alive()):
             return  # stickiness (Raft dissertation §4.2.3): who hears a leader needs no other

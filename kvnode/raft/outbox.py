@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from kvnode.raft.messages import Message
+from kvnode.raft.ready import Ready
 from kvnode.storage.journal import Journal
 
 
@@ -25,16 +26,16 @@ class Outbox:
     Bounded by what peers may have in flight: the guard holds at most one promise for each new index.
     """
 
-    def __init__(self, journal: Journal, term: Callable[[], int], send: Callable[[str, Message], bool]) -> None:
+    def __init__(self, journal: Journal, term: Callable[[], int], ready: Ready) -> None:
         self._journal = journal
         self._term = term
-        self._send = send
+        self._ready = ready
         self._held: deque[_Promise] = deque()
 
     def send(self, to: str, message: Message) -> bool:
         """Sends at once if everything is durable, otherwise when it is. True: sent at once."""
         if not self._held and self._journal.clean:
-            self._send(to, message)
+            self._ready.send(to, message)
             return True
         self._held.append(_Promise(self._journal.mutation, self._term(), to, message))
         return False
@@ -45,7 +46,7 @@ class Outbox:
         while self._held and self._held[0].mutation <= durable:
             promise = self._held.popleft()
             if promise.term == term:
-                self._send(promise.to, promise.message)
+                self._ready.send(promise.to, promise.message)
 
     def __len__(self) -> int:
         return len(self._held)

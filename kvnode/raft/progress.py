@@ -9,11 +9,12 @@ log is not known to match is *probed* with one frame at a time; one that matches
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from kvnode.raft.messages import APPEND, Message
+from kvnode.raft.ready import Ready, SnapshotNeeded
 from kvnode.storage.journal import Journal
 
 FRAME_BYTES: Final = 1_048_576  # entries are added to a frame until it holds this much
@@ -39,17 +40,11 @@ class Progress:
 
 
 class Replicator:
-    """All followers of one leader. `send(node id, message)` is False where the message was not taken."""
+    """All followers of one leader. Which messages did not leave is told by `unsent`."""
 
-    def __init__(
-        self,
-        journal: Journal,
-        send: Callable[[str, Message], bool],
-        needs_snapshot: Callable[[str], None],
-    ) -> None:
+    def __init__(self, journal: Journal, ready: Ready) -> None:
         self._journal = journal
-        self._send = send
-        self._needs_snapshot = needs_snapshot
+        self._ready = ready
         self.followers: dict[str, Progress] = {}
 
     def lead(self, peer_ids: Iterable[str]) -> None:
@@ -87,20 +82,30 @@ class Replicator:
             progress.next = max(progress.next, next_index)
         return (success or reset) and self._journal[0][1] < progress.next <= self._journal[-1][1]
 
-    def replicate(self, peer_ids: Iterable[str], term: int, commit_index: int, read_round: int) -> bool:
-        """One pass over the connected followers; each gets at least a heartbeat. True: entries are left to send."""
+    def unsent(self, peer_id: str, message: Message) -> None:
+        """An append was not taken on the way to this follower, which reads too slowly or has gone: what it brought is
+        sent again with the next pass."""
+        progress = self.followers.get(peer_id)
+        if progress is None or not message[6]:
+            return
+        first = message[2] + 1
+        if first < progress.next:
+            progress.next, progress.awaiting = first, False
+            while progress.in_flight and progress.in_flight[-1][0] >= first:
+                progress.in_flight_bytes -= progress.in_flight.pop()[1]
+
+    def replicate(self, peer_ids: Iterable[str], term: int, commit_index: int, read_round: int) -> None:
+        """One pass over the connected followers; each gets at least a heartbeat."""
         shared: dict[int, tuple[Message, int, int]] = {}
-        more = False
         for peer_id in peer_ids:
             progress = self.followers.get(peer_id)
             if progress is None:
                 progress = self.followers[peer_id] = Progress(self._journal[-1][1] + 1)
             if progress.next <= self._journal[0][1]:
-                self._needs_snapshot(peer_id)
-                self._send(peer_id, self._frame(self._journal[0][1] + 1, term, commit_index, read_round, 0)[0])
+                self._ready.events.append(SnapshotNeeded(peer_id))
+                self._ready.send(peer_id, self._frame(self._journal[0][1] + 1, term, commit_index, read_round, 0)[0])
             else:
-                more |= self._advance(peer_id, progress, term, commit_index, read_round, shared)
-        return more
+                self._advance(peer_id, progress, term, commit_index, read_round, shared)
 
     def _advance(
         self,
@@ -110,7 +115,7 @@ class Replicator:
         commit_index: int,
         read_round: int,
         shared: dict[int, tuple[Message, int, int]],
-    ) -> bool:
+    ) -> None:
         last_index = self._journal[-1][1]
         sent = False
         while progress.next <= last_index and not progress.awaiting and progress.in_flight_bytes < WINDOW_BYTES:
@@ -120,8 +125,7 @@ class Replicator:
                 frame = self._frame(progress.next, term, commit_index, read_round, FRAME_BYTES)
                 shared[progress.next] = frame
             message, frame_last, frame_bytes = frame
-            if not self._send(peer_id, message):
-                return False
+            self._ready.messages.append((peer_id, message))
             sent = True
             progress.in_flight.append((frame_last, frame_bytes))
             progress.in_flight_bytes += frame_bytes
@@ -131,8 +135,7 @@ class Replicator:
             heartbeat = shared.get(-progress.next)
             if heartbeat is None:
                 heartbeat = shared[-progress.next] = self._frame(progress.next, term, commit_index, read_round, 0)
-            self._send(peer_id, heartbeat[0])
-        return progress.next <= last_index
+            self._ready.messages.append((peer_id, heartbeat[0]))
 
     def _frame(
         self, next_index: int, term: int, commit_index: int, read_round: int, limit_bytes: int

@@ -8,35 +8,36 @@ whoever arrives meanwhile shares the next. Never a lease: a clock has no say in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Container
+
+from kvnode.raft.ready import ReadConfirmed, ReadsFailed, Ready
 
 
 class ReadRounds:
     """The rounds of one leader. Numbers only rise, also across terms, so that a late echo confirms nothing newer.
 
-    `confirmed(round, index)` is called once for each round that a majority echoed; `failed(round)` with the
-    highest round that will never be, when leadership ends.
+    `ready` gets one ReadConfirmed for each round that a majority echoed, and ReadsFailed with the highest round that
+    will never be, when leadership ends.
     """
 
-    def __init__(self, confirmed: Callable[[int, int], None], failed: Callable[[int], None]) -> None:
-        self._confirmed = confirmed
-        self._failed = failed
+    def __init__(self, ready: Ready) -> None:
+        self._ready = ready
         self._index = 0
         self._echoes: set[str] = set()
-        self._wanted = False
+        self.wanted = False  # a round that has not begun
         self.number = 0  # the newest round that has begun; rides on every append_entries
         self.in_flight = False
 
     def request(self) -> int:
         """The number of the next round to begin: it begins after this moment."""
-        self._wanted = True
+        self.wanted = True
         return self.number + 1
 
     def begin(self, commit_index: int, majority_of_others: int) -> bool:
         """Begins the wanted round if none is in flight. True: there is a round to send."""
-        if not self._wanted or self.in_flight:
+        if not self.wanted or self.in_flight:
             return False
-        self._wanted = False
+        self.wanted = False
         self.number += 1
         self.in_flight = True
         self._index = commit_index
@@ -58,16 +59,12 @@ class ReadRounds:
 
     def abandon(self) -> None:
         """Leadership has ended: nothing that was wanted or in flight will be confirmed."""
-        last = self.number + 1 if self._wanted else self.number
+        last = self.number + 1 if self.wanted else self.number
         self.number = last
-        self.in_flight = self._wanted = False
-        self._failed(last)
-
-    @property
-    def wanted(self) -> bool:
-        return self._wanted
+        self.in_flight = self.wanted = False
+        self._ready.events.append(ReadsFailed(last))
 
     def _settle(self, majority_of_others: int) -> None:
         if len(self._echoes) >= majority_of_others:
             self.in_flight = False
-            self._confirmed(self.number, self._index)
+            self._ready.events.append(ReadConfirmed(self.number, self._index))

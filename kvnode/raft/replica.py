@@ -21,9 +21,8 @@ Q11 an entry is not applied before its owner is ready for it, nor is any behind 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import cast
 
 from kvnode.configuration import CONFIGURATION, Configuration, Role
 from kvnode.raft.core import Node, SyncObjConf
@@ -31,34 +30,15 @@ from kvnode.raft.election import ElectionGate
 from kvnode.raft.electorate import Electorate
 from kvnode.raft.guard import Guard
 from kvnode.raft.membership import Roster
-from kvnode.raft.messages import FRAME_BYTES_MAX, Message
+from kvnode.raft.messages import FRAME_BYTES_MAX
 from kvnode.raft.progress import WINDOW_BYTES, Replicator
 from kvnode.raft.read_rounds import ReadRounds
+from kvnode.raft.ready import Ready, RoleChanged
 from kvnode.storage.journal import Journal
 from kvnode.storage.records import REGULAR
 
-if TYPE_CHECKING:
-    from typing import Protocol
-
-    class Owner(Protocol):
-        """Who drives a replica, and what it is told."""
-
-        def send(self, node_id: str, message: Message) -> bool: ...
-        def applied(self, index: int, term: int, payload: bytes) -> None:
-            """Entry `index` is committed; `payload` is empty where it is not the state machine's."""
-
-        def read_confirmed(self, read_round: int, index: int) -> None: ...
-        def reads_failed(self, read_round: int) -> None: ...
-        def role_changed(self, role: Role) -> None: ...
-        def needs_snapshot(self, node_id: str) -> None: ...
-        def members_changed(self) -> None:
-            """`roster` says something new: whom to talk to, or that this node was removed."""
-
-
 APPLY_BYTES = 262_144  # some ten milliseconds of small commands; at least one entry is applied whatever its size
-
-# Only entries of such a size are asked about (Q11): what takes long to prepare is large, and most are small.
-LARGE_BYTES = 16_384
+APPLY_ENTRIES = 4_096
 
 _ROLES: tuple[Role, Role, Role] = ("follower", "candidate", "leader")
 _REGULAR = bytes((REGULAR,))
@@ -72,36 +52,32 @@ class Replica(Electorate):
         self,
         roster: Roster,
         journal: Journal,
-        owner: Owner,
         clock: Callable[[], float],
+        draw: Callable[[float, float], float],
         *,
         election_timeout_min_s: float = 0.6,
         election_timeout_max_s: float = 1.2,
         heartbeat_s: float = 0.1,
-        draw: random.Random | None = None,
-        is_fit: Callable[[], bool] = lambda: True,
-        can_vote: Callable[[], bool] = lambda: True,
-        may_apply: Callable[[int, bytes], bool] = lambda index, payload: True,
     ) -> None:
+        self.ready = Ready()
         self.roster = roster
         self.followed = {}
         self.journal = journal
         self.clock = clock
         self.heartbeat_s = heartbeat_s
         self.election_timeout_max_s = election_timeout_max_s
-        self.is_fit = is_fit  # to lead, where others could as well
-        self.can_vote = can_vote  # what this node promises becomes durable
-        self._owner = owner
-        self._may_apply = may_apply  # the entry, yet: asked again and again (Q11)
+        self.is_fit = True  # to lead, where others could as well; as its member last said
+        self.can_vote = True  # what this node promises becomes durable; as its member last said
+        self.is_leader = False
+        self.applied_index = journal.getRaftCommitIndex()
         self.held_up = False  # the next entry to apply is one that may not be applied yet
-        self._draw = draw or random.Random()
+        self._draw = draw
         self._append_due = False
         self.untold = False  # the followers have not heard of all that is committed
         self.due = True  # something has happened that the core may make something of
-        self.send = owner.send
-        self.election = ElectionGate(self, owner.send, clock, election_timeout_min_s, self._draw)
-        self.rounds = ReadRounds(owner.read_confirmed, owner.reads_failed)
-        self.replicator = Replicator(journal, owner.send, owner.needs_snapshot)
+        self.election = ElectionGate(self, clock, election_timeout_min_s, draw)
+        self.rounds = ReadRounds(self.ready)
+        self.replicator = Replicator(journal, self.ready)
         conf = SyncObjConf(
             autoTick=False,
             appendEntriesUseBatch=False,  # the default lets a lone write wait for the next heartbeat
@@ -119,35 +95,51 @@ class Replica(Electorate):
         super().__init__(Node(roster.node_id), (), conf=conf, nodeClass=Node, transportClass=Guard)
         self.guard = cast(Guard, self._SyncObj__transport)
         # The core applies from 2 on (its own no-op is 1), or from behind the snapshot that the log starts with.
-        self._SyncObj__raftLastApplied = journal.getRaftCommitIndex()
-        self.follow(owner.members_changed)
+        self._SyncObj__raftLastApplied = self.applied_index
+        self.follow()
 
     # --- what drives it ---------------------------------------------------------------------------------
 
-    def tick(self) -> None:
-        """Q1: what time alone may bring: call it by the clock, a few times in each heartbeat."""
-        self.due = True
-        self.step()
-
-    def step(self) -> None:
-        """What an event may have brought: call it after each."""
-        self.advance()
-        self.tell(patient=False)
-
     def advance(self) -> None:
-        """Q9: one step of the core, commit and apply, where something may come of it."""
+        """Q1, Q9: one tick of the core, where something may come of it; call it after events, and by the clock with
+        `due`, a few times in each heartbeat."""
         if self.due and not self._waits_for_its_disk:  # Q8
+            self.due = False
             self.doTick(0.0)
-            self.due = self.has_more_to_apply
+
+    def committed(self) -> list[tuple[bytes, int, int]]:
+        """What is committed and not applied yet, up to APPLY_BYTES (Q7): (command, index, term) of each entry.
+
+        Its member applies each, in order, and says so by `applied`; at one that it cannot apply yet it stops, and says
+        so by `held_up` (Q11).
+        """
+        applied, commit = self.applied_index, self._SyncObj__raftCommitIndex
+        self.held_up = False
+        if commit <= applied or self._waits_for_its_disk:
+            return []  # Q8: elected, written and committed within one tick
+        self.untold = True
+        behind = applied + 1 - self.journal[0][1]
+        entries, size = self.journal[behind : behind + min(commit - applied, APPLY_ENTRIES)], 0
+        for count, entry in enumerate(entries, 1):
+            size += len(entry[0])
+            if size >= APPLY_BYTES:
+                return entries[:count]
+        return entries
+
+    def applied(self, command: bytes, index: int) -> None:
+        """The state machine has applied this entry of `committed`."""
+        if command[0] == CONFIGURATION:
+            self.roster.committed(index)
+        self.applied_index = self._SyncObj__raftLastApplied = index
 
     def tell(self, patient: bool) -> None:
         """Sends the followers what they are to be told: entries, what is committed, a read round, a heartbeat.
 
         `patient`: that something was committed may wait for the next message; until then `untold` says so.
         """
-        if self._SyncObj__raftState != 2 or self._waits_for_its_disk:
+        if not self.is_leader or self._waits_for_its_disk:
             return
-        if self.serving and self.rounds.begin(self.raftCommitIndex, self.majority_of_others):
+        if self.rounds.wanted and self.serving and self.rounds.begin(self.raftCommitIndex, self.majority_of_others):
             self._append_due = True
         if self._append_due or (self.untold and not patient):
             self._append_due = self.untold = False
@@ -189,7 +181,7 @@ class Replica(Electorate):
         """The leader's process is gone: ask for votes soon instead of at the end of the election timeout."""
         self.due = True
         self.election.leader_lost()
-        soon = self.clock() + self._draw.uniform(*within_s)
+        soon = self.clock() + self._draw(*within_s)
         if soon < self._SyncObj__raftElectionDeadline:
             self._SyncObj__raftElectionDeadline: float = soon
 
@@ -226,7 +218,7 @@ class Replica(Electorate):
             self.journal.compact(index)
         else:
             self.journal.rebase(index, term)
-        self._SyncObj__raftLastApplied = index
+        self.applied_index = self._SyncObj__raftLastApplied = index
         self._SyncObj__raftCommitIndex = index
         self.roster.restored(index, configuration)
 
@@ -241,19 +233,15 @@ class Replica(Electorate):
         return _ROLES[self._SyncObj__raftState]
 
     @property
-    def is_leader(self) -> bool:
-        return bool(self._SyncObj__raftState == 2)
-
-    @property
     def serving(self) -> bool:
         """A leader whose own term's no-op is applied: until then it does not know what is committed (Raft §8)."""
         noop = self._SyncObj__noopIDx
-        return self.is_leader and noop is not None and self.raftLastApplied >= noop
+        return self.is_leader and noop is not None and self.applied_index >= noop
 
     @property
     def may_change_members(self) -> bool:
         """One change at a time, and none before an entry of the leader's own term is committed (dissertation §4.1)."""
-        return self.serving and self.roster.current.index <= self.raftLastApplied
+        return self.serving and self.roster.current.index <= self.applied_index
 
     @property
     def _waits_for_its_disk(self) -> bool:
@@ -268,7 +256,7 @@ class Replica(Electorate):
     @property
     def has_more_to_apply(self) -> bool:
         """The last tick stopped at its bound: another one should follow soon."""
-        behind = int(self.raftCommitIndex) > int(self.raftLastApplied)
+        behind: bool = self._SyncObj__raftCommitIndex > self.applied_index
         return behind and not self.held_up and not self._waits_for_its_disk
 
     @property
@@ -279,18 +267,19 @@ class Replica(Electorate):
     @property
     def committed_floor(self) -> int:
         """No entry up to this index will ever change. After a restart the applied index may lead."""
-        return max(int(self.raftCommitIndex), int(self.raftLastApplied))
+        return max(int(self.raftCommitIndex), self.applied_index)
 
     # --- what the core asks ------------------------------------------------------------------------------
 
     def _state_changed(self, old: int, new: int) -> None:
+        self.is_leader = new == 2
         if 2 in (old, new):
             self.guard.leadership_changed()
         if new == 2:
             self.replicator.lead(self.follower_ids)
         elif old == 2:
             self.rounds.abandon()
-        self._owner.role_changed(_ROLES[new])
+        self.ready.events.append(RoleChanged(_ROLES[new]))
 
     def _SyncObj__connectedToAnyone(self) -> bool:
         return self.election.may_campaign()  # Q4
@@ -309,31 +298,5 @@ class Replica(Electorate):
         raise AssertionError("the guard lets no snapshot frame through to the core")
 
     def _SyncObj__applyLogEntries(self) -> bool:
-        """Q7: applies what is committed, up to APPLY_BYTES. That the followers should hear of it is left to `tell`."""
-        if self._waits_for_its_disk:
-            return False  # Q8: elected, written and committed within this very tick
-        applied, commit = self.raftLastApplied, self.raftCommitIndex
-        first, size = self.journal[0][1], 0
-        self.held_up = False
-        for index in range(applied + 1, commit + 1):
-            command = self.journal[index - first][0]
-            if len(command) >= LARGE_BYTES and command[0] == REGULAR and not self._may_apply(index, command[1:]):
-                self.held_up = True  # Q11
-                break
-            self._SyncObj__doApplyCommand(command)
-            self._SyncObj__raftLastApplied = index
-            size += len(command)
-            if size >= APPLY_BYTES:
-                break
-        self.untold |= commit > applied
+        """Q3, Q7: nothing is applied within a tick. That the followers should hear of it is left to `tell`."""
         return False
-
-    def _SyncObj__doApplyCommand(self, command: bytes) -> Any:
-        index = self.raftLastApplied + 1  # Q3
-        term = self.journal.term_at(index) or 0
-        if command[0] == REGULAR:
-            self._owner.applied(index, term, command[1:])
-        else:
-            if command[0] == CONFIGURATION:
-                self.roster.committed(index)
-            self._owner.applied(index, term, b"")

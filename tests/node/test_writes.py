@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvnode.configuration import Role, named
+from kvnode.configuration import named
 from kvnode.node.disk_health import DiskHealth
 from kvnode.node.outstanding import Outstanding
 from kvnode.node.proposals import Proposals
@@ -16,6 +16,7 @@ from kvnode.node.writes import ENTRY_GAP_S, GROUP_WORTHWHILE, VERDICTS_KEPT, Wri
 from kvnode.raft import messages
 from kvnode.raft.membership import Roster
 from kvnode.raft.messages import Message
+from kvnode.raft.ready import RoleChanged
 from kvnode.raft.replica import Replica
 from kvnode.state.commands import Put
 from kvnode.state.entries import decode_entry, encode_group
@@ -46,7 +47,7 @@ class Desk:
         self.journal = Journal(self.segments.recover())
         self.journal.reconcile(0, 0, str(folder))
         roster = Roster("n1", self.journal, named("n1", "n2", "n3"))
-        self.replica = Replica(roster, self.journal, self, self.clock, draw=random.Random(0))
+        self.replica = Replica(roster, self.journal, self.clock, random.Random(0).uniform)
         self.proposals = Proposals(b"origin-1", KeyValueStore().apply, self.clock)
         self.leader: str | None = None
         self.writes = Writes(
@@ -75,17 +76,29 @@ class Desk:
         self.sent.append((node_id, message))
         return True
 
-    def applied(self, index: int, term: int, payload: bytes) -> None:
-        self.writes.applied(index)
-        self.proposals.applied(term, payload)
+    def step(self) -> None:
+        """As the engine does it, what is not of writes left out."""
+        self.replica.due = True
+        self.replica.advance()
+        self.carry_out()
+        for command, index, term in self.replica.committed():
+            self.writes.applied(index)
+            self.proposals.applied(term, command[1:] if command[0] == REGULAR else b"")
+            self.replica.applied(command, index)
+        self.replica.tell(patient=False)
+        self.carry_out()
 
-    def read_confirmed(self, read_round: int, index: int) -> None: ...
-    def reads_failed(self, read_round: int) -> None: ...
-    def needs_snapshot(self, node_id: str) -> None: ...
-    def members_changed(self) -> None: ...
-    def role_changed(self, role: Role) -> None:
-        if hasattr(self, "writes"):
+    def receive(self, node_id: str, message: Message) -> None:
+        self.replica.guard.receive(node_id, message)
+        self.carry_out()
+
+    def carry_out(self) -> None:
+        ready = self.replica.ready
+        if any(isinstance(event, RoleChanged) for event in ready.events):
             self.writes.role_changed()
+        self.sent += ready.messages
+        ready.events.clear()
+        ready.messages.clear()
 
     def flush(self) -> None:
         while (flight := self.journal.begin_flight()) is not None:
@@ -97,12 +110,12 @@ class Desk:
         """n1 becomes leader with n2's vote; its own term's no-op is not committed yet."""
         self.replica.guard.connected("n2")
         self.replica.election.transfer_to_self(self.replica.term)
-        self.replica.guard.receive("n2", (messages.APPEND, self.replica.term, 1, 0, 1, 0, []))
+        self.receive("n2", (messages.APPEND, self.replica.term, 1, 0, 1, 0, []))
         self.replica.hasten_election((0.0, 0.0))
-        self.replica.tick()
+        self.step()
         self.flush()
-        self.replica.guard.receive("n2", (messages.VOTED, self.replica.term))
-        self.replica.tick()
+        self.receive("n2", (messages.VOTED, self.replica.term))
+        self.step()
         self.flush()
         assert self.replica.is_leader
         assert not self.replica.serving
@@ -110,10 +123,8 @@ class Desk:
     def commit(self) -> None:
         """n2 has everything."""
         self.flush()
-        self.replica.guard.receive(
-            "n2", (messages.ACK, self.replica.term, True, False, self.journal[-1][1] + 1, 0, 1, True)
-        )
-        self.replica.tick()
+        self.receive("n2", (messages.ACK, self.replica.term, True, False, self.journal[-1][1] + 1, 0, 1, True))
+        self.step()
 
     def refusals(self) -> list[int]:
         return [message[1] for _, message in self.sent if message[0] == messages.REFUSED]
@@ -146,7 +157,7 @@ def test_a_leader_that_never_came_to_serve_gives_back_what_it_kept(desk: Desk) -
     desk.elect()
     term = desk.replica.term
     desk.writes.forwarded_here("n3", term, 7, encode_group(b"origin-3", 7, [Put("a", b"1").encode()]))
-    desk.replica.guard.receive("n2", (messages.APPEND, term + 1, 1, 0, 1, 0, []))
+    desk.receive("n2", (messages.APPEND, term + 1, 1, 0, 1, 0, []))
     assert not desk.replica.is_leader
     assert desk.refusals() == [7]
 
@@ -230,7 +241,7 @@ def test_what_was_taken_is_never_refused_whatever_becomes_of_the_leader(desk: De
     desk.writes.pump()
     desk.writes.transferring = True
     desk.writes.forwarded_here("n3", term, 7, group_of(7))
-    desk.replica.guard.receive("n2", (messages.APPEND, term + 1, 1, 0, 1, 0, []))
+    desk.receive("n2", (messages.APPEND, term + 1, 1, 0, 1, 0, []))
     assert not desk.replica.is_leader
     desk.writes.forwarded_here("n3", term, 7, group_of(7))
     assert desk.refusals() == []
@@ -256,7 +267,7 @@ def test_groups_that_were_kept_and_given_back_are_not_taken_in_a_later_term(desk
     desk.elect()
     term = desk.replica.term
     desk.writes.forwarded_here("n3", term, 7, group_of(7))
-    desk.replica.guard.receive("n2", (messages.APPEND, term + 1, 1, 0, 1, 0, []))
+    desk.receive("n2", (messages.APPEND, term + 1, 1, 0, 1, 0, []))
     desk.writes.forwarded_here("n3", term, 7, group_of(7))
     assert desk.refusals() == [7, 7]
 

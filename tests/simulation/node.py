@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kvnode.configuration import Configuration, Role, named
+from kvnode.configuration import Configuration, named
 from kvnode.node.catchup import Catchup
 from kvnode.node.compaction import Bounds, Compaction
 from kvnode.node.disk_health import DiskHealth
@@ -16,10 +16,12 @@ from kvnode.node.divergence import History
 from kvnode.node.outstanding import Outstanding
 from kvnode.raft import messages
 from kvnode.raft.membership import Roster
+from kvnode.raft.ready import MembersChanged, ReadConfirmed, ReadsFailed, RoleChanged, SnapshotNeeded
 from kvnode.raft.replica import Replica
 from kvnode.state.commands import PUT
 from kvnode.state.store import KeyValueStore
 from kvnode.storage.journal import Flight, Journal
+from kvnode.storage.records import REGULAR
 from kvnode.storage.segments import OutOfSpace, Segments
 from kvnode.storage.snapshots import Snapshot, Snapshots
 from tests.simulation.disk import Crash, MemoryDisk
@@ -109,14 +111,11 @@ class Node:
         self.replica = Replica(
             roster,
             self.journal,
-            self,
             cluster.clock.read,
+            random.Random(cluster.draw.random()).uniform,
             election_timeout_min_s=cluster.election_timeout_min_s,
             election_timeout_max_s=cluster.election_timeout_max_s,
             heartbeat_s=cluster.heartbeat_s,
-            draw=random.Random(cluster.draw.random()),
-            is_fit=lambda: not self.storage.hangs and (self._flight is None or self._written),
-            can_vote=lambda: not self.storage.hangs,
         )
         self.history = History(self.journal, self.store)
         if newest is not None:
@@ -189,6 +188,8 @@ class Node:
         if self.replica is None:
             raise AssertionError(f"{self.node_id} is down")
         self.cluster.clock.rate = self.rate
+        self.replica.is_fit = not self.storage.hangs and (self._flight is None or self._written)
+        self.replica.can_vote = not self.storage.hangs
         return self.replica
 
     # --- what drives it ---------------------------------------------------------------------------------
@@ -199,18 +200,52 @@ class Node:
         self._frames.clear()
         with self._process():
             step(replica)
-            replica.step()
+            self._carry_out()
+            self._step(replica)
             self.compaction.look()
             if self.quick:
                 self._flush()
                 while self._jobs:
                     self._work_on(0)
                 while replica.has_more_to_apply:
-                    replica.step()
+                    self._step(replica)
         self.look_around()
+
+    def _step(self, replica: Replica) -> None:
+        """As the engine does it."""
+        replica.advance()
+        self._carry_out()
+        for command, index, term in replica.committed():
+            self._applied(index, term, command[1:] if command[0] == REGULAR else b"")
+            replica.applied(command, index)
+        replica.tell(patient=False)
+        self._carry_out()
+
+    def _carry_out(self) -> None:
+        ready = self.running.ready
+        for event in ready.events:
+            match event:
+                case ReadConfirmed(read_round, index):
+                    self._read_confirmed(read_round, index)
+                case ReadsFailed(read_round):
+                    for number in [number for number in self.reads if number <= read_round]:
+                        del self.reads[number]
+                case RoleChanged("leader"):
+                    self.cluster.oracle.leads(self, self.running.term)
+                case MembersChanged():
+                    self.meets = True
+                case SnapshotNeeded(node_id):
+                    self.catchup.offer(node_id, self.running.term, self.first_index)
+        ready.events.clear()
+        for node_id, message in ready.messages:
+            if not self.send(node_id, message) and message[0] == messages.APPEND:
+                self.running.replicator.unsent(node_id, message)
+        ready.messages.clear()
 
     def look_around(self) -> None:
         """As the running node does when its roster has changed: it stops, or connections follow."""
+        if self.replica is not None:
+            self._carry_out()
         if self.replica is not None and self.replica.roster.dismissed is not None:
             self.dismissed = True
             self.cluster.dismissed(self.node_id)
@@ -223,7 +258,7 @@ class Node:
 
     def _timer(self, replica: Replica) -> None:
         self.storage.look(self.cluster.clock.read(), lambda job, then: then(job(), None), self.disk.space)
-        replica.tick()
+        replica.due = True
         if replica.is_leader and self.storage.hangs and replica.fit_peers():
             replica.transfer_to(replica.fit_peers()[-1])
 
@@ -240,6 +275,7 @@ class Node:
         kind = message[0]
         if kind <= messages.TIMEOUT_NOW:
             self.running.guard.receive(source, message)
+            self._carry_out()
         elif kind == messages.MEMBERS:
             self.running.roster.told(message[1])
         elif kind == messages.OFFER and message[1] == self.running.term:
@@ -300,7 +336,8 @@ class Node:
                 self.segments.drop_before(flight.drop_before)
             self.journal.end_flight(flight)
             self.running.durable()
-            self.running.step()
+            self._carry_out()
+            self._step(self.running)
 
     def _flush(self) -> None:
         for _ in range(20):
@@ -388,7 +425,7 @@ class Node:
             return True
         return len(self.journal) > 0 and self.journal.durable_index >= index and self.journal.term_at(index) == term
 
-    # --- Owner ------------------------------------------------------------------------------------------
+    # --- what it does for its replica -------------------------------------------------------------------
 
     def send(self, node_id: str, message: messages.Message) -> bool:
         count = self._frames[node_id] = self._frames.get(node_id, 0) + 1
@@ -398,7 +435,7 @@ class Node:
             )
         return self.cluster.network.send(self.node_id, node_id, message)
 
-    def applied(self, index: int, term: int, payload: bytes) -> None:
+    def _applied(self, index: int, term: int, payload: bytes) -> None:
         if index != self.applied_index + 1:
             raise Violation(f"{self.node_id} applied entry {index} after entry {self.applied_index}")
         self.store.apply([PUT, f"{index:08}", payload, "", None])
@@ -423,21 +460,7 @@ class Node:
                 break
         return holders, len(voters) // 2 + 1
 
-    def read_confirmed(self, read_round: int, index: int) -> None:
+    def _read_confirmed(self, read_round: int, index: int) -> None:
         for number in [number for number in self.reads if number <= read_round]:
             for read in self.reads.pop(number):
                 self.cluster.oracle.read_confirmed(read, index)
-
-    def reads_failed(self, read_round: int) -> None:
-        for number in [number for number in self.reads if number <= read_round]:
-            del self.reads[number]
-
-    def role_changed(self, role: Role) -> None:
-        if role == "leader":
-            self.cluster.oracle.leads(self, self.running.term)
-
-    def needs_snapshot(self, node_id: str) -> None:
-        self.catchup.offer(node_id, self.running.term, self.first_index)
-
-    def members_changed(self) -> None:
-        self.meets = True

@@ -113,7 +113,7 @@ def without_holding_promises() -> AbstractContextManager[None]:
     """G9: acknowledgements and votes leave before they are on disk."""
 
     def send(self: Outbox, to: str, message: Any) -> bool:
-        self._send(to, message)
+        self._ready.send(to, message)
         return True
 
     return patched(Outbox, send=send)
