@@ -8,11 +8,12 @@ import pytest
 
 from tests.cluster import PROJECT
 
-PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
+PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^(?P<run><!-- run -->\n)?```console\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^[$#] (.*)$", re.MULTILINE)
 RUN_WHOLE = {"CLIENT.md"}  # by tests/test_documentation.py, as are the marked ones of README.md and ETCD.md
-RUN_BY = {"README.md", "ETCD.md", "OPERATIONS.md"}  # the last by tests/test_operating.py
+GUIDES = {path.name for path in (PROJECT / "docs" / "guides").glob("*.md")}
+RUN_BY = {"README.md", "ETCD.md", "OPERATIONS.md"} | GUIDES  # by tests/test_operating.py and tests/test_guides.py
 
 # (page, the beginning of the block's first command) -> what stands for it, or why nothing does.
 NOT_RUN = {
@@ -35,7 +36,10 @@ NOT_RUN = {
     ("OPERATIONS.md", "prometheus --config.file"): "needs Prometheus; tests/deploy/test_monitoring.py reads its files",
     ("OPERATIONS.md", "python3 -m venv /opt/kvnode"): "tests/deploy/test_manifests.py checks the unit",
     ("OPERATIONS.md", "make compose-up-secure"): "needs a container engine, as `make compose-test` does",
-    ("OPERATIONS.md", "umask 077; openssl"): "needs kubectl; tests/deploy/test_manifests.py checks the manifest",
+    ("first-cluster.md", "python3 -m venv"): "tests/packaging/ installs the wheel in an empty environment",
+    ("patroni.md", "pip install"): "`make patroni` installs them",
+    ("kubernetes.md", "docker build"): "needs a container engine and a registry",
+    ("kubernetes.md", "kubectl"): "needs kubectl; tests/test_guides.py compares its names with the manifests",
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 
 PROJECT = Path(__file__).parent.parent
 PAGE = (PROJECT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
-PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
+PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 ROOMS = [path for path in (PROJECT / "kvnode").iterdir() if path.is_dir() and path.name != "__pycache__"]
 
 

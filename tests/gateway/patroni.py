@@ -118,7 +118,7 @@ class Postgres:
         member = self.members[name]
         with (member.folder / "log").open("ab") as log:
             member.process = subprocess.Popen(
-                _unprivileged([PATRONI / "patroni", member.config]),
+                unprivileged([PATRONI / "patroni", member.config]),
                 stdout=log, stderr=subprocess.STDOUT, cwd=member.folder, start_new_session=True,
             )  # fmt: skip
 
@@ -158,7 +158,7 @@ class Postgres:
         """patronictl, as an operator calls it; its output."""
         config = next(iter(self.members.values())).config
         done = subprocess.run(
-            _unprivileged([PATRONI / "patronictl", "-c", config, *args]),
+            unprivileged([PATRONI / "patronictl", "-c", config, *args]),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout_s, check=False, cwd=self.folder,
         )  # fmt: skip
         output = done.stdout.decode(errors="replace")
@@ -220,7 +220,7 @@ class Postgres:
         return max(longest, time.monotonic() - said)
 
 
-def _unprivileged(command: Sequence[str | Path]) -> list[str | Path]:
+def unprivileged(command: Sequence[str | Path]) -> list[str | Path]:
     """As root: as the user that PostgreSQL runs as, who may still read what the checkout and its Python lie under."""
     if os.geteuid() != 0:
         return [*command]
