@@ -26,12 +26,16 @@ _BY_CODE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer, whole. `doubt`: what became of an earlier attempt, where nobody knows."""
+    """An answer, whole. `doubt`: what became of an earlier attempt, where nobody knows.
+
+    `document`: the JSON object of one that travelled with others, whose headers and body there are none of.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     doubt: errors.OutcomeUnknown | None = None
+    document: dict[str, Any] | None = None
 
 
 def etag_revision(headers: Mapping[str, str]) -> int | None:
@@ -42,12 +46,14 @@ def etag_revision(headers: Mapping[str, str]) -> int | None:
 
 def parsed(answer: Answer, shape: Shape = ANY) -> dict[str, Any]:
     """The JSON object that a node's answer is, of this shape."""
+    if answer.document is not None:
+        return answer.document
     try:
         body: dict[str, Any] = json.loads(answer.body)
     except (ValueError, RecursionError):
-        raise _not_a_node() from None
+        raise not_a_node() from None
     if not fits(body, shape):
-        raise _not_a_node()
+        raise not_a_node()
     return body
 
 
@@ -63,10 +69,11 @@ def shaped(read: Callable[[], T]) -> T:
     try:
         return read()
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
-        raise _not_a_node() from None
+        raise not_a_node() from None
 
 
-def _not_a_node() -> errors.KvnodeError:
+def not_a_node() -> errors.KvnodeError:
+    """For an answer that no node gives."""
     return errors.KvnodeError("The answer is not a kvnode node's; does the URL point at one?")
 
 

@@ -1,9 +1,10 @@
 """One call to any node: which is asked first, what is sent again, and how long for.
 
-After a refused connection and a definite 503 the next node may always be asked: nothing was applied. A read may be
-tried again after anything else as well, and so may a write that carries an idempotency key, under which the cluster
-carries it out once, however often it arrives. Anything else whose connection broke, or whose answer did not come,
-raises `OutcomeUnknown` at once; a write with a key does so when its fate was not learned in time.
+After a refused connection and a definite 503 the next node may always be asked: nothing was applied. A keyed write that
+is one too many (429) is sent again in a moment. A read may be tried again after anything else as well, and so may a
+write that carries an idempotency key, under which the cluster carries it out once, however often it arrives. Anything
+else whose connection broke, or whose answer did not come, raises `OutcomeUnknown` at once; a write with a key does so
+when its fate was not learned in time.
 
 What is certain stays certain. Every request says how long this client waits for it (`Kvnode-Timeout`), so the node
 answers before it is cut off. No try is begun that has no time for an answer: the last definite answer stands.
@@ -27,8 +28,9 @@ from yarl import URL
 
 from kvnode import errors
 from kvnode.client.access import OPEN, Access, Unreachable, Untrusted, no_connection
-from kvnode.client.answers import Answer, refusal
+from kvnode.client.answers import Answer, not_a_node, parsed, refusal
 from kvnode.client.misuse import WrongState, WrongValue, seconds, text, urls_in
+from kvnode.client.together import ENTRY_CHARS_MAX, Lane
 
 CONNECT_S: Final = 2.0
 ATTEMPT_S: Final = 6.0  # for one keyed write at one node: a node answers within 5 s, so what takes longer is lost
@@ -46,8 +48,10 @@ TRY_S_MIN: Final = 0.15
 TIMEOUT: Final = "Kvnode-Timeout"
 # A node that did not answer is asked last for so long: a frozen one would cost every call the whole time of a try.
 SILENT_S: Final = 30.0
+LEFT_S_MIN: Final = 0.001  # aiohttp takes 0 for no bound
 NODE_TIMEOUT_S_MIN: Final = 0.1  # what a node takes in that header
 JSON: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
+NO_HEADERS: Final[Mapping[str, str]] = {}
 
 
 class Calls:
@@ -65,6 +69,7 @@ class Calls:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leader: str | None = None
         self._silent_until: dict[str, float] = {}  # URLs whose last try got no answer: they are asked last so long
+        self._lanes: dict[tuple[str, bool, bool], Lane] = {}  # by URL, for reads or for writes, of stale reads or not
         self._own_time: set[str] = set()  # URLs that take their own time, whatever Kvnode-Timeout says (0.1.0)
 
     def open(self) -> None:
@@ -84,6 +89,8 @@ class Calls:
         if self._session is not None and self._streams is not None:
             session, streams = self._session, self._streams
             self._session = self._streams = None
+            for lane in self._lanes.values():
+                lane.close()
             await session.close()
             await streams.close()
 
@@ -114,10 +121,12 @@ class Calls:
         timeout_s: float | None = None,
         attempt_s: float | None = None,
         in_order: bool = False,
+        operation: str = "",
     ) -> Answer:
         """The first answer that settles the call. Raises the typed error of a refusal, Unavailable, OutcomeUnknown.
 
-        `attempt_s`: for a keyed write at one node. `in_order`: the first URL first, whoever leads.
+        `attempt_s`: for a keyed write at one node. `in_order`: the first URL first, whoever leads. `operation`: the
+        same call as an entry of a batch, in JSON, where its first try may travel with others (`together.py`).
         """
         self._open(self._session)
         clock = asyncio.get_running_loop().time
@@ -139,9 +148,13 @@ class Calls:
                 began = clock()
                 if tried and deadline - began < needs_s:
                     break
+                first = not tried
                 tried, needs_s = True, max(needs_s, TRY_S_MIN)
                 try:
-                    answer = await self._send(url, method, path, headers, data, deadline - began, attempt_s)
+                    if first and operation:
+                        answer = await self._travel(url, method, path, headers, data, deadline, in_order, operation)
+                    else:
+                        answer = await self._send(url, method, path, headers, data, deadline - began, attempt_s)
                     return answer if doubt is None else replace(answer, doubt=doubt)
                 except Unreachable as e:
                     unreachable = unreachable or e
@@ -159,6 +172,13 @@ class Calls:
                     doubt = e
                 except SETTLED:
                     raise
+                except errors.TooManyRequests as e:
+                    # More keyed writes than the cluster can remember: it takes this one when the oldest are old enough.
+                    # The others would say the same.
+                    if IDEMPOTENCY_KEY not in headers:
+                        raise
+                    refused_now, untrusted_everywhere = e, False
+                    break
                 except errors.Compacted as e:
                     forgotten = e  # nodes remember different stretches of the past: the next one may know
                     continue
@@ -201,6 +221,42 @@ class Calls:
             ordered.sort(key=lambda url: self._silent_until.get(url, 0.0) > now)  # otherwise in their order
         yield from ordered
 
+    async def _travel(
+        self,
+        url: str,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        data: bytes | None,
+        deadline: float,
+        stale: bool,
+        operation: str,
+    ) -> Answer:
+        """A first try: with others where others are under way, or alone. Raises as `_send` does."""
+        lane = self._lanes.get((url, method == "GET", stale)) or self._lane(url, method == "GET", stale)
+        assert self._loop is not None
+        if not lane.is_free and len(operation) <= ENTRY_CHARS_MAX and self._loop.time() >= lane.apart_until:
+            outcome = await lane.join(operation, deadline)
+            if outcome is not None:
+                return Answer(200, NO_HEADERS, b"", None, outcome)
+        lane.under_way += 1
+        try:
+            return await self._send(url, method, path, headers, data, deadline - self._loop.time(), None)
+        finally:
+            lane.ended_alone()
+
+    def _lane(self, url: str, is_read: bool, stale: bool) -> Lane:
+        async def send(body: bytes, timeout_s: float) -> list[dict[str, Any]]:
+            answer = await self._send(url, "POST", "/v1/batch", JSON, body, timeout_s, None, is_read)
+            results = parsed(answer).get("results")
+            if type(results) is not list or not all(type(each) is dict for each in results):
+                raise not_a_node()
+            return results
+
+        assert self._loop is not None
+        lane = self._lanes[url, is_read, stale] = Lane(self._loop, send, is_read)
+        return lane
+
     async def _send(
         self,
         url: str,
@@ -210,12 +266,15 @@ class Calls:
         data: bytes | None,
         timeout_s: float,
         attempt_s: float | None,
+        reads_together: bool | None = None,
     ) -> Answer:
-        is_read = method == "GET"
+        """`reads_together`: of a batch, whether all of it are reads; or else each write in it has a key of its own."""
+        is_read = method == "GET" or reads_together is True
         if is_read and len(self.urls) > 1:
             timeout_s /= 2  # one frozen node must leave time to ask the next
-        elif IDEMPOTENCY_KEY in headers:
+        elif IDEMPOTENCY_KEY in headers or reads_together is False:
             timeout_s = min(timeout_s, attempt_s or ATTEMPT_S)
+        timeout_s = max(timeout_s, LEFT_S_MIN)
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_S, timeout_s / 2))
         connected: list[bool] = []  # nothing is sent before there is a connection, so nothing is in doubt before that
         try:

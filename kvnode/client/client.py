@@ -12,11 +12,22 @@ from kvnode import errors
 from kvnode.client import shapes
 from kvnode.client.access import OPEN, Access
 from kvnode.client.answers import Answer, cluster_of, error_of, etag_revision, parsed, shaped
-from kvnode.client.calls import JSON, PAUSE_S, RESEND_S, SETTLED, TRY_S_MIN, Calls, json_bytes, once
+from kvnode.client.calls import (
+    IDEMPOTENCY_KEY,
+    JSON,
+    PAUSE_S,
+    RESEND_S,
+    SETTLED,
+    TRY_S_MIN,
+    Calls,
+    json_bytes,
+    once,
+)
+from kvnode.client.entries import TOGETHER_BYTES_MAX, delete_entry, get_entry, put_entry
 from kvnode.client.leases import Leases
 from kvnode.client.lock import TTL_S, Lock
 from kvnode.client.misuse import WrongValue, octets, seconds, text, whole
-from kvnode.client.records import Batched, Item, Listed, Page, Put, Txn, concluded, listed, written
+from kvnode.client.records import Batched, Item, Listed, Page, Put, Txn, concluded, listed, read, written
 from kvnode.client.transactions import Entry
 from kvnode.client.watching import Event, watch
 
@@ -27,6 +38,7 @@ DRAIN: Final = "/admin/api/v1/drain"
 SESSION_KEY: Final = "/admin/api/v1/session-key"
 TOKENS: Final = "/admin/api/v1/tokens"
 PAGE_KEYS_MAX: Final = 1_000
+BINARY: Final = "application/octet-stream"
 
 
 class Listing(AsyncIterator[Listed]):
@@ -98,24 +110,29 @@ class Client:
         `ttl` in whole seconds, or the id of a `lease`: the key leaves with it; without either it stays.
         `idempotency_key`: the caller's own, 1 to 64 printable ASCII characters, for a put that it may repeat later.
         """
-        data = octets(value)
-        headers = {"Content-Type": content_type or "application/octet-stream", **_if_match(if_match)}
+        data = bytes(octets(value))
+        headers = {"Content-Type": content_type or BINARY, **_if_match(if_match)}
         headers |= once(idempotency_key)
         if if_absent:
             headers["If-None-Match"] = "*"
         leasing = {
             name: str(whole(name, given)) for name, given in (("ttl", ttl), ("lease", lease)) if given is not None
         }
-        body = parsed(await self._calls.call("PUT", _key_path(key, **leasing), headers, bytes(data)))
+        path, operation = _key_path(key, **leasing), ""
+        if if_match is None and not if_absent and len(data) < TOGETHER_BYTES_MAX:
+            operation = put_entry(key, data, headers["Content-Type"], leasing, headers[IDEMPOTENCY_KEY])
+        body = parsed(await self._calls.call("PUT", path, headers, data, operation=operation))
         return shaped(lambda: written(body))
 
     async def get(self, key: str, consistency: Consistency = "linearizable", *, revision: int | None = None) -> Item:
         """The key's value; raises KeyNotFound. `revision`: as it was then; Compacted where that is forgotten."""
         then = {} if revision is None else {"revision": str(whole("revision", revision))}
-        answer = await self._calls.call(
-            "GET", _key_path(key, consistency=consistency, **then), in_order=consistency == "stale"
-        )
-        headers = answer.headers
+        path, stale = _key_path(key, consistency=consistency, **then), consistency == "stale"
+        operation = "" if then else get_entry(key, stale)
+        answer = await self._calls.call("GET", path, in_order=stale, operation=operation)
+        found, headers = answer.document, answer.headers
+        if found is not None:
+            return shaped(lambda: read(key, found))
         return shaped(
             lambda: Item(
                 key,
@@ -131,7 +148,9 @@ class Client:
     async def delete(self, key: str, *, if_match: int | None = None, idempotency_key: str | None = None) -> int:
         """Removes the key and returns the revision; raises KeyNotFound. `idempotency_key` as in `put`."""
         headers = _if_match(if_match) | once(idempotency_key)
-        body = parsed(await self._calls.call("DELETE", _key_path(key), headers))
+        path = _key_path(key)
+        operation = "" if if_match is not None else delete_entry(key, headers[IDEMPOTENCY_KEY])
+        body = parsed(await self._calls.call("DELETE", path, headers, operation=operation))
         return shaped(lambda: int(body["revision"]))
 
     async def delete_prefix(self, prefix: str, *, idempotency_key: str | None = None) -> int:

@@ -105,6 +105,19 @@ def listed(item: Mapping[str, Any]) -> Listed:
     )
 
 
+def read(key: str, found: Mapping[str, Any]) -> Item:
+    """A key that was read together with others."""
+    return Item(
+        key,
+        b64decode(found["value"]),
+        found.get("content_type") or "application/octet-stream",
+        found["mod_revision"],
+        found["revision"],
+        found.get("lease"),
+        found.get("ttl"),
+    )
+
+
 def written(body: Mapping[str, Any]) -> Put:
     return Put(body["revision"], body["version"], body["created"], body.get("lease"))
 

@@ -157,7 +157,7 @@ def create_server(
         watch.routes(group, budgets, heartbeat_s),
         listing.routes(group, budgets, meters.traffic),
         txn.routes(group, budgets, meters.traffic),
-        batch.routes(group, meters.traffic),
+        batch.routes(group, budgets, meters.traffic),
         leases.routes(group, budgets),
         access.routes(credentials),
         nodes.routes(group, node_id, version),

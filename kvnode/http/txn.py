@@ -60,6 +60,7 @@ _TARGETS: Final = {
 _COMPARE: Final = frozenset(("key", "op", *_TARGETS))
 _REVISION_MAX: Final = 2**63 - 1
 _KINDS: Final = {"put": PUT, "get": GET, "delete": DELETE, "delete_prefix": DELETE_PREFIX}
+_KIND_NAMES: Final = frozenset(_KINDS)
 _NAMES: Final = {kind: name for name, kind in _KINDS.items()}
 PUT_FIELDS: Final = frozenset(("key", "value", "text", "content_type", "ttl", "lease"))
 KEY_FIELDS: Final = frozenset(("key",))
@@ -160,16 +161,16 @@ def _branch(document: dict[str, Any], name: str) -> tuple[Operation, ...]:
     return branch
 
 
-def single(entry: Any, what: str, kinds: tuple[str, ...]) -> tuple[str, Any]:
+def single(entry: Any, what: str, kinds: frozenset[str]) -> tuple[str, Any]:
     """The name and the content of an operation, which is an object with one field."""
-    document = checked_object(entry, what, frozenset(kinds))
+    document = checked_object(entry, what, kinds)
     if len(document) != 1:
-        raise BadRequest(f"{what} is one operation: {', '.join(kinds)}.")
+        raise BadRequest(f"{what} is one operation: {', '.join(sorted(kinds))}.")
     return next(iter(document.items()))
 
 
 def _operation(entry: Any, what: str) -> Operation:
-    name, content = single(entry, what, tuple(_KINDS))
+    name, content = single(entry, what, _KIND_NAMES)
     what = f"{what}.{name}"
     if name == "put":
         put = checked_object(content, what, PUT_FIELDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 from zlib import crc32
 
@@ -47,27 +48,37 @@ IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
 
 
 def idempotency_key(request: web.BaseRequest, group: Group, batch: bool = False) -> IdempotencyKey:
-    """The key as it was sent, quotes included where there are any, or what a token with prefixes has in its place
-    (`Rights.idempotency_key`); None without one.
-
-    With whose write it is, once every member knows of that: the token's, or the client's address. The batches of a
-    client count apart from its other writes, so that a bulk load does not stand in the way of a lock.
-    """
+    """What the request's Idempotency-Key is remembered by (`named`); None without one."""
     if IDEMPOTENCY_KEY not in request.headers:
         return None
     keys = request.headers.getall(IDEMPOTENCY_KEY)
     if len(keys) > 1:
         raise BadRequest("The request has more than one Idempotency-Key; send one of them.")
-    key = keys[0]
-    if not (1 <= len(key) <= IDEMPOTENCY_KEY_CHARS_MAX and key.isascii() and key.isprintable()):
-        raise BadRequest(f"An Idempotency-Key is 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII characters.")
-    key = rights_of(request).idempotency_key(key)
-    if group.store.level < 1:
-        return key
-    admission = admission_of(request)
-    connection = cast("Connection", request.protocol)
-    who = client_network(connection.client(request)) if admission is None else f"token {admission.token.id}"
-    return key, 1 + crc32((f"batch {who}" if batch else who).encode()) % SOURCE_MAX
+    return named(request, group, batch)(keys[0])
+
+
+def named(request: web.BaseRequest, group: Group, batch: bool = False) -> Callable[[str], IdempotencyKey]:
+    """What a key is remembered by: the key as it was sent, quotes included where there are any, or what a token with
+    prefixes has in its place (`Rights.idempotency_key`). Raises BadRequest for what is no key.
+
+    With whose write it is, once every member knows of that: the token's, or the client's address. The batches of a
+    client count apart from its other writes, so that a bulk load does not stand in the way of a lock.
+    """
+    rights = rights_of(request)
+    source = 0
+    if group.store.level >= 1:
+        admission = admission_of(request)
+        connection = cast("Connection", request.protocol)
+        who = client_network(connection.client(request)) if admission is None else f"token {admission.token.id}"
+        source = 1 + crc32((f"batch {who}" if batch else who).encode()) % SOURCE_MAX
+
+    def name(key: str) -> IdempotencyKey:
+        if not (1 <= len(key) <= IDEMPOTENCY_KEY_CHARS_MAX and key.isascii() and key.isprintable()):
+            raise BadRequest(f"An Idempotency-Key is 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII characters.")
+        key = rights.idempotency_key(key)
+        return (key, source) if source else key
+
+    return name
 
 
 def not_written(result: Result) -> Exception:

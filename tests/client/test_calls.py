@@ -50,6 +50,27 @@ async def test_a_definite_503_is_tried_again_until_a_leader_is_found() -> None:
     assert len(node.asked) == 3
 
 
+TOO_MANY = Reply(429, b'{"error":"too_many_requests","message":"Too many.","outcome":"not_applied"}')
+
+
+async def test_a_keyed_write_that_is_one_too_many_waits_and_a_read_does_not() -> None:
+    replies = iter([TOO_MANY, PUT, TOO_MANY])
+
+    async def script(asked: Asked) -> Reply:
+        return next(replies)
+
+    async with scripted(script) as node, scripted(always(PUT)) as other, Client([node.url, other.url], 5) as c:
+        await c.put("k", b"v")
+        with pytest.raises(errors.TooManyRequests):
+            await c.get("k")
+    assert len(node.asked) == 3
+    assert node.asked[0].headers["Idempotency-Key"] == node.asked[1].headers["Idempotency-Key"]
+    assert not other.asked
+    async with scripted(always(TOO_MANY)) as node, Client(node.url, 0.5) as c:
+        with pytest.raises(errors.TooManyRequests):
+            await c.put("k", b"v")
+
+
 def silent_after(*replies: Reply) -> Script:
     """Gives these answers, and then none."""
     left = iter(replies)

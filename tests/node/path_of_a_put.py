@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Final
 
+from kvnode.client.calls import once
 from tests.virtual.scene import Scene, scene_of
 
 CLIENTS: Final = 256
+BINARY: Final = {"Content-Type": "application/octet-stream"}
 LONE: Final = 12  # of which the shortest way counts
 ROUNDS: Final = 4
 AFTER_S: Final = 0.02  # until the followers have applied it too
@@ -73,14 +75,19 @@ def lone(seed: int = 1) -> Way:
     return min(ways[1:], key=lambda way: way.calls)  # whatever is done once is done in the first
 
 
-def crowded(seed: int = 1) -> float:
-    """Calls on the leader for each PUT, of so many clients at once, each of which waits for its answers."""
+def crowded(seed: int = 1, *, together: bool = False) -> float:
+    """Calls on the leader for each PUT, of so many clients at once, each of which waits for its answers. `together`: of
+    so many tasks of one client, whose calls travel together.
+    """
     with scene_of(seed) as scene:
         client = scene.clients["n1"]
 
         async def each(number: int, rounds: int) -> None:
             for _ in range(rounds):
-                await client.put(f"k{number}", b"v")
+                if together:
+                    await client.put(f"k{number}", b"v")
+                else:
+                    await client._calls.call("PUT", f"/v1/kv/k{number}", BINARY | once(None), b"v")
 
         async def all_of_them(rounds: int) -> None:
             await asyncio.gather(*(each(number, rounds) for number in range(CLIENTS)))
@@ -96,6 +103,7 @@ def main() -> None:
     print(f"\na lone PUT: {len(way.files)} files on all nodes, {way.calls} calls on the leader")
     print(f"    {' '.join(sorted(way.files))}")
     print(f"at {CLIENTS} clients: {crowded():.0f} calls on the leader for each PUT")
+    print(f"at {CLIENTS} tasks of one client: {crowded(together=True):.0f}")
 
 
 if __name__ == "__main__":

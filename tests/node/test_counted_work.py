@@ -240,3 +240,8 @@ def test_the_way_of_a_lone_put() -> None:
 def test_the_way_of_each_put_of_many() -> None:
     """Through HTTP, on the leader: 114 calls."""
     assert path_of_a_put.crowded() <= 120
+
+
+def test_the_way_of_puts_that_travel_together() -> None:
+    """Through HTTP, on the leader: 65 calls."""
+    assert path_of_a_put.crowded(together=True) <= 68

@@ -42,9 +42,12 @@ class Workload:
     # --- the clients of a run ----------------------------------------------------------------------------------
 
     def begin(self, registers: int, pause_s: float) -> None:
-        """Clients that read and write registers, and one each for leases, locks, probes and watches."""
+        """Clients that read and write registers, one of them with many calls under way at a time, and one each for
+        leases, locks, probes and watches.
+        """
         for _ in range(registers):
             self._client(lambda client: self._registers(client, pause_s), alone=0.6)
+        self._client(lambda client: self._crowd(client, pause_s))
         self._client(self._leases)
         for _ in range(2):
             self._client(self._locks)
@@ -87,6 +90,15 @@ class Workload:
                 client, key
             )
             await self._pause(pause_s)
+
+    async def _crowd(self, client: Client, pause_s: float) -> None:
+        """Many calls of one client at once, which travel together."""
+        while not self.stopped:
+            calls = [
+                self.draw.choice((self.put, self.put, self.get, self.stale)) for _ in range(self.draw.randint(2, 8))
+            ]
+            await asyncio.gather(*(call(client, f"r{self.draw.randrange(REGISTERS)}") for call in calls))
+            await self._pause(2 * pause_s)
 
     async def put(self, client: Client, key: str) -> None:
         """Under an idempotency key, sent again through other nodes."""

@@ -65,7 +65,8 @@ DATA: Final[dict[str, Operation]] = {
     ),
     "POST /v1/batch": Operation(
         "batch",
-        "Independent writes, each with an outcome of its own; 8 MiB in all.",
+        "Independent writes, each with an outcome of its own; 8 MiB in all. With `independent` there are reads too, "
+        "what is wrong with one operation is its own outcome, and a write may have a key of its own.",
         json("Batched", "What became of each, in order."),
         (*WRITE, *BODY),
         ("Idempotency-Key",),

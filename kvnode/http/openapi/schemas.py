@@ -14,6 +14,7 @@ from kvnode.node.status import Membership, MemberStatus
 from kvnode.state.changes import KIND_NAMES
 from kvnode.state.limits import (
     CONTENT_TYPE_BYTES_MAX,
+    IDEMPOTENCY_KEY_CHARS_MAX,
     KEY_BYTES_MAX,
     LEASE_ID_MAX,
     OPERATIONS_MAX,
@@ -60,10 +61,15 @@ _LEASED: Final = {"id": _LEASE, "ttl": _TTL, "remaining": whole(0, about="Second
 _DELETED: Final = {"deleted": whole()}
 
 
-def _put() -> Schema:
-    """Either of `value` and `text`, at most one of `ttl` and `lease`."""
+_NAMED: Final = {"idempotency_key": text(minLength=1, maxLength=IDEMPOTENCY_KEY_CHARS_MAX, pattern="^[ -~]*$")}
+_GET: Final = closed({"key": _KEY}, {"consistency": {"enum": ["linearizable", "stale"], "default": "linearizable"}})
+
+
+def _put(more: dict[str, Schema] | None = None) -> Schema:
+    """Either of `value` and `text`, at most one of `ttl` and `lease`; and maybe more."""
+    extra = more or {}
     variants = [
-        closed({"key": _KEY, **value}, {"content_type": _TYPE, **leasing}, title=f"{next(iter(value))}_{name}")
+        closed({"key": _KEY, **value}, {"content_type": _TYPE, **leasing, **extra}, title=f"{next(iter(value))}_{name}")
         for value in ({"value": _BASE64}, {"text": _TEXT})
         for name, leasing in (("for_a_time", {"ttl": _TTL}), ("on_a_lease", {"lease": _LEASE}))
     ]
@@ -161,7 +167,17 @@ _SCHEMAS: Final[dict[str, Schema]] = {
         }
     ),
     "Batch": closed(
-        {"operations": several(one_of({"put": ref("Put"), "delete": closed({"key": _KEY})}), 1, batch.OPERATIONS_MAX)}
+        {
+            "operations": several(
+                one_of({"put": _put(_NAMED), "delete": closed({"key": _KEY}, _NAMED), "get": _GET}),
+                1,
+                batch.OPERATIONS_MAX,
+            )
+        },
+        {
+            "independent": _FLAG
+            | {"description": "What is wrong with one operation is its own outcome. Takes gets and keys."}
+        },
     ),
     "Batched": closed(
         {
@@ -169,6 +185,10 @@ _SCHEMAS: Final[dict[str, Schema]] = {
                 {
                     "oneOf": [
                         ref("Written"),
+                        closed(
+                            {"key": _KEY, "value": _BASE64, **_REVISIONS, "revision": whole()},
+                            {"content_type": _TYPE, "lease": _LEASE, "ttl": whole()},
+                        ),
                         closed({"key": _KEY, "deleted": {"type": "integer", "enum": [1]}, "revision": _REVISION}),
                         closed(
                             {
