@@ -19,8 +19,8 @@ from typing import Final
 import uvloop
 
 from kvnode.configuration import named
-from kvnode.node.pace import Pace
-from kvnode.state.commands import PUT
+from kvnode.node.pace import SNAPSHOT_RESTS, Pace
+from kvnode.state.commands import FEATURE_LEVEL, PUT
 from kvnode.state.items import Item
 from kvnode.state.store import KeyValueStore
 from kvnode.storage.disk import Directory
@@ -53,11 +53,12 @@ class Beat:
 async def measure(keys: int) -> None:
     store = KeyValueStore()
     store.restore(keys, ((f"key-{n:09d}", Item(b"x" * 100, "", n + 1, n + 1, 1)) for n in range(keys)))
+    store.level = FEATURE_LEVEL
     beat = Beat(store)
     beating = asyncio.create_task(beat.go_on())
     await asyncio.sleep(IDLE_S)
     print(f"{beat.longest_s:.6f}", flush=True)
-    for rest in (Pace().rest, lambda: None):
+    for rest in (Pace(rests=SNAPSHOT_RESTS).rest, lambda: None):
         beat.longest_s = 0.0
         await asyncio.get_running_loop().run_in_executor(None, _snapshot, store, rest)
         print(f"{beat.longest_s:.6f}", flush=True)

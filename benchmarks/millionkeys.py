@@ -30,6 +30,11 @@ BULK_BYTES: Final = 32_768
 BULK_WRITES: Final = 3_000
 BULK_WRITES_WITHOUT_SNAPSHOT: Final = 500  # too few to fill a log that has just been compacted
 COMPACTIONS_MAX: Final = 5
+# Random writes: a minute that begins with the log half full, so that each node takes a snapshot within it.
+RANDOM_S: Final = 60.0
+FEW_KEYS: Final = 10_000
+BULK_WRITES_HALF: Final = 1_000
+CONNECTIONS: Final = 32
 
 
 class Tool:
@@ -110,8 +115,12 @@ class Run:
 
     def go(self) -> None:
         self.loop_alone()
+        self.begin()
+        few = self.random_writes(FEW_KEYS)
         self.load()
         self.memory()
+        many = self.random_writes(self.keys)
+        self.note("… CPU for each beside that with few keys", f"{(many / few - 1) * 100:+.0f} %")
         self.snapshot_at_rest()
         self.snapshot_under_load()
         self.restarts()
@@ -126,10 +135,39 @@ class Run:
         self.note("… beside a snapshot", rested)
         self.note("… beside a snapshot that never rests (not a node's way: for comparison)", restless)
 
-    def load(self) -> None:
+    def begin(self) -> None:
         cluster = self.cluster
         cluster.start(READY_S)
         self._empty = {node: rss_bytes(cluster, node) for node in cluster.nodes}
+        with Tool("load", self.all, "--keys", str(FEW_KEYS)) as tool:
+            tool.wait(LOAD_DEADLINE_S)
+
+    def random_writes(self, keys: int) -> float:
+        """A minute of writes to any of `keys` keys, all that there are; CPU seconds of all nodes for each."""
+        self._fill_the_log()
+        for _ in range(BULK_WRITES_HALF):
+            self._overwrite()
+        before = self._snapshot_counts()
+        with self._writes(self.all, keys) as tool:
+            time.sleep(3.0)  # the generator's own start
+            first, began_s, began_at = len(tool.lines), self._cpu_s(), time.monotonic()
+            time.sleep(RANDOM_S)
+            lines, cpu_s = tool.lines[first:], self._cpu_s() - began_s
+            took_s = time.monotonic() - began_at
+        cost_s = cpu_s / (sum(int(line.split()[1]) for line in lines) / len(lines) * took_s)
+        after = self._snapshot_counts()
+        taken = ", ".join(str(after[node] - before[node]) for node in self.cluster.nodes)
+        self.note(f"a minute of random writes over {keys:,} keys", f"{_throughput(lines)}")
+        self.note("… CPU of all nodes for each; snapshots meanwhile", f"{cost_s * 1_000_000:.0f} µs; {taken}")
+        return cost_s
+
+    def _cpu_s(self) -> float:
+        """Of all nodes, since they began."""
+        stats = (Path(f"/proc/{self.cluster.pid(node)}/stat").read_text() for node in self.cluster.nodes)
+        fields = (stat.rpartition(")")[2].split() for stat in stats)
+        return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
+
+    def load(self) -> None:
         began_at = time.monotonic()
         with Tool("load", self.all, "--keys", str(self.keys)) as tool:
             tool.wait(LOAD_DEADLINE_S)
@@ -161,7 +199,7 @@ class Run:
         self.note("a snapshot", f"{snapshots(self.cluster, 'n1')[-1][0] / 1_048_576:.0f} MiB")
 
     def snapshot_under_load(self) -> None:
-        with Pauses(self.cluster) as pauses, self._writes(self.all) as tool:
+        with Pauses(self.cluster) as pauses, self._writes(self.all, self.keys) as tool:
             time.sleep(2.0)
             began_at, quiet = time.monotonic(), self._snapshot_counts()
             time.sleep(10.0)
@@ -191,7 +229,7 @@ class Run:
         leader, (away, other) = cluster.leader(), cluster.followers()
         last_index = max(member["match_index"] or 0 for member in cluster.status(leader)["members"])
         cluster.kill(away)
-        with self._writes(f"{_address(cluster, leader)},{_address(cluster, other)}") as tool:
+        with self._writes(f"{_address(cluster, leader)},{_address(cluster, other)}", self.keys) as tool:
             for _ in range(COMPACTIONS_MAX):  # until what the follower needs next is in no log any more
                 self._fill_the_log(nodes=[leader, other])
                 if snapshots(cluster, leader)[-1][1] > last_index:
@@ -212,8 +250,8 @@ class Run:
             )
             self.note("writes meanwhile", _throughput(tool.lines[first:]))
 
-    def _writes(self, addresses: str) -> Tool:
-        return Tool("load", addresses, "--keys", str(self.keys), "--endless", "--connections", "32")
+    def _writes(self, addresses: str, keys: int) -> Tool:
+        return Tool("load", addresses, "--keys", str(keys), "--endless", "--connections", str(CONNECTIONS))
 
     def _snapshot_counts(self) -> dict[str, int]:
         return {node: len(snapshots(self.cluster, node)) for node in self.cluster.nodes}

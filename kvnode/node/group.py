@@ -29,7 +29,7 @@ from kvnode.node.initial_membership import claimed_by, roster
 from kvnode.node.lease_clock import EngineLeader, LeaseClock
 from kvnode.node.members import membership, seen_members, unseen_members
 from kvnode.node.observed_status import seen_lag, seen_status, unseen_status
-from kvnode.node.pace import Pace
+from kvnode.node.pace import SNAPSHOT_RESTS, Pace
 from kvnode.node.read_barrier import read_barrier
 from kvnode.node.reconfiguration import Change, Reconfiguration
 from kvnode.node.reports import Report, Reports
@@ -104,7 +104,9 @@ class RaftGroup:
             claimed = await claimed_by(settings, disk)
             self._cluster_id = claimed.cluster_id
             self._segments = segments = Segments(disk, self._cluster_id)
-            snapshots = Snapshots(disk, self._cluster_id, Pace(settings.host.clock, settings.host.sleep).rest)
+            snapshots = Snapshots(
+                disk, self._cluster_id, Pace(settings.host.clock, settings.host.sleep, SNAPSHOT_RESTS).rest
+            )
             # In a worker: the HTTP server answers its probes while a big store is being read.
             store = await loop.run_in_executor(None, snapshots.recover)
             if store.level > FEATURE_LEVEL:

@@ -28,6 +28,7 @@ LEASED_BIT: Final = LEASED >> 8  # … and which of its bits it is
 _LEASE_ID: Final = struct.Struct("<Q")
 
 K = TypeVar("K", str, int)
+Batch = tuple[list[str], list[bytes]]  # keys, and the packed item of each
 
 
 class Item(NamedTuple):
@@ -137,9 +138,8 @@ def in_order(items: Iterable[K], rest: Callable[[], None] = go_on) -> Iterator[K
     yield from sorted(key for begin, run in zip(begins, runs, strict=True) for key in run[begin:])
 
 
-def read_items(chunks: Iterator[list[Any]], revision: int, count: int | None = None) -> Iterator[tuple[str, bytes]]:
-    """The items of a snapshot of `revision`, packed. ValueError for one that breaks a limit, or is not in
-    the order of keys.
+def read_items(chunks: Iterator[list[Any]], revision: int, count: int | None = None) -> Iterator[Batch]:
+    """The items of a snapshot of `revision`. ValueError for one that breaks a limit, or is not in the order of keys.
 
     `count`: chunks are taken until they have held so many, since others follow. None: all chunks are.
     """
@@ -149,6 +149,8 @@ def read_items(chunks: Iterator[list[Any]], revision: int, count: int | None = N
         if chunk is None:
             return
         read += len(chunk)
+        keys: list[str] = []
+        items: list[bytes] = []
         for fields in chunk:
             if (fault := item_fault(fields, revision)) is not None:
                 raise ValueError(f"the snapshot breaks a limit: {fault}")
@@ -156,12 +158,12 @@ def read_items(chunks: Iterator[list[Any]], revision: int, count: int | None = N
             if key <= before:
                 raise ValueError("the items of the snapshot are not in the order of their keys, each key once")
             before = key
-            yield key, packed(*fields[1:])
+            keys.append(key)
+            items.append(packed(*fields[1:]))
+        yield keys, items
 
 
-def read_packed_items(
-    chunks: Iterator[list[Any]], revision: int, count: int | None = None
-) -> Iterator[tuple[str, bytes]]:
+def read_packed_items(chunks: Iterator[list[Any]], revision: int, count: int | None = None) -> Iterator[Batch]:
     """The same of a snapshot that holds them packed: keys, and behind them as many packed items. In no order.
 
     Hundreds are looked at in one call wherever one will do: a node that starts waits for this.
@@ -183,13 +185,12 @@ def read_packed_items(
             and max(map(len, items)) <= MARKS.size + VALUE_BYTES_MAX
             and "".join(keys).isascii()
         )
-        for key, item in zip(keys, items, strict=True):
-            created, changed, version, name_bytes = marks_of(item)
+        for number, (created, changed, version, name_bytes) in enumerate(map(marks_of, items)):
             if not (
                 usual and not name_bytes and 0 < created <= changed <= revision and 0 < version <= changed - created + 1
             ):
-                _check_packed(key, item, revision)
-            yield key, item
+                _check_packed(keys[number], items[number], revision)
+        yield keys, items
         read += half
 
 

@@ -53,6 +53,7 @@ from kvnode.state.items import (
     LEASED_AT,
     LEASED_BIT,
     MARKS,
+    Batch,
     Item,
     in_order,
     lease_of,
@@ -469,30 +470,30 @@ class KeyValueStore:
         tokens: Tokens | None = None,
     ) -> None:
         """Replaces everything. O(n log n), fastest for items in order. ValueError for a lease that is not there."""
-        self._restore(revision, ((key, packed(*item)) for key, item in items), outcomes, leases, tokens)
+        self._restore(revision, (([key], [packed(*item)]) for key, item in items), outcomes, leases, tokens)
 
     def _restore(
         self,
         revision: int,
-        items: Iterable[tuple[str, bytes]],
+        batches: Iterable[Batch],
         outcomes: Outcomes | None,
         leases: Leases | None,
         tokens: Tokens | None,
     ) -> None:
         table: Table[str, bytes] = Table()
-        shard_of = table.shard
-        keys: list[str] = []
+        all_keys: list[str] = []
         attached: list[tuple[int, str]] = []
-        for key, item in items:
-            shard_of(key)[key] = item
-            keys.append(key)
-            if item[LEASED_AT] & LEASED_BIT:
-                attached.append((lease_of(item), key))
+        for keys, items in batches:
+            table.fill(keys, items)
+            all_keys += keys
+            attached += [
+                (lease_of(item), key) for key, item in zip(keys, items, strict=True) if item[LEASED_AT] & LEASED_BIT
+            ]
         table.count_again()
-        if len(keys) != len(table):
+        if len(all_keys) != len(table):
             raise ValueError("a key comes twice")
         self._items = table
-        self._keys = SortedList(in_order(keys))
+        self._keys = SortedList(in_order(all_keys))
         self.outcomes = Outcomes() if outcomes is None else outcomes
         self.leases = Leases() if leases is None else leases
         self.leases.reattach(attached)

@@ -24,6 +24,7 @@ import msgpack
 from kvnode.state.ended_sessions import Ended, EndedSessions
 from kvnode.state.idempotency import Outcomes, OutcomesView
 from kvnode.state.items import (
+    Batch,
     Item,
     go_on,
     in_order,
@@ -195,7 +196,7 @@ class Contents(NamedTuple):
     session: SessionKeys
     level: int
     ended_sessions: EndedSessions
-    items: Iterator[tuple[str, bytes]]
+    items: Iterator[Batch]
     # What is staged: to be called once the items are read, as it follows them.
     staged: Callable[[], Staging | None]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from kvnode.node.pace import REST_S_MAX, SLICE_S, Pace
+import pytest
+
+from kvnode.node.pace import REST_S_MAX, SLICE_S, SNAPSHOT_RESTS, Pace
 from kvnode.state.commands import Put
 from kvnode.state.entries import decode_entry, encode_entry, encode_group
 from kvnode.state.items import SORT_RUN_KEYS
@@ -30,6 +32,14 @@ def test_a_slice_of_work_is_followed_by_as_much_rest() -> None:
         pace.rest()
     assert len(clock.slept) == 2, "four quarters make a slice, and rest does not count as work"
     assert all(SLICE_S <= seconds <= 1.01 * SLICE_S for seconds in clock.slept)
+
+
+def test_a_snapshot_leaves_most_of_the_time_to_requests() -> None:
+    clock = Clock()
+    pace = Pace(clock, clock.sleep, SNAPSHOT_RESTS)
+    clock.now += SLICE_S
+    pace.rest()
+    assert clock.slept == [pytest.approx(4 * SLICE_S)]
 
 
 def test_a_slice_that_was_drawn_out_is_no_reason_to_rest_for_long() -> None:
