@@ -288,7 +288,7 @@ class Engine:
 
     def _on_timer(self) -> None:
         self._timer = self._loop.call_later(TICK_S, self._on_timer)
-        self.replica.due = True
+        self.replica.time_passed()
         self._step()
         self.proposals.expire()
         self.questions.look()

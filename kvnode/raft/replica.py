@@ -75,7 +75,7 @@ class Replica(Electorate):
         self._append_due = False
         self.untold = False  # the followers have not heard of all that is committed
         self.due = True  # something has happened that the core may make something of
-        self.election = ElectionGate(self, clock, election_timeout_min_s, draw)
+        self.election = ElectionGate(self, clock, election_timeout_min_s, heartbeat_s, draw)
         self.rounds = ReadRounds(self.ready)
         self.replicator = Replicator(journal, self.ready)
         conf = SyncObjConf(
@@ -100,9 +100,15 @@ class Replica(Electorate):
 
     # --- what drives it ---------------------------------------------------------------------------------
 
+    def time_passed(self) -> None:
+        """What time alone may bring is looked for by the next `advance`."""
+        self.due = True
+        if self.election.tick():
+            self._ask_from(self.clock())
+
     def advance(self) -> None:
-        """Q1, Q9: one tick of the core, where something may come of it; call it after events, and by the clock with
-        `due`, a few times in each heartbeat."""
+        """Q1, Q9: one tick of the core, where something may come of it; call it after events, and by the clock behind
+        `time_passed`, a few times in each heartbeat."""
         if self.due and not self._waits_for_its_disk:  # Q8
             self.due = False
             self.doTick(0.0)
@@ -181,7 +187,9 @@ class Replica(Electorate):
         """The leader's process is gone: ask for votes soon instead of at the end of the election timeout."""
         self.due = True
         self.election.leader_lost()
-        soon = self.clock() + self._draw(*within_s)
+        self._ask_from(self.clock() + self._draw(*within_s))
+
+    def _ask_from(self, soon: float) -> None:
         if soon < self._SyncObj__raftElectionDeadline:
             self._SyncObj__raftElectionDeadline: float = soon
 

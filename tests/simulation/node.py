@@ -258,7 +258,7 @@ class Node:
 
     def _timer(self, replica: Replica) -> None:
         self.storage.look(self.cluster.clock.read(), lambda job, then: then(job(), None), self.disk.space)
-        replica.due = True
+        replica.time_passed()
         if replica.is_leader and self.storage.hangs and replica.fit_peers():
             replica.transfer_to(replica.fit_peers()[-1])
 

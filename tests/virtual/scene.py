@@ -95,6 +95,13 @@ class Scene:
     def slow(self, source: str, target: str, latency_s: float) -> None:
         self.network.link(source, target).latency_s = (latency_s, latency_s)
 
+    def stall(self, seconds: float, *names: str) -> None:
+        """These processes stand still together, from now on."""
+        for name in names:
+            process = self.node(name).process
+            assert process is not None
+            process.stall(seconds)
+
     def cut(self, *pairs: str) -> None:
         """Such as `n1>n2`, and `n1-n2` for both directions."""
         for pair in pairs:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import pytest
 
 from kvnode.node.compaction import Bounds
@@ -107,6 +109,46 @@ def test_a_leader_that_stood_still_says_nothing_untrue_when_it_goes_on() -> None
         assert scene.write("n2", "x", 4.5).outcome == "ok"
         read = scene.begin(scene.work.get(scene.clients["n1"], "x"))
         scene.world.run(lambda: bool(read.done() and probe.done()), 10.0)
+
+
+@pytest.mark.parametrize("seed", range(30, 38))
+def test_a_leader_that_stands_still_is_replaced_within_half_a_second(seed: int) -> None:
+    """Its connections stay open: that it is silent is all that the others have."""
+    with scene_of(seed) as scene:
+        scene.world.pass_s(scene.world.draw.uniform(0.0, 0.2))
+        scene.stall(3.0, "n1")
+        stood_still_at = scene.world.now
+        scene.world.run(lambda: scene.cluster.leader in (scene.node("n2"), scene.node("n3")), 0.5)
+        assert scene.write("n2", "x", 0.5).outcome == "ok"
+        assert scene.world.now - stood_still_at < 0.55
+
+
+def test_nodes_that_stand_still_together_keep_their_leader() -> None:
+    """A machine that has no time for them: each one finds the heartbeats of others late, and its own ticks as well."""
+    with scene_of(38) as scene:
+        term = scene.engine("n1").replica.term
+        for names in [("n1", "n2", "n3"), ("n2", "n3"), ("n2",), ("n3",)] * 5:
+            scene.stall(scene.world.draw.uniform(0.3, 0.55), *names)
+            scene.world.pass_s(1.5)
+            scene.stall(0.2, "n1")  # a leader alone, for less than the others wait
+            scene.world.pass_s(0.5)
+        assert {scene.engine(name).replica.term for name in scene.cluster.nodes} == {term}
+        assert scene.cluster.leader is scene.node("n1")
+
+
+@pytest.mark.parametrize("latency_s", [(0.2, 0.2), (0.0, 0.2)])
+def test_latency_of_200_ms_changes_no_leader(latency_s: tuple[float, float]) -> None:
+    """Neither when it sets in, nor while it lasts or varies, nor when it ends."""
+    with scene_of(39) as scene:
+        term = scene.engine("n1").replica.term
+        for _ in range(5):
+            for source, target in permutations(scene.cluster.nodes, 2):
+                scene.network.link(source, target).latency_s = latency_s
+            scene.world.pass_s(5.0)
+            scene.network.mend()
+            scene.world.pass_s(2.0)
+        assert {scene.engine(name).replica.term for name in scene.cluster.nodes} == {term}
+        assert scene.cluster.leader is scene.node("n1")
 
 
 def test_the_machine_of_the_leader_loses_power_again_and_again() -> None:
