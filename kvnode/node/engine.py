@@ -60,7 +60,7 @@ FAILURE_EVERY_S: Final = 1.0  # between two lines about commands that the state 
 # themselves: under load the next entry follows at once and brings the news along. It is not held back at all where
 # clients wait for it on another node (`Writes.awaited`); a follower's stale reads and watchers are behind by so much.
 NOTICE_S: Final = 0.002
-NO_LEADER_S: Final = (0.1, 0.3)
+NO_LEADER_S: Final = (0.02, 0.06)  # so that the connection is there both ways, and seldom two ask together
 # A snapshot of some gigabytes on a slow disk takes minutes; longer than this, no job in a thread is getting anywhere.
 JOB_S_MAX: Final = 600.0
 # A reader that is alive takes lines in milliseconds. Below 4 MiB nothing is lost meanwhile, and nothing waits for it.

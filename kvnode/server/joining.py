@@ -11,6 +11,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
+from aiohttp import connector
+
 from kvnode.client import Access, Client
 from kvnode.config import values
 from kvnode.config.values import HostPort
@@ -27,6 +29,8 @@ WITHIN_S: Final = 60.0  # for the cluster to answer: it may be starting as well
 async def join(urls: Sequence[str], node_id: str, address: HostPort, http_url: str, access: Access) -> Invitation:
     """Raises StartupError where the cluster does not let the node in, or did not answer in time."""
     log.info("Asking %s to let this node in, for up to %d s.", ",".join(urls), WITHIN_S)
+    if access.ca is None and any(url.startswith("https:") for url in urls):
+        connector._SSL_CONTEXT_VERIFIED.load_default_certs()  # see kvnode/server/__init__.py
     try:
         async with Client(urls, WITHIN_S, access=access) as client:
             membership = await _asked(client, node_id, address, http_url)

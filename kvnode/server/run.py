@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Final
@@ -17,7 +17,6 @@ from typing import Final
 import uvloop
 
 from kvnode import __version__, errors
-from kvnode.client import Access
 from kvnode.config import values
 from kvnode.config.layers import Config
 from kvnode.config.security import is_public, refuse_public
@@ -32,7 +31,7 @@ from kvnode.node.group import RaftGroup
 from kvnode.node.settings import RaftSettings
 from kvnode.node.status import is_leader
 from kvnode.server.http_listeners import HttpListeners
-from kvnode.server.joining import join
+from kvnode.storage.identity import Invitation
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +55,7 @@ def run(config: Config, hung_up: Sequence[int] = ()) -> int:
     # What a request makes is freed by its count of references: the collector finds next to nothing, and by default it
     # looks after every 700th object. What is there already stays for good.
     gc.freeze()
+    gc.enable()  # `cli` switches it off for the imports
     gc.set_threshold(GC_OBJECTS, 20, 50)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
@@ -110,7 +110,6 @@ async def serve(config: Config, hung_up: Sequence[int] = ()) -> int:
 def raft_settings(config: Config) -> RaftSettings:
     """What the Raft group needs to know of the configuration. Raises StartupError for a bad certificate."""
     security = config.security
-    access = Access(security.token, security.tls_ca)
     return RaftSettings(
         node_id=config.node_id,
         listen=config.raft,
@@ -124,12 +123,18 @@ def raft_settings(config: Config) -> RaftSettings:
         election_timeout_max_s=config.election_timeout_max_s,
         heartbeat_s=config.heartbeat_s,
         session_keys=config.session_keys,
-        join=partial(join, config.join, config.node_id, config.peers[config.node_id], config.advertise_http, access)
-        if config.join
-        else None,
+        join=_joining(config) if config.join else None,
         certificate=MutualCertificate("raft", *security.raft_tls) if security.raft_tls else None,
         peers_0_1=security.peers_0_1,
     )
+
+
+def _joining(config: Config) -> Callable[[], Awaitable[Invitation]]:
+    from kvnode.client import Access  # the client: few nodes need it, and those once
+    from kvnode.server.joining import join
+
+    access = Access(config.security.token, config.security.tls_ca)
+    return partial(join, config.join, config.node_id, config.peers[config.node_id], config.advertise_http, access)
 
 
 # --- start ------------------------------------------------------------------------------------------

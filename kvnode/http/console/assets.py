@@ -7,7 +7,7 @@ from the API or the probes, and a path that does not exist stays a JSON 404.
 from __future__ import annotations
 
 from hashlib import sha256
-from importlib.resources import files
+from pathlib import Path
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -43,7 +43,7 @@ _HEADERS: Final = (
 def _read() -> dict[str, tuple[str, bytes]]:
     """By path: the type and the bytes of each file."""
     found = {}
-    for file in sorted((files(__package__) / "page").iterdir(), key=lambda file: file.name):
+    for file in sorted((Path(__file__).parent / "page").iterdir()):
         kind = _TYPES.get(file.name.rpartition(".")[2])
         if kind is not None:
             found[PATH if file.name == "index.html" else FILES + file.name] = (kind, file.read_bytes())
