@@ -37,7 +37,7 @@ def test_a_slice_of_work_is_followed_by_as_much_rest() -> None:
 def test_a_snapshot_leaves_most_of_the_time_to_requests() -> None:
     clock = Clock()
     pace = Pace(clock, clock.sleep, SNAPSHOT_RESTS)
-    clock.now += SLICE_S
+    clock.now += SLICE_S + 1e-9
     pace.rest()
     assert clock.slept == [pytest.approx(4 * SLICE_S)]
 
