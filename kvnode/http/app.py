@@ -51,6 +51,7 @@ from kvnode.http import (
     timeout,
     tokens,
     txn,
+    viewer,
     watch,
 )
 from kvnode.http.answer import JSON_TYPE, STATUS_LINE_200, Answer, json_bytes
@@ -175,8 +176,8 @@ def create_server(
             door,
         ),
     )
-    # Neither the page's files nor etcd's API are part of the one that is described.
-    others = console.routes(), gateway.routes(group, budgets, credentials, heartbeat_s, meters)
+    # Neither the pages' files nor etcd's API are part of the one that is described.
+    others = console.routes(), viewer.routes(), gateway.routes(group, budgets, credentials, heartbeat_s, meters)
     table = RouteTable(*tables, *others, openapi.routes(tables, STATUS_OF, version))
     stamp = Stamp(group, node_id, wall_clock)
     app = App(group, table, stamp, meters, log_requests, door, spans, door.client, budgets=budgets)

@@ -47,7 +47,7 @@ class Visit:
     `refusals`: the statuses that the test brings about. The browser writes a line for each answer of 400 and more.
     """
 
-    def __init__(self, browser: Browser, url: str, **options: Any) -> None:
+    def __init__(self, browser: Browser, url: str, path: str = "/admin/", **options: Any) -> None:
         self.context = browser.new_context(viewport={"width": 1360, "height": 1000}, **options)
         self.context.set_default_timeout(TIMEOUT_MS)
         self.page: Page = self.context.new_page()
@@ -59,7 +59,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.faults.append(f"{error}\n{error.stack}"))
         self.page.on("console", self._said)
         self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(f"{url}/admin/")
+        self.page.goto(f"{url}{path}")
 
     def _said(self, message: Any) -> None:
         if message.type not in ("error", "warning"):

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import pytest
 
+from kvnode.http import viewer
 from kvnode.http.console import PUBLIC
 from tests.http.serving import Reply, Wire, serve
 from tests.http.single import SingleGroup
@@ -72,7 +73,7 @@ TABLE: dict[tuple[str, str], Keys | str] = {
     **{
         (path, method): KEYLESS
         for path in (
-            *("/metrics", "/openapi.json"),
+            *("/metrics", "/openapi.json", *viewer.routes()),
             *(f"/admin/api/v1/{each}" for each in ("cluster", "nodes", "timeline", "figures", "heat", "members")),
             *(SESSION, "/admin/api/v1/session-key"),
         )

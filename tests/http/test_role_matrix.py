@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from kvnode.http import viewer
 from kvnode.http.console import PUBLIC
 from kvnode.http.door import AUTHENTICATE
 from kvnode.http.gateway.cluster import REFUSED
@@ -48,6 +49,7 @@ RULES: dict[str, dict[str, str]] = {
     **{f"/{version}/{call}": {"POST": rule} for version in ("v3", "v3beta") for call, rule in CALLS.items()},
     "/metrics": READS,
     "/openapi.json": READS,
+    **dict.fromkeys(viewer.routes(), READS),
     "/v1/kv": {**READS, "DELETE": "write"},
     "/v1/kv/{key}": {**READS, "PUT": "write", "DELETE": "write"},
     "/v1/watch": {"GET": "read"},

@@ -6,6 +6,7 @@ from the API or the probes, and a path that does not exist stays a JSON 404.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -27,7 +28,7 @@ _TYPES: Final = {
 # Of the page's own origin alone, and nothing inline: what a stranger wrote into a key cannot run even where the page
 # had a fault (CSP level 3; trusted types make each way from text to HTML an error). No other page may frame this one:
 # a click on it can drain a node. Referer and Origin are sent to this origin, where `auth` looks at them.
-_HEADERS: Final = (
+HEADERS: Final = (
     "Content-Security-Policy: default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; require-trusted-types-for 'script'\r\n"
     "X-Content-Type-Options: nosniff\r\n"
@@ -68,8 +69,13 @@ def _to_page(request: web.BaseRequest, rest: str, query: str) -> Answer:
 
 
 def _methods(kind: str, content: bytes) -> Methods:
+    return _for_all(etagged(kind, content, HEADERS))
+
+
+def etagged(kind: str, content: bytes, lines: str) -> Callable[[web.BaseRequest, str, str], Answer]:
+    """A handler that sends a file with these header lines, or 304 to those who have it."""
     etag = f'"{sha256(content).hexdigest()[:32]}"'
-    headers = f"{_HEADERS}ETag: {etag}\r\n".encode()
+    headers = f"{lines}ETag: {etag}\r\n".encode()
     typed = headers + f"Content-Type: {kind}\r\n".encode()
 
     def get(request: web.BaseRequest, rest: str, query: str) -> Answer:
@@ -78,7 +84,7 @@ def _methods(kind: str, content: bytes) -> Methods:
             return Answer(304, headers)
         return Answer(200, typed, content)
 
-    return _for_all(get)
+    return get
 
 
 def _for_all(get: Handler) -> Methods:
