@@ -1,8 +1,7 @@
-"""One node's moving parts, and the step that turns them: core, journal, network, writes, reads, snapshots.
+"""What drives one member: builds its parts, calls its step, and carries out what a step leaves to be done.
 
-Everything happens in the event loop's thread, in steps. A step ticks the core, hands it what waits to be
-proposed, lets it speak to its followers and starts the next journal flight. Steps follow every message,
-proposal and flush at the end of the loop's iteration, however many of them it brought, and a timer.
+Everything happens in the event loop's thread, in steps (`member.py`). One follows every message, proposal and flush at
+the end of the loop's iteration, however many of them it brought, and a timer.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from kvnode.node.divergence import DivergenceCheck
 from kvnode.node.feature_level import FeatureLevel
 from kvnode.node.known_peers import KnownPeers
 from kvnode.node.leadership_log import LeadershipLog
-from kvnode.node.lease_clock import EngineLeader
+from kvnode.node.member import Member
 from kvnode.node.outstanding import Outstanding
 from kvnode.node.promises import Promises
 from kvnode.node.proposals import Proposals
 from kvnode.node.questions import Answers, Questions
 from kvnode.node.read_index import ReadIndex
 from kvnode.node.replicated_clock import ReplicatedClock
-from kvnode.node.restore_contents import LARGE_BYTES, Contents
+from kvnode.node.restore_contents import Contents
 from kvnode.node.settings import RaftSettings
 from kvnode.node.waiters import Waiters
 from kvnode.node.writes import Writes
@@ -38,15 +37,13 @@ from kvnode.peers.handshake import LocalPeer, PeerRefused
 from kvnode.peers.network import Network
 from kvnode.raft import messages
 from kvnode.raft.membership import Roster
-from kvnode.raft.ready import MembersChanged, ReadConfirmed, ReadsFailed, RoleChanged, SnapshotNeeded
+from kvnode.raft.ready import MembersChanged, RoleChanged, SnapshotNeeded
 from kvnode.raft.replica import Replica
-from kvnode.state.commands import FEATURE_LEVEL
 from kvnode.state.entries import ORIGIN_BYTES
 from kvnode.state.store import KeyValueStore
 from kvnode.storage.flusher import Flusher
 from kvnode.storage.identity import Claim, Identity
 from kvnode.storage.journal import Journal
-from kvnode.storage.records import REGULAR
 from kvnode.storage.segments import Segments
 from kvnode.storage.snapshots import Snapshot, Snapshots
 from kvnode.watch.hub import Hub
@@ -55,7 +52,6 @@ log = logging.getLogger("kvnode.raft")
 
 TICK_S: Final = 0.025
 LEADER_GONE_S: Final = (0.05, 0.15)  # a closed connection is news: see `Replica.hasten_election`
-FAILURE_EVERY_S: Final = 1.0  # between two lines about commands that the state machine failed at; a metric counts all
 # A message of its own for each commit would be a third of all messages, and cost each follower as much as the entries
 # themselves: under load the next entry follows at once and brings the news along. It is not held back at all where
 # clients wait for it on another node (`Writes.awaited`); a follower's stale reads and watchers are behind by so much.
@@ -69,7 +65,7 @@ FORWARDED_S_MAX: Final = 6.0  # behind the deadline of a write, at which its cli
 
 
 class Engine:
-    """Takes what the replica wants done, and listens to the network. Built and started by `RaftGroup`."""
+    """The member's driver, and listener of the network. Built and started by `RaftGroup`."""
 
     def __init__(
         self,
@@ -89,10 +85,7 @@ class Engine:
         self.settings, self.store, self._watches = settings, store, watches
         self.clock = settings.host.clock
         self.last_step_at = self.clock()
-        self.applied_term = 0
         self.leadership: Waiters[bool] = Waiters()  # resolved whenever who leads may have changed
-        self._failures_seen: frozenset[str] = frozenset()
-        self._failure_told_at = -FAILURE_EVERY_S
         self._step_due = self._stopped = False
         self.draining = False
         self._timer: asyncio.TimerHandle | None = None
@@ -114,7 +107,7 @@ class Engine:
         identity = Identity(snapshots.disk, settings.host.lock())
         self.memory = Promises(claimed, identity, journal, store, roster, lambda: self.leader_id)
         self.network = Network(me, roster, self, settings.certificate, settings.host.draw)
-        self._acquaintance = KnownPeers(roster, self.network, identity, fail)
+        self._acquaintance = KnownPeers(roster, self.network, identity, fail, self._loop.call_later)
         timeout_s = settings.election_timeout_max_s
         self.outstanding = Outstanding(self.clock)
         self.storage = DiskHealth(self.outstanding, lambda: self._flusher.outstanding_since, timeout_s)
@@ -122,7 +115,6 @@ class Engine:
         self._job_numbers = itertools.count()
         self.outstanding.watch("worker", JOB_S_MAX, lambda: next(iter(self._jobs.values()), None))
         self.outstanding.watch("log", LOG_S_MAX, writer.writing_since)
-        self._contents = Contents(store, self._work, self.schedule)
         self.replica = Replica(
             roster,
             journal,
@@ -138,7 +130,7 @@ class Engine:
             self.replica, self.proposals, self.storage, self.network, lambda: self.leader_id, seconds.due
         )
         self.leadership_log = LeadershipLog(self.replica, self.proposals.meters, self.clock)
-        self._feature_level = FeatureLevel(EngineLeader(self), store, self.network, roster)
+        self._feature_level = FeatureLevel(self, store, self.network, roster)
         self.questions = Questions(self.network, lambda: self.leader_id, settings.host)
         self.answers = Answers(self.network)
         self.reads = ReadIndex(
@@ -148,6 +140,19 @@ class Engine:
         self.outstanding.watch("forwarded", FORWARDED_S_MAX, lambda: self.proposals.sent_since)
         self._catchup = Catchup(snapshots, self, self.network.send, self._work, self.clock)
         self.audit = DivergenceCheck(self.replica, store, self.network.send, snapshots.newest)
+        self.member = Member(
+            self.replica,
+            store,
+            self.proposals,
+            self.writes,
+            self.reads,
+            Contents(store, self._work, self.schedule),
+            watches,
+            self.audit.history,
+            self.leadership_log,
+            self._feature_level,
+            self.clock,
+        )
         self._compaction = Compaction(self.replica, snapshots, store, self.audit.history, self._work, self._kept)
         self.outstanding.watch("snapshot", JOB_S_MAX, lambda: self._compaction.under_way_since)
         self._flusher = Flusher(
@@ -217,32 +222,43 @@ class Engine:
             self._guarded(self._turn)
 
     def _turn(self) -> None:
-        replica, ready = self.replica, self.replica.ready
-        self._step_due = True  # what one of these asks for, those behind it do in this very step
-        replica.advance()
-        if ready.events:
-            self._take_events()
-        for entry in replica.committed():
-            if not self._apply(*entry):
-                replica.held_up = True
-                break
-        if self.store.level < FEATURE_LEVEL:
-            self._feature_level.look()  # before the first write, where all members are there: it has revision 2 then
-        self.writes.pump()
-        replica.tell(patient=not self.writes.awaited)
-        if not replica.untold:
-            self.writes.awaited = False
-        elif self._notice is None:
-            self._notice = self._loop.call_later(NOTICE_S, self._guarded, self._tell_at_last)
+        replica = self.replica
+        self._step_due = True  # what a part of the step asks for, those behind it do in this very step
+        self.member.step()
         self._step_due = False
         self._carry_out()
         self.last_step_at = self.clock()
-        self.reads.advanced(replica.applied_index)
+        if replica.untold and self._notice is None:
+            self._notice = self._loop.call_later(NOTICE_S, self._guarded, self._tell_at_last)
         # Last: the thread that writes gets the interpreter only when this one waits for the network. Woken earlier it
-        # would wait for that, and be woken once more.
+        # would wait for that, and be woken once more. What speaks of these bytes waits for them in the outbox.
         self._flusher.kick()
         if replica.has_more_to_apply:
             self.schedule()
+
+    def _carry_out(self) -> None:
+        """What a step, a message or a flight that landed has left to be done."""
+        ready = self.replica.ready
+        if ready.events or self.member.news:
+            self._take_events()
+        for node_id, message in ready.messages:
+            if not self.network.send(node_id, message) and message[0] == messages.APPEND:
+                self.replica.replicator.unsent(node_id, message)
+        ready.messages.clear()
+
+    def _take_events(self) -> None:
+        news = self.member.news
+        self.member.take_events()
+        for event in news:
+            match event:
+                case RoleChanged():
+                    self._leader_unsure()
+                case MembersChanged():
+                    self._acquaintance.changed()
+                    self._say_what_it_may()
+                case SnapshotNeeded(node_id):
+                    self._catchup.offer(node_id, self.replica.term, self.replica.journal[0][1])
+        news.clear()
 
     def _tell_at_last(self) -> None:
         self._notice = None
@@ -256,35 +272,6 @@ class Engine:
         hangs = self.storage.hangs
         self.replica.is_fit = not (hangs or self.draining) and self.storage.full is None
         self.replica.can_vote = not (hangs or self.memory.lost)
-
-    def _carry_out(self) -> None:
-        """What the replica wants done; it has persisted what this speaks of."""
-        ready = self.replica.ready
-        if ready.events:
-            self._take_events()
-        for node_id, message in ready.messages:
-            if not self.network.send(node_id, message) and message[0] == messages.APPEND:
-                self.replica.replicator.unsent(node_id, message)
-        ready.messages.clear()
-
-    def _take_events(self) -> None:
-        events = self.replica.ready.events
-        for event in events:  # those too that one of them brings about
-            match event:
-                case ReadConfirmed(read_round, index):
-                    self.reads.confirmed(read_round, index)
-                case ReadsFailed(read_round):
-                    self.reads.failed(read_round)
-                case RoleChanged(role):
-                    self.leadership_log.role_changed(role)
-                    self.writes.role_changed()
-                    self._leader_unsure()
-                case MembersChanged():
-                    self._acquaintance.changed()
-                    self._say_what_it_may()
-                case SnapshotNeeded(node_id):
-                    self._catchup.offer(node_id, self.replica.term, self.replica.journal[0][1])
-        events.clear()
 
     def _on_timer(self) -> None:
         self._timer = self._loop.call_later(TICK_S, self._on_timer)
@@ -306,10 +293,10 @@ class Engine:
         self._say_what_it_may()
         self.outstanding.look()
 
-    def _guarded(self, work: Callable[[], None]) -> None:
+    def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
         """Whatever goes wrong inside ends the node: a core that raised half-way through is in no known state."""
         try:
-            work()
+            work(*arguments)
         except Fatal as fatal:
             self._fail(fatal)
         except frames.BadFrame:
@@ -355,44 +342,6 @@ class Engine:
         self._carry_out()
         if self.replica.stirred:
             self.schedule()
-
-    # --- what is committed ----------------------------------------------------------------------------
-
-    def _apply(self, command: bytes, index: int, term: int) -> bool:
-        """False where it cannot be applied yet; a step follows as soon as it can."""
-        payload = command[1:] if command[0] == REGULAR else b""
-        if len(payload) >= LARGE_BYTES and not self._contents.are_read(index, payload):
-            return False
-        self.writes.applied(index)
-        self.applied_term = max(self.applied_term, term)
-        self.proposals.applied(term, payload)
-        if self.store.former is not None or self.store.replacement is not None:
-            self._contents.applied()
-        if self.store.failures:
-            self._apply_failed(index)
-        self._watches.publish()
-        self.audit.history.applied(index)
-        self.replica.applied(command, index)
-        return True
-
-    def _apply_failed(self, index: int) -> None:
-        """The state machine has failed at commands of this entry, as it does on every node: loud, and no reason to
-        stop. The exception is shown once for each kind of it; a client could repeat what it met by the thousand."""
-        failures = self.store.failures
-        self.proposals.meters.apply_errors += len(failures)
-        for failure in failures:
-            kind = type(failure).__name__
-            known, self._failures_seen = kind in self._failures_seen, self._failures_seen | {kind}
-            if not known or self.clock() - self._failure_told_at >= FAILURE_EVERY_S:
-                self._failure_told_at = self.clock()
-                log.error(
-                    "The state machine failed at a command in entry %d (%s): the command is answered as invalid on "
-                    "every node and has changed nothing; please report this with the lines below.",
-                    index,
-                    kind,
-                    exc_info=None if known else failure,
-                )
-        failures.clear()
 
     # --- what the network tells (transport.Listener) ---------------------------------------------------
 
@@ -441,7 +390,7 @@ class Engine:
 
     def received(self, node_id: str, bodies: list[bytes]) -> None:
         if not self._stopped:
-            self._guarded(lambda: self._dispatch_all(node_id, bodies))
+            self._guarded(self._dispatch_all, node_id, bodies)
 
     def _dispatch_all(self, node_id: str, bodies: list[bytes]) -> None:
         try:
@@ -453,11 +402,13 @@ class Engine:
     def _dispatch(self, node_id: str, message: list[Any]) -> None:
         kind = message[0]
         if kind <= messages.TIMEOUT_NOW:
-            leader_before = self.replica.leader_id
+            # That a leader does not lead any more comes as an event: most messages need no other look.
+            looks = not self.replica.is_leader
+            leader_before = self.replica.leader_id if looks else None
             self.replica.guard.receive(node_id, message)
             if self.replica.ready.events:
                 self._take_events()
-            if self.replica.leader_id != leader_before:
+            if looks and self.replica.leader_id != leader_before:
                 self._leader_unsure()
             if not self.replica.stirred:
                 return
@@ -473,7 +424,7 @@ class Engine:
     def _catch_up(self, node_id: str, message: list[Any]) -> None:
         self._catchup.receive(node_id, message, self.replica.term)
 
-    # --- who leads, and what a snapshot replaces ---------------------------------------------------------
+    # --- who leads ---------------------------------------------------------------------------------------
 
     @property
     def leader_id(self) -> str | None:
@@ -499,6 +450,29 @@ class Engine:
         self.writes.leader_unsure()
         self.leadership.resolve(True)
         self.schedule()
+
+    # --- what it proposes by itself (lease_clock.Leader) ---------------------------------------------------
+
+    def serving_term(self) -> int | None:
+        replica = self.replica
+        return replica.term if replica.serving and not self.writes.transferring else None
+
+    def propose(self, payload: bytes) -> int:
+        index, _ = self.replica.propose(payload)
+        self.schedule()
+        return index
+
+    def applied_index(self) -> int:
+        return self.replica.applied_index
+
+    @property
+    def applied_term(self) -> int:
+        return self.member.applied_term
+
+    def is_current(self) -> bool:
+        return 0 < self.applied_term == self.replica.term
+
+    # --- what a snapshot replaces ----------------------------------------------------------------------------
 
     @property
     def committed_floor(self) -> int:

@@ -10,7 +10,7 @@ from kvnode.storage.segments import Segments
 def levels(engine: Engine, segments: Segments) -> RaftLevels:
     snapshots, newest = engine.snapshots, engine.snapshots.newest
     return RaftLevels(
-        proposals_waiting=len(engine.proposals),
+        proposals_waiting=len(engine.proposals.waiting),
         groups_in_flight=engine.proposals.sent,
         journal_entries=len(engine.replica.journal),
         journal_bytes=segments.disk_bytes,

@@ -26,7 +26,7 @@ from kvnode.node.engine import Engine
 from kvnode.node.feature_level import too_new
 from kvnode.node.gauges import levels
 from kvnode.node.initial_membership import claimed_by, roster
-from kvnode.node.lease_clock import EngineLeader, LeaseClock
+from kvnode.node.lease_clock import LeaseClock
 from kvnode.node.members import membership, seen_members, unseen_members
 from kvnode.node.observed_status import seen_lag, seen_status, unseen_status
 from kvnode.node.pace import SNAPSHOT_RESTS, Pace
@@ -34,7 +34,7 @@ from kvnode.node.read_barrier import read_barrier
 from kvnode.node.reconfiguration import Change, Reconfiguration
 from kvnode.node.reports import Report, Reports
 from kvnode.node.request_log import forwarded_requests
-from kvnode.node.session_key import EngineNode, SessionKey
+from kvnode.node.session_key import SessionKey
 from kvnode.node.settings import RaftSettings
 from kvnode.node.status import (
     Drained,
@@ -160,9 +160,9 @@ class RaftGroup:
                 await engine.stop()
                 raise
             self._engine = engine
-            self._expiry = LeaseClock(EngineLeader(engine), self.store, engine.clock)
+            self._expiry = LeaseClock(engine, self.store, engine.clock)
             self._expiry.run(loop)
-            self.session.run(EngineNode(engine), engine.clock, disk)
+            self.session.run(engine, engine.clock, disk)
         except OSError as error:
             raise StartupError(
                 f"The data directory {settings.data_dir} cannot be used ({error.strerror or error}): "

@@ -6,7 +6,6 @@ connection, of the latest configuration that it knows to be committed; and who i
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from typing import Final
@@ -23,13 +22,21 @@ LET_GO_S: Final = 1.0  # connections with one that was removed stay this long: i
 
 
 class KnownPeers:
-    """One node's. `changed` is to be called when the roster has changed, from the loop's thread."""
+    """One node's. `changed` is to be called when the roster has changed; `later(seconds, what)` does it then."""
 
-    def __init__(self, roster: Roster, network: Network, identity: Identity, fail: Callable[[Fatal], None]) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        network: Network,
+        identity: Identity,
+        fail: Callable[[Fatal], None],
+        later: Callable[[float, Callable[[], None]], object],
+    ) -> None:
         self._roster = roster
         self._network = network
         self._identity = identity
         self._fail = fail
+        self._later = later
         self._dismissed = self._admitted = False
 
     def changed(self) -> None:
@@ -37,7 +44,7 @@ class KnownPeers:
         leaving = {node_id: at for node_id, at in network.addresses.items() if node_id not in peers}
         network.meet(leaving | peers)
         if leaving:
-            asyncio.get_running_loop().call_later(LET_GO_S, lambda: network.meet(self._peers()))
+            self._later(LET_GO_S, lambda: network.meet(self._peers()))
         if self._roster.admitted is not None and not self._admitted:
             # Before anything of the log arrives: without this, the node would then take itself for its old one.
             self._admitted = True

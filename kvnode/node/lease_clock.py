@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from kvnode.node.engine import Engine
     from kvnode.state.store import KeyValueStore
 
 log = logging.getLogger("kvnode.raft")
@@ -45,7 +44,7 @@ KEYS_AT_ONCE: Final = 4_096  # keys that leave with one entry, but for a lease t
 
 
 class Leader(Protocol):
-    """What the clock asks of Raft."""
+    """What this clock, the session key and the feature level ask of the node: to propose something by itself."""
 
     def serving_term(self) -> int | None:
         """The term in which this node leads and may propose, None where it does not."""
@@ -54,25 +53,8 @@ class Leader(Protocol):
         """Appends an entry; its index."""
 
     def applied_index(self) -> int: ...
-
-
-class EngineLeader:
-    """A running node, as the clock needs it."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def serving_term(self) -> int | None:
-        replica = self._engine.replica
-        return replica.term if replica.serving and not self._engine.writes.transferring else None
-
-    def propose(self, payload: bytes) -> int:
-        index, _ = self._engine.replica.propose(payload)
-        self._engine.schedule()
-        return index
-
-    def applied_index(self) -> int:
-        return self._engine.replica.applied_index
+    def is_current(self) -> bool:
+        """An entry of the present term has been applied: the store knows all that earlier terms agreed on."""
 
 
 class LeaseClock:

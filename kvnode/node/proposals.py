@@ -74,30 +74,22 @@ class Proposals:
         self._sequence = 0
         self.traced = False  # some write has had a request id
         self._applied_term = 0
-        self._waiting: deque[_Write] = deque()
+        self.waiting: deque[_Write] = deque()  # to be sent; read-only outside this class
         self._waiting_bytes = 0
         self._sent: dict[int, _Group] = {}
         self._soonest = inf  # no deadline of a write here is earlier
 
     def submit(self, command: bytes, waiter: Waiter, deadline: float, request_id: str | None = None) -> None:
         """Queues one encoded command. Raises Overloaded (definite) when the queue is full."""
-        if len(self._waiting) >= WAITING_COMMANDS_MAX or self._waiting_bytes + len(command) > WAITING_BYTES_MAX:
+        if len(self.waiting) >= WAITING_COMMANDS_MAX or self._waiting_bytes + len(command) > WAITING_BYTES_MAX:
             self.meters.refused += 1
             raise Overloaded("Too many writes are waiting on this node: send the request again in a moment.")
-        self._waiting.append(_write((command, waiter, deadline, request_id)))
+        self.waiting.append(_write((command, waiter, deadline, request_id)))
         if request_id is not None:
             self.traced = True
         self._waiting_bytes += len(command)
         if deadline < self._soonest:
             self._soonest = deadline
-
-    @property
-    def waiting(self) -> bool:
-        return bool(self._waiting)
-
-    def __len__(self) -> int:
-        """How many wait to be sent."""
-        return len(self._waiting)
 
     @property
     def sent_since(self) -> float | None:
@@ -113,11 +105,11 @@ class Proposals:
         """The next group, from now on in doubt in `term`: (sequence, encoded). Only while `waiting`."""
         writes: list[_Write] = []
         size = 0
-        while self._waiting and size < GROUP_BYTES and len(writes) < GROUP_COMMANDS:
-            length = len(self._waiting[0].command)
+        while self.waiting and size < GROUP_BYTES and len(writes) < GROUP_COMMANDS:
+            length = len(self.waiting[0].command)
             if writes and size + length > GROUP_BYTES:
                 break
-            writes.append(self._waiting.popleft())
+            writes.append(self.waiting.popleft())
             size += length
         self._waiting_bytes -= size
         self._sequence += 1
@@ -142,7 +134,7 @@ class Proposals:
             return
         for write in reversed(group.writes):
             if not write.waiter.done():  # who was told "unknown", or left, is not served behind its back
-                self._waiting.appendleft(write)
+                self.waiting.appendleft(write)
                 self._waiting_bytes += len(write.command)
 
     def refused(self, sequence: int, error: KvnodeError) -> None:
@@ -191,9 +183,9 @@ class Proposals:
         if now < self._soonest:
             return
         # Senders may wait shorter than others (Kvnode-Timeout), so a late write may stand behind one that has time.
-        late = [write for write in self._waiting if write.deadline <= now]
+        late = [write for write in self.waiting if write.deadline <= now]
         if late:
-            self._waiting = deque(write for write in self._waiting if write.deadline > now)
+            self.waiting = deque(write for write in self.waiting if write.deadline > now)
         for write in late:
             self._waiting_bytes -= len(write.command)
             self._fail(
@@ -208,13 +200,13 @@ class Proposals:
 
     def _outstanding(self) -> Iterator[_Write]:
         """Every write that is not applied yet."""
-        yield from self._waiting
+        yield from self.waiting
         for group in self._sent.values():
             yield from group.writes
 
     def abandon(self) -> None:
         """The node stops: what was never sent is definite, the rest stays in doubt."""
-        self._waiting = deque(write._replace(deadline=0.0) for write in self._waiting)
+        self.waiting = deque(write._replace(deadline=0.0) for write in self.waiting)
         self._soonest = 0.0
         self.expire()
         self.skipped()

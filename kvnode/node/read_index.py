@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Final
 
 from kvnode.node.questions import Questions
-from kvnode.node.waiters import Rounds
+from kvnode.node.waiters import Future, Rounds
 from kvnode.peers.network import Network
 from kvnode.raft import messages
 from kvnode.raft.replica import Replica
@@ -35,7 +34,6 @@ class ReadIndex:
         self._leader = leader
         self._schedule = schedule
         self._answer_timeout_s = answer_timeout_s
-        self._loop = asyncio.get_running_loop()
         self._own: Rounds[int] = Rounds(replica.clock)
         self._asked: Rounds[int] = Rounds(replica.clock)
         self._applied: Rounds[bool] = Rounds(replica.clock)
@@ -45,10 +43,10 @@ class ReadIndex:
         self._answered_at = replica.clock()
         self._leader_seen: str | None = None
         self.unanswered_since: float | None = None  # since when the leader has not given this follower an index
-        self._wanted = False
-        self._answering: set[asyncio.Task[None]] = set()
+        self.wanted = False  # somebody wants an index that the leader has not been asked for: `ask` it, in a step
+        self._stopped = False
 
-    def index(self, timeout_s: float) -> asyncio.Future[int | None] | None:
+    def index(self, timeout_s: float) -> Future[int | None] | None:
         """An index that a read taking place now must have applied; its result is None where nobody confirmed it in
         time. None where there is nobody to ask.
         """
@@ -56,12 +54,12 @@ class ReadIndex:
             return self.confirm(timeout_s)
         if self._leader() is None:
             return None
-        self._wanted = True
+        self.wanted = True
         if not self._in_flight:
-            self._loop.call_soon(self._ask)  # whoever else comes in this iteration of the loop shares the question
+            self._schedule()  # whoever else comes until then shares the question
         return self._asked.wait(self._number + 1, timeout_s)
 
-    def confirm(self, timeout_s: float) -> asyncio.Future[int | None]:
+    def confirm(self, timeout_s: float) -> Future[int | None]:
         """Only while this node claims to lead: the index of a round that begins after this call, once confirmed."""
         self._schedule()
         return self._own.wait(self._replica.rounds.request(), timeout_s)
@@ -81,13 +79,13 @@ class ReadIndex:
         self._own.settle(read_round, None)
 
     def advanced(self, applied_index: int) -> None:
-        if self._applied:
+        if self._applied.waiting:
             self._applied.settle(applied_index, True)
 
     def expire(self) -> None:
         """By the clock: who has waited long enough is told so."""
         for rounds in (self._own, self._asked, self._applied):
-            if rounds:
+            if rounds.waiting:
                 rounds.expire()
 
     def draining(self) -> None:
@@ -98,8 +96,8 @@ class ReadIndex:
         """Who leads may have changed. The open question goes to the next leader; this node answers itself."""
         if self._replica.is_leader and self._in_flight:
             self._questions.give_up(self._question)
-        elif self._wanted and not self._in_flight:
-            self._loop.call_soon(self._ask)
+        elif self.wanted and not self._in_flight:
+            self._schedule()
 
     def look(self) -> None:
         """By the clock: a follower without reads asks too, so that readiness knows whether one would be answered."""
@@ -110,12 +108,11 @@ class ReadIndex:
         if self._replica.is_leader or leader_id is None:
             self.unanswered_since = None
         elif not self._in_flight and now - self._answered_at >= UNASKED_SHARE * self._answer_timeout_s:
-            self._wanted = True
-            self._ask()
+            self.wanted = True
+            self.ask()
 
     def stop(self) -> None:
-        for task in list(self._answering):
-            task.cancel()
+        self._stopped = True
         for rounds in (self._own, self._asked):
             rounds.settle(EVERY_ROUND, None)
         self._applied.settle(EVERY_ROUND, None)
@@ -124,19 +121,21 @@ class ReadIndex:
 
     def asked(self, node_id: str, number: int) -> None:
         """A follower wants a read index of this leader."""
-        task = self._loop.create_task(self._answer(node_id, number))
-        self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
 
-    async def _answer(self, node_id: str, number: int) -> None:
-        index = await self.confirm(self._answer_timeout_s) if self._replica.is_leader else None
-        self._network.send(node_id, (messages.READ_ANSWER, number, index))
+        def answer(confirmed: Future[int | None]) -> None:
+            if not self._stopped:
+                self._network.send(node_id, (messages.READ_ANSWER, number, confirmed.result()))
 
-    def _ask(self) -> None:
+        if self._replica.is_leader:
+            self.confirm(self._answer_timeout_s).add_done_callback(answer)
+        else:
+            self._network.send(node_id, (messages.READ_ANSWER, number, None))
+
+    def ask(self) -> None:
         """Asks the leader, for everybody who wanted an index since the last question."""
-        if self._in_flight or not self._wanted:
+        if self._in_flight or not self.wanted:
             return
-        self._wanted = False
+        self.wanted = False
         self._number += 1
         if self._leader() is None or self._replica.is_leader:
             self._asked.settle(self._number, None)
@@ -156,5 +155,5 @@ class ReadIndex:
         if index is not None:
             self._answered_at, self.unanswered_since = self._replica.clock(), None
         self._asked.settle(self._number, index)
-        if self._wanted:
-            self._loop.call_soon(self._ask)
+        if self.wanted:
+            self._schedule()

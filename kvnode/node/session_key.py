@@ -14,14 +14,13 @@ import asyncio
 import logging
 import zlib
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from typing import Final
 
 import msgpack
 
 from kvnode.errors import Conflict
 from kvnode.host import Host
-from kvnode.node.engine import Engine
-from kvnode.node.lease_clock import EngineLeader
+from kvnode.node.lease_clock import Leader
 from kvnode.state import session_keys
 from kvnode.state.entries import encode_entry, encode_unawaited
 from kvnode.state.results import KeyRotated, Result
@@ -36,26 +35,6 @@ LOOK_S: Final = 0.05
 MISSING: Final = "Session key not resolved yet"
 
 _CRC_BYTES: Final = 4
-
-
-class Node(Protocol):
-    """What the keeper asks of Raft; `serving_term` and `propose` as in `lease_clock.Leader`."""
-
-    def serving_term(self) -> int | None: ...
-    def propose(self, payload: bytes) -> int: ...
-    def is_current(self) -> bool:
-        """An entry of the present term has been applied: the store knows all that earlier terms agreed on."""
-
-
-class EngineNode(EngineLeader):
-    """A running node."""
-
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine)
-        self._node = engine
-
-    def is_current(self) -> bool:
-        return 0 < self._node.applied_term == self._node.replica.term
 
 
 class SessionKey:
@@ -74,7 +53,7 @@ class SessionKey:
         self._store = store
         self._given = given
         self._secret = secret
-        self._node: Node | None = None
+        self._node: Leader | None = None
         self._clock: Callable[[], float] = float
         self._disk: Disk | None = None
         self._current = False
@@ -89,7 +68,7 @@ class SessionKey:
         self.blocking: str | None = None
         self.warning: str | None = None
 
-    def run(self, node: Node, clock: Callable[[], float], disk: Disk) -> None:
+    def run(self, node: Leader, clock: Callable[[], float], disk: Disk) -> None:
         """Looks from now on, until `stop`."""
         self._node, self._clock, self._disk = node, clock, disk
         self._adopt(_written(disk), keep=False)

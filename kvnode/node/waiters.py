@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+Future = asyncio.Future  # of somebody who waits; for those who have no business with the loop beside it
+
 
 class Waiters(Generic[T]):
     """Those who wait for one event. A waiter that gives up or is cancelled disturbs no other."""
@@ -53,36 +55,32 @@ class Rounds(Generic[T]):
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[int, list[tuple[float, asyncio.Future[T | None]]]] = {}
+        self.waiting: dict[int, list[tuple[float, asyncio.Future[T | None]]]] = {}
 
     def wait(self, number: int, timeout_s: float) -> asyncio.Future[T | None]:
         """The event's value, or None when `timeout_s` has passed. Each caller has a future of its own to await."""
         future: asyncio.Future[T | None] = self._loop.create_future()
         waiter = (self._clock() + timeout_s, future)
-        waiters = self._waiting.get(number)
+        waiters = self.waiting.get(number)
         if waiters is None:
-            self._waiting[number] = [waiter]
+            self.waiting[number] = [waiter]
         else:
             waiters.append(waiter)
         return future
 
     def settle(self, number: int, value: T | None) -> None:
-        for earlier in [n for n in self._waiting if n <= number]:
-            for _, future in self._waiting.pop(earlier):
+        for earlier in [n for n in self.waiting if n <= number]:
+            for _, future in self.waiting.pop(earlier):
                 if not future.done():
                     future.set_result(value)
 
     def expire(self) -> None:
         """Gives None to those whose time is over, and forgets who has given up."""
         now = self._clock()
-        for number, waiters in list(self._waiting.items()):
+        for number, waiters in list(self.waiting.items()):
             for deadline, future in waiters:
                 if deadline <= now and not future.done():
                     future.set_result(None)
-            left = self._waiting[number] = [waiter for waiter in waiters if not waiter[1].done()]
+            left = self.waiting[number] = [waiter for waiter in waiters if not waiter[1].done()]
             if not left:
-                del self._waiting[number]
-
-    def __bool__(self) -> bool:
-        """Whether anybody waits for anything."""
-        return bool(self._waiting)
+                del self.waiting[number]

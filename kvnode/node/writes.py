@@ -137,7 +137,7 @@ class Writes:
 
     def _is_due(self) -> bool:
         """Whether what waits here need not wait for what is in flight."""
-        return self._clock() - self._handed_on_at >= ENTRY_GAP_S or len(self._proposals) >= GROUP_WORTHWHILE
+        return self._clock() - self._handed_on_at >= ENTRY_GAP_S or len(self._proposals.waiting) >= GROUP_WORTHWHILE
 
     def applied(self, index: int) -> None:
         """The entry at `index` is applied: there is room for another."""

@@ -117,15 +117,15 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
         """One message of the Raft protocol from an authenticated node. Raises Fatal where safety would end."""
         if node_id not in self._core.roster:
             return  # G2: only members have a voice; to this node's knowledge, which may be older than its log
-        node, kind = Node(node_id), message[0]
-        if kind == messages.APPEND:
-            self._append(node, *message[1:])
-            self._core.due |= self._core.raftCommitIndex > self._core.applied_index
-        elif kind == messages.ACK:
+        kind = message[0]
+        if kind == messages.ACK:
             self._acknowledged(node_id, *message[1:])
+        elif kind == messages.APPEND:
+            self._append(Node(node_id), *message[1:])
+            self._core.due |= self._core.raftCommitIndex > self._core.applied_index
         else:
             self._core.due = True
-            self._election(node, message)
+            self._election(Node(node_id), message)
 
     def _election(self, node: Node, message: messages.Message) -> None:
         node_id, kind = node.id, message[0]
@@ -187,7 +187,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
             self._notice(Node(node_id), term)
         if term != core.term or not core.is_leader or not core.is_follower(node_id):
             return  # G1: an acknowledgement counts in its own term only (R3)
-        if core.is_member(node_id):
+        if core.rounds.in_flight and core.is_member(node_id):
             core.rounds.echo(node_id, read_round, core.majority_of_others)
         if success and next_index > self._journal[-1][1] + 1:
             return
@@ -204,7 +204,7 @@ class Guard(Transport):  # type: ignore[misc]  # the core is untyped
 
     def _count(self, node_id: str, next_index: int) -> None:
         ack = {"type": "next_node_idx", "next_node_idx": next_index, "reset": False, "success": True}
-        self._onMessageReceived(Node(node_id), ack)
+        self._onMessageReceived(node_id, ack)  # which is as good as its Node where the core knows it already
         if next_index > self._core.raftCommitIndex + 1:
             self._core.due = True  # it may be the one that makes a majority
 

@@ -42,6 +42,8 @@ class Outbox:
 
     def release(self) -> None:
         """The journal has made progress: sends what it now covers."""
+        if not self._held:
+            return
         durable, term = self._journal.durable_mutation, self._term()
         while self._held and self._held[0].mutation <= durable:
             promise = self._held.popleft()

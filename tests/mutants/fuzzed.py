@@ -48,8 +48,8 @@ FUZZED = (
     Mutant(
         "half of an even number of voters is a majority for reads",
         "kvnode/raft/electorate.py",
-        "return (len(self._SyncObj__otherNodes) + 1) // 2",
-        "return len(self._SyncObj__otherNodes) // 2",
+        "self.majority_of_others = (len(self._SyncObj__otherNodes) + 1) // 2",
+        "self.majority_of_others = len(self._SyncObj__otherNodes) // 2",
     ),
     Mutant(
         "a promise leaves one change before it is durable",
@@ -72,7 +72,7 @@ FUZZED = (
     Mutant(
         "a leader serves before its own term's entry is applied",
         _REPLICA,
-        "return self.is_leader and noop is not None and self.raftLastApplied >= noop",
+        "return self.is_leader and noop is not None and self.applied_index >= noop",
         "return self.is_leader and noop is not None",
     ),
     Mutant(
@@ -84,7 +84,7 @@ FUZZED = (
     Mutant(
         "a change of members does not wait for the one before it",
         _REPLICA,
-        "return self.serving and self.roster.current.index <= self.raftLastApplied",
+        "return self.serving and self.roster.current.index <= self.applied_index",
         "return self.serving",
     ),
     Mutant(
@@ -258,13 +258,13 @@ FUZZED = (
     Mutant(
         "a leader gives a follower an index without a majority",
         "kvnode/node/read_index.py",
-        "index = await self.confirm(self._answer_timeout_s) if self._replica.is_leader else None",
-        "index = int(self._replica.raftCommitIndex) if self._replica.is_leader else None",
+        "self.confirm(self._answer_timeout_s).add_done_callback(answer)",
+        "self._network.send(node_id, (messages.READ_ANSWER, number, int(self._replica.raftCommitIndex)))",
     ),
     Mutant(
         "a read does not wait until its index is applied",
         "kvnode/node/group.py",
-        "return index is not None and self._engine is not None and index <= self._engine.replica.raftLastApplied",
+        "return index is not None and self._engine is not None and index <= self._engine.replica.applied_index",
         "return index is not None and self._engine is not None",
     ),
     Mutant(
@@ -288,7 +288,7 @@ FUZZED = (
     Mutant(
         "a snapshot says that it holds what is not applied yet",
         "kvnode/node/compaction.py",
-        "index = replica.raftLastApplied",
+        "index = replica.applied_index",
         "index = replica.raftCommitIndex",
     ),
     Mutant(

@@ -183,7 +183,7 @@ def test_what_comes_while_an_entry_is_in_flight_waits_for_it_or_for_the_gap(desk
     assert desk.writes.pump()
     desk.submit(GROUP_WORTHWHILE)
     assert not desk.writes.pump()  # but for those that are in flight already, four of them
-    assert len(desk.proposals) == GROUP_WORTHWHILE
+    assert len(desk.proposals.waiting) == GROUP_WORTHWHILE
 
 
 def test_a_follower_forwards_as_a_leader_proposes(desk: Desk, still: None) -> None:
