@@ -24,7 +24,7 @@ from typing import Final
 
 from benchmarks.contenders import READY_S, cpu_s
 from benchmarks.report import table
-from benchmarks.workloads import Row, command, script
+from benchmarks.workloads import GATEWAY, Row, command, script
 from tests.cluster import PROJECT, Cluster
 
 ROWS: Final = (
@@ -32,6 +32,7 @@ ROWS: Final = (
     Row("PUT, 256 clients", "put", 256),
     Row("PUT on a follower, 64 clients", "put", 64, target="follower"),
     Row("linearizable GET, 64 clients", "get", 64),
+    Row("etcd's own put, 64 clients", f"{GATEWAY}put", 64),
     Row("leader probe, 16 clients", "probe", 16),
     Row("PUT, 1 client", "put", 1),
 )
@@ -120,12 +121,12 @@ def _words(base: Slice, now: Slice) -> str:
 
 def _cells(pairs: list[tuple[Slice, Slice]]) -> list[str]:
     return [
-        *_change([base.all_s for base, _ in pairs], [now.all_s for _, now in pairs]),
-        *_change([base.leader_s for base, _ in pairs], [now.leader_s for _, now in pairs]),
+        *change([base.all_s for base, _ in pairs], [now.all_s for _, now in pairs]),
+        *change([base.leader_s for base, _ in pairs], [now.leader_s for _, now in pairs]),
     ]
 
 
-def _change(base: list[float], now: list[float]) -> list[str]:
+def change(base: list[float], now: list[float]) -> list[str]:
     """Both medians in µs; the median of the ratios, how far that can be trusted, and their quartiles."""
     ratios = [n / b - 1 for b, n in zip(base, now, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3

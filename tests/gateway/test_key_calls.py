@@ -276,3 +276,14 @@ async def test_leases_of_the_gateway_are_drawn_by_lot_and_listed(node: Served) -
     assert (answer["TTL"], answer["grantedTTL"], [plain(key) for key in answer["keys"]]) == ("60", "60", ["a", "b"])
     kept = await keep_alive(node, ids[0], "12345", ids[1])
     assert [(each["ID"], each.get("TTL")) for each in kept] == [(ids[0], "60"), ("12345", None), (ids[1], "60")]
+
+
+async def test_the_header_of_a_put_follows_the_term(node: Served) -> None:
+    plain_put, other = {"key": b64("a"), "value": b64("1")}, {"key": b64("a"), "value": b64("1"), "lease": "0"}
+    for term, documents in ((7, (plain_put, plain_put)), (8, (plain_put, other)), (9, (other, plain_put))):
+        node.group.becomes(term=term)
+        for document in documents:
+            _, answer = await call(node, "kv/put", document)
+            assert answer["header"]["raft_term"] == str(term)
+            assert answer["header"]["revision"] == str(node.group.store.revision)
+            assert list(answer) == ["header"]

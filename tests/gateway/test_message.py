@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from kvnode.http.gateway.errors import Status
-from kvnode.http.gateway.message import boolean, data, enum, int64, message, messages, nested, repeated, table
+from kvnode.http.gateway.message import (
+    boolean,
+    data,
+    enum,
+    int64,
+    message,
+    messages,
+    nested,
+    plain_put,
+    repeated,
+    table,
+)
 
 FIELDS = table(
     key=data,
@@ -76,3 +87,30 @@ def test_a_body_may_hold_several_messages() -> None:
     for body in (b"{}{}{}{}", b"{} x", b"{}{"):
         with pytest.raises(Status):
             messages(body, FIELDS, 3)
+
+
+PUTS = {
+    b'{"key":"YQ==","value":"MQ=="}': (b"a", b"1"),
+    b'{"key": "YQ==", "value": "MQ=="}': (b"a", b"1"),
+    b'{"key":"YQ==","value":""}': (b"a", b""),
+    b'{"key":"","value":"MQ=="}': (b"", b"1"),
+}
+OTHERS = [
+    *(b"", b"{}", b'{"key":"YQ=="}', b'{"value":"MQ==","key":"YQ=="}', b'{"key":"YQ==","value":"MQ==","lease":"1"}'),
+    *(b'{"key":"YQ==","value":"MQ=="} {}', b'{"key":"YQ==","value":"MQ=="', b'{"key":"YQ==";"value":"MQ=="}'),
+    *(b'{"key":"YQ==","value":"MQ\\n=="}', b'{"key":"YQ==","value":"MQ\n=="}', b'{"key":"YQ==","value":"MQ"}'),
+    *(b'{"key":"\xc3\xa9","value":"MQ=="}', b'{"key":"YQ\\"=","value":"MQ=="}', b'{"key":"YQ==","value":"_-8="}'),
+    *(b'{"key":"YQ==","key":"Yg=="}', b'["key":"YQ==","value":"MQ=="}', b'{"key":"***","value":"MQ=="}'),
+    *(b'{"key":"YQ==","value":7}', b'{"key":"YQ==","value":null}', b'{"key":"YQ==","value":"MQ==","prev_kv":true}'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", PUTS)
+def test_what_nearly_every_put_sends_is_read_without_a_parser(body: bytes) -> None:
+    assert plain_put(body) == PUTS[body]
+    assert message(body, table(key=data, value=data)) == dict(zip(("key", "value"), PUTS[body], strict=True))
+
+
+@pytest.mark.parametrize("body", OTHERS)
+def test_every_other_put_is_the_parsers(body: bytes) -> None:
+    assert plain_put(body) is None

@@ -24,13 +24,14 @@ def numbered(*names: str) -> int:
 class Headers:
     """Those of one node."""
 
-    __slots__ = ("_group", "_newest", "_start", "_term", "_term_text", "cluster_id")
+    __slots__ = ("_group", "_newest", "_start", "_term", "_term_text", "_whole", "cluster_id")
 
     def __init__(self, group: Group) -> None:
         self._group = group
         self.cluster_id = ""
         self._start = ""
         self._term, self._term_text = 0, ""
+        self._whole = b""
         self._newest = 0
 
     def check_ready(self) -> None:
@@ -47,11 +48,23 @@ class Headers:
         term = self._group.leader()[1]
         if term != self._term:
             self._term, self._term_text = term, f',"raft_term":"{term}"}}'
+            self._whole = b""
         if revision > self._newest:
             self._newest = revision
         if not revision:
             return self._start + (self._term_text or "}")
         return f'{self._start},"revision":"{revision}"{self._term_text or "}"}'
+
+    def alone(self, revision: int) -> bytes:
+        """A message that is nothing but its header, as most writes are answered."""
+        if self._group.leader()[1] != self._term or not self._whole or not revision:
+            whole = f'{{"header":{self.of(revision)}}}'.encode()
+            if revision:
+                self._whole = whole.replace(b'"revision":"%d"' % revision, b'"revision":"%d"')
+            return whole
+        if revision > self._newest:
+            self._newest = revision
+        return self._whole % revision
 
     @property
     def revision(self) -> int:

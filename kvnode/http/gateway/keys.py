@@ -36,10 +36,11 @@ from kvnode.http.gateway.errors import (
     Status,
 )
 from kvnode.http.gateway.header import Headers
-from kvnode.http.gateway.message import Fields, boolean, data, enum, int64, message, table
+from kvnode.http.gateway.message import Fields, boolean, data, enum, int64, message, plain_put, table
 from kvnode.http.group import Group
 from kvnode.http.later import Later
 from kvnode.http.past import range_at
+from kvnode.http.request import KnownRequest
 from kvnode.http.rights import READ, WRITE, Rights, rights_of
 from kvnode.http.route import Endpoint, Methods
 from kvnode.http.writing import not_written
@@ -122,7 +123,23 @@ class Keys:
         body = whole_body(request, BODY_BYTES_MAX)
         if body is None or len(body) > SMALL_BYTES:
             return self._put_as_it_comes(request, body)
-        return self._put(request, message(body, PUT))
+        plain = plain_put(body)
+        if plain is None:
+            return self._put(request, message(body, PUT))
+        self._headers.check_ready()
+        key = single_key(plain[0])
+        if not (type(request) is KnownRequest and request.free):
+            rights_of(request).check_key(key)
+        self._traffic.left -= 1
+        if self._traffic.left <= 0:
+            self._traffic.wrote(key)
+        command = encode_put(key, plain[1], "", None, None, 0, 0)
+        return Later(self._group.propose(command), self._was_put)
+
+    def _was_put(self, result: Result) -> Answer:
+        if type(result) is not Written:
+            raise refusal(result)
+        return Answer(200, JSON_TYPE, self._headers.alone(result.revision))
 
     async def _put_as_it_comes(self, request: web.BaseRequest, body: bytes | None) -> Answer:
         return await self._put(request, await large_message(request, self._budgets, body, PUT))
@@ -130,24 +147,24 @@ class Keys:
     def _put(self, request: web.BaseRequest, sent: dict[str, Any]) -> Awaitable[Answer]:
         headers = self._headers
         headers.check_ready()
-        if sent.keys() == _PLAIN_PUT:  # nearly every one
+        rights = rights_of(request)
+        if sent.keys() == _PLAIN_PUT:
             key, value = single_key(sent["key"]), checked_value(sent["value"])
             command = encode_put(key, value, "", None, None, 0, 0)
         else:
             put = put_in(sent)
-            rights = rights_of(request)
             check_lease(self._group, rights, put.lease)
             key, command = put.key, put.encode()
             if put.lease:
                 command = rights.on_leases(self._group.store, command, (put.lease,))
-        rights_of(request).check_key(key)
+        rights.check_key(key)
         self._traffic.left -= 1
         if self._traffic.left <= 0:
             self._traffic.wrote(key)
 
         def was_put(result: Result) -> Answer:
             if type(result) is Written:
-                return message_answer(headers.of(result.revision))
+                return self._was_put(result)
             if type(result) is not TxnDone:
                 raise refusal(result)
             done = result.results[0]
