@@ -161,7 +161,7 @@ def _packed_item_chunks(items: TableView[str, bytes], rest: Callable[[], None]) 
     for shard in items.shards:
         keys += shard
         values += shard.values()
-        waiting_bytes += sum(map(len, shard.values())) + _ITEM_BYTES * len(shard)
+        waiting_bytes += sum(map(len, shard)) + sum(map(len, shard.values())) + _ITEM_BYTES * len(shard)
         if waiting_bytes >= CHUNK_BYTES:
             yield from _packed_chunks(pack, keys, values, waiting_bytes)
             keys, values, waiting_bytes = [], [], 0
@@ -173,13 +173,14 @@ def _packed_item_chunks(items: TableView[str, bytes], rest: Callable[[], None]) 
 def _packed_chunks(
     pack: Callable[[list[Any]], bytes], keys: list[str], values: list[bytes], size_bytes: int
 ) -> Iterator[bytes]:
-    """Nearly always one: more where a single shard has many bytes, or many keys."""
+    """Nearly always one: more where a single shard has many bytes, or many keys. A character counts for a byte, and may
+    have four: that is well within what a reader takes."""
     if size_bytes <= 2 * CHUNK_BYTES and 2 * len(keys) <= ARRAY_MAX:
         yield pack([*keys, *values])
         return
     begin = waiting_bytes = 0
-    for end, value in enumerate(values, 1):
-        waiting_bytes += len(value) + _ITEM_BYTES
+    for end, (key, value) in enumerate(zip(keys, values, strict=True), 1):
+        waiting_bytes += len(key) + len(value) + _ITEM_BYTES
         if waiting_bytes >= CHUNK_BYTES or end == len(values):
             yield pack([*keys[begin:end], *values[begin:end]])
             begin, waiting_bytes = end, 0

@@ -79,6 +79,21 @@ def test_values_of_any_size_and_crowded_shards_stay_within_the_bounds_of_a_chunk
     assert dict(loaded.view().items) == {key: item for shard in crowded.items.shards for key, item in shard.items()}
 
 
+@pytest.mark.parametrize("character", ["k", "é", "漢", "\U0001f511"])
+@pytest.mark.parametrize("in_one_shard", [300, 900, 1_700])
+def test_long_keys_with_nothing_in_them_count(character: str, in_one_shard: int) -> None:
+    """Counted by their values alone, they make chunks that no reader takes."""
+    view = filled().view()
+    length = KEY_BYTES_MAX // len(character.encode()) - 5
+    shards = tuple(
+        {f"{number:05d}{character * length}": packed(b"", "", 1, 1, 1) for number in range(begin, begin + in_one_shard)}
+        for begin in range(0, 4 * in_one_shard, in_one_shard)
+    )
+    chunks = list(view._replace(items=type(view.items)(shards, 4 * in_one_shard)).snapshot_chunks())
+    assert max(map(len, chunks)) <= CHUNK_BYTES_MAX
+    assert len(KeyValueStore.load_snapshot(chunks)) == 4 * in_one_shard
+
+
 def test_below_level_one_a_snapshot_is_what_older_nodes_read() -> None:
     """A node of 0.1.0 may be sent it."""
     view = filled(300, level=0).view()
