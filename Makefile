@@ -108,6 +108,10 @@ lock: $(STAMP) ## requirements.lock anew: what the image installs, with hashes
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' \
 	  --output-file requirements.lock pyproject.toml
 
+.PHONY: man
+man: $(STAMP) ## a manual page for each command, in man/man1, made from the help: man -M man kvnode-put
+	$(BIN)/python -m kvnode.cli.manual man/man1
+
 lint: $(STAMP) ## format, lint and types, nothing changed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -194,5 +198,5 @@ compose-test: ## brings the containers up, kills the leader's, restarts all, che
 	COMPOSE='$(COMPOSE)' $(PYTHON) tests/compose/run.py
 
 clean: ## takes away what make made (not kvnode-data, not .env)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build *.egg-info
+	rm -rf man $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build *.egg-info
 	find kvnode tests -name __pycache__ -type d -prune -exec rm -rf {} +
