@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvnode.cli.calls import call, connected, output_option, print_json
+from kvnode.cli.columns import print_rows
 from kvnode.cli.command import Group
 
 if TYPE_CHECKING:
@@ -80,8 +81,7 @@ def list_leases(output: str, url: str, timeout_s: float) -> None:
     if output == "json":
         print_json([{"id": each.id, "ttl": each.ttl, "remaining": each.remaining} for each in found])
     else:
-        for each in found:
-            print(f"{each.id}\t{each.ttl}\t{each.remaining}")
+        print_rows(("id", "ttl", "remaining"), [(str(each.id), str(each.ttl), str(each.remaining)) for each in found])
 
 
 def _print(lease: Lease, output: str) -> None:

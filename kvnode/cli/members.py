@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 from urllib.parse import quote
 
 import click
 
 from kvnode.cli.calls import call, connected, output_option, print_json
+from kvnode.cli.columns import print_rows
 from kvnode.cli.command import Group
 
 
@@ -80,6 +80,5 @@ def _print(membership: dict[str, Any], output: str) -> None:
     if output == "json":
         print_json(membership)
         return
-    for each in membership["members"]:
-        line = "\t".join((each["id"], each["role"], each["raft"], each["http"] or "-"))
-        print(line.expandtabs(12) if sys.stdout.isatty() else line)
+    rows = [(each["id"], each["role"], each["raft"], each["http"] or "-") for each in membership["members"]]
+    print_rows(("id", "role", "raft", "http"), rows)

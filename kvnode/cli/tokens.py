@@ -11,6 +11,7 @@ from urllib.parse import quote
 import click
 
 from kvnode.cli.calls import call, connected, output_option, print_json
+from kvnode.cli.columns import print_rows
 from kvnode.cli.command import Group
 from kvnode.cli.keys import shown
 
@@ -87,12 +88,13 @@ def list_tokens(output: str, url: str, timeout_s: float) -> None:
     if output == "json":
         print_json(body)
         return
+    rows = []
     for each in body["tokens"]:
         prefixes = " ".join(shown(prefix) for prefix in each.get("prefixes", ())) or "-"
         fields = [each["id"], each["role"], _time(each["created_ms"]), shown(each["name"]), prefixes]
         fields += (_time(each.get("expires_ms")), _time(each.get("last_used_ms")))
-        line = "\t".join(fields)
-        print(line.expandtabs(12) if sys.stdout.isatty() else line)
+        rows.append(fields)
+    print_rows(("id", "role", "created", "name", "prefixes", "ends", "last used"), rows)
     if body.get("unanswered"):
         away = ", ".join(shown(each) for each in body["unanswered"])
         print(f"kvnode: {away} did not answer: what was used there alone seems unused here.", file=sys.stderr)
