@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from aiohttp import hdrs, web
 
@@ -15,13 +16,15 @@ from kvnode.http.group import Group
 from kvnode.http.rights import READ, rights_of
 from kvnode.http.route import Endpoint, Methods
 from kvnode.logs import writer
-from kvnode.metrics.families import Reading
 from kvnode.metrics.meters import HttpMeters
-from kvnode.metrics.page import MetricsPage
+
+if TYPE_CHECKING:
+    from kvnode.metrics.families import Reading
+    from kvnode.metrics.page import MetricsPage
 
 
 def routes(group: Group, meters: HttpMeters, budgets: Budgets, version: str) -> dict[str, Methods]:
-    page = MetricsPage(version)
+    page: MetricsPage | None = None
     # One at a time: a page takes its worker some milliseconds, and several workers would take the interpreter from
     # the event loop in turns.
     rendering = asyncio.Lock()
@@ -29,17 +32,19 @@ def routes(group: Group, meters: HttpMeters, budgets: Budgets, version: str) -> 
     newest: tuple[float, tuple[str, bool], tuple[str, bytes]] = (0.0, ("", False), ("", b""))
 
     async def metrics(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        nonlocal newest
+        nonlocal newest, page
         came, accept = monotonic(), request.headers.get(hdrs.ACCEPT, "")
         asked = accept, bool(rights_of(request).prefixes)
         async with rendering:
+            loop = asyncio.get_running_loop()
+            if page is None:
+                page = await loop.run_in_executor(None, page_of_version, version)
             began, made_for, rendered = newest
             if began < came or made_for != asked:  # else it was made for another one that waited as long
                 began, reading = monotonic(), read(group, meters, budgets)
                 if asked[1]:
                     reading = replace(reading, keys=None, leases=None)
                 # In a worker: nothing but text, which no write should have to wait for.
-                loop = asyncio.get_running_loop()
                 rendered = await loop.run_in_executor(None, page.render, reading, accept)
                 newest = began, asked, rendered
         content_type, text = rendered
@@ -49,7 +54,16 @@ def routes(group: Group, meters: HttpMeters, budgets: Budgets, version: str) -> 
     return {"/metrics": {"GET": page_of, "HEAD": page_of}}
 
 
+def page_of_version(version: str) -> MetricsPage:
+    """Loads `prometheus_client`, which no node needs before it is asked."""
+    from kvnode.metrics.page import MetricsPage
+
+    return MetricsPage(version)
+
+
 def read(group: Group, meters: HttpMeters, budgets: Budgets) -> Reading:
+    from kvnode.metrics.families import Reading
+
     status, store, watches = group.status(), group.store, group.watches
     return Reading(
         status=status,

@@ -9,12 +9,11 @@ def _import_aiohttp() -> None:
     """Without the system's certificate authorities: aiohttp reads them when it is imported, for its client, and that is
     an eighth of a start. The one call that a node makes as a client, to join a cluster, loads them itself.
     """
-    load = ssl.SSLContext.load_default_certs
-    ssl.SSLContext.load_default_certs = lambda *_: None  # type: ignore[method-assign]
+    ssl.SSLContext.set_default_verify_paths = lambda *_: None  # type: ignore[method-assign]
     try:
         import aiohttp  # noqa: F401
     finally:
-        ssl.SSLContext.load_default_certs = load  # type: ignore[method-assign]
+        del ssl.SSLContext.set_default_verify_paths  # the one of the class below it counts again
 
 
 _import_aiohttp()

@@ -6,9 +6,6 @@ from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
-from aiohttp import web
-
-from kvnode.http.answer import JSON_TYPE, Answer, json_bytes
 from kvnode.http.credentials import COOKIE
 from kvnode.http.door import is_probe
 from kvnode.http.openapi.operation import JSON, Operation, Reply
@@ -16,10 +13,8 @@ from kvnode.http.openapi.operations import OPERATIONS
 from kvnode.http.openapi.parameters import PARAMETERS
 from kvnode.http.openapi.schemas import SCHEMAS
 from kvnode.http.openapi.shapes import Schema, ref
-from kvnode.http.rights import READ
-from kvnode.http.route import Endpoint, Methods
+from kvnode.http.route import Methods
 
-PATH: Final = "/openapi.json"
 # What every request but a probe may meet before anything else: an unknown query parameter, and where the node was
 # started so, the rest.
 DOOR: Final = ("bad_request", "unauthorized", "forbidden", "too_many_requests")
@@ -62,20 +57,6 @@ _TAG_OF: Final = (
     ("/readyz", "probes"),
     ("/", "administration"),
 )
-
-
-def routes(tables: Iterable[Mapping[str, Methods]], status_of: Mapping[str, int], version: str) -> dict[str, Methods]:
-    """`tables`: all other routes. `status_of`: the error table."""
-    made: list[bytes] = []
-
-    def describe(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        if not made:
-            made.append(json_bytes(document([*tables, own], status_of, version)))
-        return Answer(200, JSON_TYPE, made[0])
-
-    one = Endpoint(describe, right=READ, scoped=True)
-    own: dict[str, Methods] = {PATH: {"GET": one, "HEAD": one}}
-    return own
 
 
 def document(tables: Iterable[Mapping[str, Methods]], status_of: Mapping[str, int], version: str) -> dict[str, Any]:
