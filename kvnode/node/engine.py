@@ -97,6 +97,7 @@ class Engine:
             http_url=settings.http_url,
             instance=instance,
             secret=settings.secret,
+            level=settings.feature_level,
             cluster_level=lambda: self.store.level,
             fresh=lambda: self.memory.fresh,
             directory_id=claimed.directory_id,

@@ -50,7 +50,7 @@ class FeatureLevel:
 
     def _propose(self, level: int, term: int) -> None:
         others = self._roster.current.members.keys() - {self._roster.node_id}
-        known = min([FEATURE_LEVEL, *(self._network.announced_level(node_id) for node_id in others)])
+        known = min([self._network.me.level, *(self._network.announced_level(node_id) for node_id in others)])
         if known > level and self._proposed != (term, known):
             self._proposed = (term, known)
             self._leader.propose(encode_entry([encode_unawaited(RaiseLevel(known).encode())]))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kvnode.host import Host
 from kvnode.net.tls import MutualCertificate
+from kvnode.state.commands import FEATURE_LEVEL
 from kvnode.storage.disk import Directory, Disk
 from kvnode.storage.flusher import Fsync
 from kvnode.storage.identity import Invitation
@@ -25,6 +26,7 @@ class RaftSettings:
     `cluster_id` None: derived from `peers`, which all members are first started with alike.
 
     `peers_0_1`: talk to nodes of kvnode 0.1 as well, whose frames nothing protects: for a rolling upgrade from there.
+    `feature_level`: the highest that this node says it knows (`feature_level.py`); lower only in the simulation.
     `host`, `disk`: the machine, and how `data_dir` is opened on it. Raises StartupError.
     `session_keys`: those that this node was given, the newest first; none: the cluster makes its own.
 
@@ -48,5 +50,6 @@ class RaftSettings:
     join: Callable[[], Awaitable[Invitation]] | None = None
     certificate: MutualCertificate | None = None
     peers_0_1: bool = False
+    feature_level: int = FEATURE_LEVEL
     host: Host = field(default_factory=Host)
     disk: Callable[[Path], Disk] = Directory

@@ -106,8 +106,8 @@ class Circle(Protocol):
 class LocalPeer:
     """What a node says about itself. `instance` is drawn anew each time the process starts.
 
-    `cluster_level` is the feature level that the cluster has reached, as far as this node knows. `peers_0_1`: nodes of
-    kvnode 0.1 are talked to as well (`handshake_0_1.py`).
+    `level` is the highest feature level that it knows, and `cluster_level` the one that the cluster has reached, as far
+    as it knows. `peers_0_1`: nodes of kvnode 0.1 are talked to as well (`handshake_0_1.py`).
     """
 
     node_id: str
@@ -115,6 +115,7 @@ class LocalPeer:
     http_url: str
     instance: bytes
     secret: bytes = field(repr=False)
+    level: int = FEATURE_LEVEL
     cluster_level: Callable[[], int] = int
     fresh: Callable[[], bool] = bool
     directory_id: bytes = b""
@@ -160,7 +161,7 @@ class Dialer:
             raise PeerRefused("it answers in an unknown protocol")
         self._said += framed(body)
         self._keys = _Keys(self._me.secret, self._said)
-        fields = [self._me.http_url, self._me.instance, self._index, FEATURE_LEVEL]
+        fields = [self._me.http_url, self._me.instance, self._index, self._me.level]
         fields += [self._me.fresh(), self._me.directory_id]
         proof = framed(packed([*fields, self._keys.proof(b"dialer", self._said, fields)]))
         self._said += proof
@@ -262,7 +263,7 @@ class Acceptor:
     def welcome(self) -> bytes:
         """The frame after which the other side sends what it has to say. Only where `proved` has given the peer."""
         assert self._keys is not None
-        fields = [True, self._me.http_url, self._me.instance, FEATURE_LEVEL]
+        fields = [True, self._me.http_url, self._me.instance, self._me.level]
         fields += [self._me.fresh(), self._me.directory_id]
         return framed(packed([*fields, self._keys.proof(b"acceptor", self._said, fields)]))
 

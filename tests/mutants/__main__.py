@@ -18,6 +18,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.mutants.fuzzed import FUZZED
 from tests.mutants.mutant import Mutant
@@ -25,7 +26,7 @@ from tests.mutants.table import MUTANTS
 
 ROOT = Path(__file__).parent.parent.parent
 KILLED_S = 180.0  # of processor time, so that other work on the machine counts for nothing: longer, and it has survived
-REPLICAS_S = 30.0  # of these for the simulation of replicas, whose schedules are many; the rest is for whole nodes
+REPLICAS_S = 20.0  # of these for the simulation of replicas, whose schedules are many; the rest is for whole nodes
 WALL_TIMES = 8  # so many times as long on the clock, at the most
 RESULTS, PAGE = Path(__file__).parent / "fuzzed.json", ROOT / "docs" / "MUTANTS.md"
 COPIED = ("kvnode", "tests", "pyproject.toml", "Makefile", "docs", "haproxy", "deploy", "README.md")
@@ -47,10 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("words", nargs="*", metavar="WORD", help="only mutants whose names have all of these")
     parser.add_argument("--fuzzed", action="store_true", help="only those that `make fuzz` alone must find")
     parser.add_argument("--write", action="store_true", help="notes the outcome of those, and writes docs/MUTANTS.md")
+    parser.add_argument("--missing", action="store_true", help="of those, only what is not noted as found yet")
     options = parser.parse_args(arguments)
+    found = {name for name, verdict in noted().items() if verdict["killed"]} if options.missing else set()
     survived = 0
     for mutant in (*(() if options.fuzzed else MUTANTS), *FUZZED):
-        if all(word in mutant.name for word in options.words):
+        if all(word in mutant.name for word in options.words) and mutant.name not in found:
             verdict = run(mutant)
             survived += not verdict.killed
             word = "killed" if verdict.killed else "survived"
@@ -125,11 +128,15 @@ def apply(mutant: Mutant, root: Path) -> None:
 
 
 def note(mutant: Mutant, verdict: Verdict) -> None:
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = noted()
     results[mutant.name] = asdict(verdict)
     known = {name: results[name] for name in (each.name for each in FUZZED) if name in results}
     RESULTS.write_text(json.dumps(known, indent=1) + "\n")
     PAGE.write_text(page({name: Verdict(**fields) for name, fields in known.items()}))
+
+
+def noted() -> dict[str, Any]:
+    return dict(json.loads(RESULTS.read_text())) if RESULTS.exists() else {}
 
 
 def page(verdicts: dict[str, Verdict]) -> str:

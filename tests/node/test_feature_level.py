@@ -13,7 +13,6 @@ from kvnode.errors import StartupError
 from kvnode.node import feature_level
 from kvnode.node.group import RaftGroup
 from kvnode.node.settings import RaftSettings
-from kvnode.peers import handshake
 from kvnode.state.commands import (
     FEATURE_LEVEL,
     LEVEL,
@@ -72,7 +71,9 @@ def test_a_store_is_marked_with_its_level() -> None:
 
 
 @asynccontextmanager
-async def running(folder: Path, size: int, started: int | None = None) -> AsyncIterator[list[RaftGroup]]:
+async def running(
+    folder: Path, size: int, started: int | None = None, level: int = FEATURE_LEVEL
+) -> AsyncIterator[list[RaftGroup]]:
     peers = {f"n{number}": ("127.0.0.1", port) for number, port in enumerate(free_ports(size), 1)}
     groups = [
         RaftGroup(
@@ -86,6 +87,7 @@ async def running(folder: Path, size: int, started: int | None = None) -> AsyncI
                 election_timeout_min_s=0.3,
                 election_timeout_max_s=0.6,
                 heartbeat_s=0.05,
+                feature_level=level,
             )
         )
         for name, address in peers.items()
@@ -129,10 +131,9 @@ async def test_a_member_that_is_away_holds_the_level(tmp_path: Path) -> None:
 
 
 async def test_a_member_that_knows_less_holds_the_level_and_more_than_this_version_knows_stops_a_node(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(handshake, "FEATURE_LEVEL", 0)
-    async with running(tmp_path, 3) as groups:
+    async with running(tmp_path, 3, level=0) as groups:
         await until(lambda: any(group.leader_refusal() is None for group in groups))
         leader = next(group for group in groups if group.leader_refusal() is None)
         await leader.propose(Put("k", b"v").encode())

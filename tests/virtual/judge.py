@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from kvnode.deadline import deadline, remaining_s
 from kvnode.state.changes import CHANGE_EXPIRE, CHANGE_PUT, Change
 from kvnode.state.items import unpacked
 from tests.virtual.world import World
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from tests.virtual.node import Node
 
 DRIFT = 1e-3  # more than two clocks differ by
+ANSWER_LATE_S = 0.3  # a node looks at its deadlines 40 times a second, and its loop may be busy
+LEASE_OVER_S = 1.0  # where nothing is wrong any more, a lease has ended this long after its time is over
 LEASE_TICK_S = 0.05  # a lease may seem to end this much early: times are told in whole milliseconds, and rounded
 
 
@@ -71,11 +75,12 @@ class Holding:
 
 @dataclass(eq=False)
 class Renewal:
-    """Of the lease of a key: from `called_at` on it lasts for `ttl_s` at least."""
+    """Of the lease of a key: from `called_at` on it lasts for `ttl_s` at least; it was acknowledged at `known_at`."""
 
     key: str
     called_at: float
     ttl_s: float
+    known_at: float = 0.0
 
 
 class Judge:
@@ -90,11 +95,12 @@ class Judge:
         self.watches: list[Watch] = []
         self.holdings: list[Holding] = []
         self.renewals: list[Renewal] = []
+        self.unsure: set[str] = set()  # keys with a lease of which the last call has no certain outcome
         self.revoked: set[str] = set()
         self.probes = 0
         self._groups: dict[str, RaftGroup] = {}
         self._engines: dict[str, Engine] = {}  # the latest that each node has had, also of a process that has ended
-        self._highest = 0
+        self._highest = self._level = 0
         self.replaced = False  # all contents, by a restore
 
     # --- what nodes tell -----------------------------------------------------------------------------------------
@@ -103,11 +109,13 @@ class Judge:
         """From now on every change that this node's state machine makes is known."""
         publish, store = group.watches.publish, group.store
         self._groups[node.name] = group
+        self._time_writes(node, group)
 
         def told() -> None:
             engine = group._engine
             if engine is not None:
                 self._engines[node.name] = engine
+                self._level_raised(node, engine)
                 self._applied_in(engine.applied_term)
                 self._applied(node.name, engine)
             if store.changes:
@@ -146,6 +154,54 @@ class Judge:
         if index < journal[0][1]:
             return True  # a snapshot took its place
         return journal.durable_index >= index and journal.term_at(index) == term
+
+    def remembers(self, name: str, engine: Engine, former: Engine | None) -> None:
+        """A node has started: what its last process knew to be on the disk is there, and it has forgotten no vote."""
+        if former is None:
+            return
+        now, before = engine.replica.journal, former.replica.journal
+        for index in range(max(now[0][1], before[0][1]), before.durable_index + 1):
+            if now.term_at(index) != before.term_at(index):
+                self.world.found = Violation(
+                    f"{name} was started at {self.world.now:.3f} without entry {index} of term "
+                    f"{before.term_at(index)}, which was durable there (it has {now.term_at(index)})"
+                )
+                return
+        promised = (before.getCurrentTerm(), before.getVotedForNodeId())
+        found = (now.getCurrentTerm(), now.getVotedForNodeId())
+        if before.clean and (found[0] < promised[0] or (found[0] == promised[0] and found[1] != promised[1])):
+            self.world.found = Violation(f"{name} was started with term and vote {found}, and {promised} were durable")
+
+    def _level_raised(self, node: Node, engine: Engine) -> None:
+        """No member is of a version that knows less than the cluster."""
+        level = engine.store.level
+        if level <= self._level:
+            return
+        self._level = level
+        versions = {name: node.cluster.nodes[name].level for name in engine.roster.current.members}
+        if any(known < level for known in versions.values()):
+            self.world.found = Violation(f"the cluster is at feature level {level}, and its members know {versions}")
+
+    def _time_writes(self, node: Node, group: RaftGroup) -> None:
+        """Every write has an outcome by its deadline, as far as its process has run."""
+        propose = group.propose
+
+        def timed(command: bytes, deadline_s: float = 5.0) -> Any:
+            process, world = node.process, self.world
+            assert process is not None
+            left_s = deadline_s if deadline.get() is None else remaining_s(deadline_s)
+            began_at, stalled_s = world.now, process.stalled_s
+            future = propose(command, deadline_s)
+
+            def done(_: Any) -> None:
+                late_s = world.now - began_at - (process.stalled_s - stalled_s) - max(0.0, left_s)
+                if late_s > ANSWER_LATE_S and not process.ended and not future.cancelled():
+                    world.found = Violation(f"{node.name} told the outcome of a write {late_s:.3f} s too late")
+
+            future.add_done_callback(done)
+            return future
+
+        group.propose = timed  # type: ignore[method-assign,assignment]
 
     def forget(self, node: str) -> None:
         """It has lost its disk."""
@@ -196,6 +252,12 @@ class Judge:
                 f"the leader probe of {node} said yes in term {term} at {self.world.now:.3f}, and entries of term "
                 f"{later[-1]} had been applied before it was asked"
             )
+
+    def drained(self, nodes: list[Node]) -> None:
+        """A node has drained without force: some other one is left that was ready."""
+        groups = [node.group for node in nodes if not node.removed]
+        if all(group is not None and group.draining and not group._leaving for group in groups):
+            raise Violation(f"all nodes drain at {self.world.now:.3f}, and none was forced")
 
     # --- the verdict ---------------------------------------------------------------------------------------------
 
@@ -312,6 +374,18 @@ class Judge:
                             f"{key} expired at {when:.3f}, {ends_at - when:.3f} s before the end of the "
                             f"{renewal.ttl_s} s that were granted at {renewal.called_at:.3f} or later"
                         )
+
+    def check_ended(self, is_there: Callable[[str], bool], mended_at: float) -> None:
+        """Nothing has been wrong since then: of no key that is there, the lease was over long ago.
+
+        Its time begins again in full with each leader. Where the last renewal was not acknowledged, nobody knows.
+        """
+        counted_from = max(mended_at, self._terms[-1][0] if self._terms else self.world.now)
+        latest = {renewal.key: renewal for renewal in self.renewals if renewal.key not in self.unsure}
+        for key, renewal in latest.items():
+            over_at = max(counted_from, renewal.known_at) + renewal.ttl_s * (1 + DRIFT) + LEASE_OVER_S
+            if self.world.now > over_at and is_there(key):
+                raise Violation(f"{key} is there at {self.world.now:.3f}; its lease was over by {over_at:.3f}")
 
     def _check_locks(self) -> None:
         by_name: defaultdict[str, list[Holding]] = defaultdict(list)

@@ -3,7 +3,7 @@
 A *link* is one direction between two hosts. What is lost on a blocked link is sent again once it is open, as TCP does
 it; an acknowledgement that does not come back ends the connection of a sender that set TCP_USER_TIMEOUT, and silence
 ends that of one that asked for keepalives. A single connection can be reset, or muted as a relay in between does it:
-what is written to it is acknowledged and never arrives.
+what is written to it is acknowledged and never arrives. Or a bit turns over on its way, past every checksum of TCP.
 """
 
 from __future__ import annotations
@@ -262,6 +262,7 @@ class End(asyncio.Transport):
         self.peer: End | None = None
         self.dialled = False
         self.muted = False  # what is written here is acknowledged by something in between, and lost
+        self.altered = 0  # of so many of the next pieces that are written here, a bit turns over on the way
         self.gone = False  # for this side: nothing is sent or received any more
         self.unacknowledged_since = 0.0
         self._protocol: asyncio.Protocol | None = None
@@ -381,6 +382,10 @@ class End(asyncio.Transport):
         self.world.trace("sends", self.process.name, self.peer_host, self.number, len(data), data[-16:].hex())
         if self.muted:
             return
+        if self.altered:
+            self.altered -= 1
+            bit = self.world.draw.randrange(8 * len(data))
+            data = data[: bit // 8] + bytes((data[bit // 8] ^ 1 << bit % 8,)) + data[bit // 8 + 1 :]
         self._on_the_way += len(data)
         if not self.unacknowledged_since:
             self.unacknowledged_since = self.world.now

@@ -29,6 +29,7 @@ class Process:
         self.ended = False
         self.exit: str = ""  # how it ended
         self.stalled_until = 0.0
+        self.stalled_s = 0.0  # in all
         self.wall_offset_s = 0.0  # a step of it moves no other clock
         self._not_before = 0.0  # it is busy, or stands still
         self.failures: list[dict[str, Any]] = []  # what nobody caught
@@ -91,7 +92,8 @@ class Process:
 
     def stall(self, seconds: float) -> None:
         """Nothing of it runs for so long (SIGSTOP, a suspended guest); its kernel goes on."""
-        self.stalled_until = max(self.stalled_until, self.world.now + seconds)
+        before, self.stalled_until = self.stalled_until, max(self.stalled_until, self.world.now + seconds)
+        self.stalled_s += self.stalled_until - max(before, self.world.now)
         self._not_before = max(self._not_before, self.stalled_until)
 
     def go_on(self) -> None:

@@ -8,6 +8,7 @@ mended, and every node must be whole again, with every promise kept.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import random
 from collections.abc import Callable
@@ -18,10 +19,12 @@ from typing import Any
 
 from kvnode import errors
 from kvnode.node.compaction import Bounds
+from kvnode.state.commands import FEATURE_LEVEL
+from tests.simulation.disk import Fault
 from tests.virtual.cluster import Cluster, simulated, swept
 from tests.virtual.judge import Violation
 from tests.virtual.network import Link
-from tests.virtual.node import ELECTION_S, Node
+from tests.virtual.node import ELECTION_S, RAFT, Node
 from tests.virtual.workload import Workload
 from tests.virtual.world import Stuck
 
@@ -64,6 +67,8 @@ class Schedule:
         self.workload = Workload(cluster)
         self.joined = 0
         self.wiped = False
+        self.rotten: set[str] = set()  # nodes whose disks have altered what was written
+        self.mended_at = 0.0
 
     def note(self, what: str) -> None:
         self.outcome.steps.append(f"{self.world.now:8.3f} {what}")
@@ -73,6 +78,10 @@ class Schedule:
         cluster, draw = self.cluster, self.draw
         entries = draw.choice((20, 100, 10_000))
         cluster.log_bounds = Bounds(entries=entries, tail_entries=draw.choice((0, 5, entries // 2)))
+        if "upgrade" in self.faults and draw.random() < 0.7:
+            for node in draw.sample(list(cluster.nodes.values()), draw.randint(1, 2)):
+                node.level = 0
+                self.note(f"{node.name} is of an older version")
         cluster.start()
         cluster.await_leader(LEADER_S)
         self.workload.begin(draw.randint(1, 4), draw.choice((0.04, 0.1, 0.2)))
@@ -165,6 +174,29 @@ class Schedule:
             node.device.directory.full = not node.device.directory.full
             self.note(f"the disk of {node.name} is {'full' if node.device.directory.full else 'not full any more'}")
 
+    def disk_error(self) -> None:
+        """One of the next calls to a disk fails, once: its node may not take what it wrote for durable any more."""
+        if (node := self._up()) is not None:
+            kind = self.draw.choice(("sync", "append", "rename", "sync_directory", "truncate"))
+            fault = Fault(self.draw.randint(1, 6), errno.EIO, frozenset((kind,)))
+            node.device.directory.faults.append(fault)
+            self.note(f"the disk of {node.name} fails at the {fault.at}. {kind}")
+
+    def rot(self) -> None:
+        """A node is killed, and its disk alters what was durable there: the only such loss in a schedule."""
+        if self.wiped or (node := self._node(lambda node: node.up and node.started and not node.removed)) is None:
+            return
+        durable = node.durable_bytes()
+        node.kill()
+        name = self.draw.choice(sorted(durable))
+        self.wiped = True
+        self.rotten.add(node.name)
+        bits = self.draw.choice((1, 3))
+        for _ in range(bits):
+            node.device.directory.damage(name, self.draw.randrange(durable[name]), self.draw.randrange(8))
+        self.note(f"{node.name} is killed, {bits} bits of its {name} turn over, and it is started")
+        node.start()
+
     def unblock(self) -> None:
         self.note("all links are open, all disks answer")
         self.network.mend()
@@ -241,6 +273,14 @@ class Schedule:
             if side is not None:
                 side.lost_soon(ConnectionResetError())
 
+    def alter(self) -> None:
+        """A bit of what one connection between nodes carries turns over."""
+        one, other = self.draw.sample(list(self.cluster.nodes), 2)
+        for end in self.network.connections(one, other)[-1:]:
+            if end.get_extra_info("peername")[1] == RAFT and end.peer is not None:
+                end.altered = self.draw.randint(1, 3)
+                self.note(f"{end.altered} pieces of the connection {one} > {other} are altered on their way")
+
     # --- what operators do -----------------------------------------------------------------------------------------
 
     def _ask(self, work: Callable[[Any], Any]) -> None:
@@ -258,9 +298,27 @@ class Schedule:
             self._ask(lambda client: client.transfer(to))
 
     def drain(self) -> None:
-        if (node := self._up()) is not None:
-            self.note(f"drain {node.name}")
-            self._ask(lambda client: client.drain(node.name))
+        """One node, or all at the same time, of which one at least refuses."""
+        if (one := self._up()) is not None:
+            nodes = list(self.cluster.nodes.values()) if self.draw.random() < 0.4 else [one]
+
+            async def drain(client: Any, name: str) -> None:
+                await client.drain(name)
+                self.cluster.judge.drained(list(self.cluster.nodes.values()))
+
+            for node in nodes:
+                self.note(f"drain {node.name}")
+                self._ask(lambda client, name=node.name: drain(client, name))
+
+    def upgrade(self) -> None:
+        """A node of an older version is stopped, and started with this one."""
+        for node in self.cluster.nodes.values():
+            if node.level < FEATURE_LEVEL and not node.leaving:
+                self.note(f"{node.name} is upgraded")
+                node.kill()
+                node.level = FEATURE_LEVEL
+                node.start()
+                return
 
     def undrain(self) -> None:
         for node in self.cluster.nodes.values():
@@ -305,13 +363,22 @@ class Schedule:
     # --- what must be ----------------------------------------------------------------------------------------------
 
     def check_started(self) -> None:
-        """A disk without damage lets its node start."""
+        """A disk without damage lets its node start. What it has altered is found; then the node gets an empty one."""
         for node in self.cluster.nodes.values():
+            if node.refused_to_start and node.name in self.rotten and "damaged" in node.refused_to_start:
+                self.note(f"{node.name} finds the damage, and starts with an empty disk")
+                self.rotten.discard(node.name)
+                node.new_disk()
+                self.cluster.judge.forget(node.name)
+                node.start()
             if node.refused_to_start and not node.removed and not self._may_refuse(node):
                 raise Dead(f"{node.name} does not start: {node.refused_to_start}")
 
     def _may_refuse(self, node: Node) -> bool:
-        """A node that was to join and was not let in: no leader answered, or it was a voter that lost its disk."""
+        """A node that was to join and was not let in: no leader answered, or it was a voter that lost its disk. Or a
+        call to its disk has failed."""
+        if "mend the disk" in node.refused_to_start and node.device.directory.strikes:
+            return True
         reasons = ("joined now", "is a voting member of that cluster already")
         return node.join is not None and any(reason in node.refused_to_start for reason in reasons)
 
@@ -351,6 +418,7 @@ class Schedule:
         """
         for node in self.cluster.nodes.values():
             node.device.crash_at = None
+            node.device.directory.faults.clear()
         group = self._majority()
         if not group:
             return
@@ -419,9 +487,15 @@ class Schedule:
                 node.start()
             elif node.process is not None:
                 node.process.go_on()
+        for node in self.cluster.nodes.values():
+            if node.level < FEATURE_LEVEL and not node.removed:
+                node.kill()
+                node.level = FEATURE_LEVEL
+                node.start()
         self.undrain()
         self.world.pass_s(1.0)
         self.check_started()
+        self.mended_at = self.world.now
 
     def check_whole(self) -> None:
         """Every node has everything, and nothing failed inside of any."""
@@ -435,14 +509,25 @@ class Schedule:
         except Stuck:
             revisions = {node.name: node.group.store.revision for node in nodes if node.group is not None}
             raise Dead(f"nodes are at different revisions {MENDED_S:g} s after the end: {revisions}") from None
+        stores = [node.group.store for node in nodes if node.group is not None and not node.has_forgotten]
+        for store in stores:
+            self.cluster.judge.check_ended(lambda key, store=store: store.get(key) is not None, self.mended_at)  # type: ignore[misc]
+        sessions = [node.group.session for node in nodes if node.group is not None and not node.has_forgotten]
+        try:
+            self.world.run(lambda: all(session.keys for session in sessions), 1.0)  # each looks 20 times a second
+        except Stuck:
+            raise Dead("a node that is level with the others has not adopted the session key") from None
+        if any(session.known.number != 1 for session in sessions):
+            raise Violation("the session key was changed, and nobody asked for that")
         for process in (*(node.process for node in nodes), self.workload.process):
             if process is not None and process.failures:
                 raise Violation(f"{process.name} has not caught {process.failures[0]}")
 
 
 NETWORK = ("cut", "one_way", "isolate", "slow_link", "slow_net", "fast_net", "reset", "swallow", "half", "unblock")
+BITS = ("alter", "alter", "rot", "disk_error")
 PROCESSES = ("kill", "power", "crash_soon", "stop", "start", "start", "stall", "step_clock")
-DISKS = ("hang", "slow_disk", "full", "power", "crash_soon", "start", "unblock")
+DISKS = ("hang", "slow_disk", "full", "power", "crash_soon", "start", "unblock", "disk_error")
 MEMBERS = ("add", "add", "remove", "remove", "wipe", "kill", "start", "cut", "unblock", "transfer", "stall")
 OPERATORS = ("transfer", "drain", "undrain")
 MIXES: dict[str, tuple[str, ...]] = {
@@ -453,7 +538,9 @@ MIXES: dict[str, tuple[str, ...]] = {
     "disks": DISKS,
     "operators": (*OPERATORS, "transfer", "kill", "start", "slow_net", "stop"),
     "members": MEMBERS,
-    "everything": (*NETWORK, *PROCESSES, *DISKS, *OPERATORS, *MEMBERS),
+    "bits": (*BITS, "power", "start", "reset"),
+    "versions": ("upgrade", "transfer", "kill", "start", "stop", "cut", "unblock"),
+    "everything": (*NETWORK, *PROCESSES, *DISKS, *BITS, *OPERATORS, *MEMBERS, "upgrade"),
 }
 
 

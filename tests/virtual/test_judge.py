@@ -137,3 +137,18 @@ def test_a_probe_that_says_yes_in_a_term_that_is_over(history: History) -> None:
 def test_two_nodes_that_differ(history: History) -> None:
     history.judge._changed("n2", [(CHANGE_PUT, "x", 1, packed(b"other", "", 1, 1, 1), b"")])
     assert "n2 made other changes at revision 1 than n1" in str(history.world.found)
+
+
+def test_a_lease_that_does_not_end_is_found(history: History) -> None:
+    history.world.now = 9.0
+    history.judge.renewals.append(Renewal("l0", 1.0, 2, known_at=1.1))
+    history.judge.renewals.append(Renewal("l1", 1.0, 2, known_at=1.1))
+    history.judge._applied_in(1)
+    history.world.now = 11.9
+    history.judge.check_ended(lambda key: True, mended_at=8.0)  # the leader has led for 2.9 s
+    history.world.now = 12.1
+    history.judge.check_ended(lambda key: False, mended_at=8.0)
+    history.judge.unsure.add("l0")
+    history.judge.check_ended(lambda key: key == "l0", mended_at=8.0)
+    with pytest.raises(Violation, match=r"l1 is there at 12\.100; its lease was over by 12\.002"):
+        history.judge.check_ended(lambda key: True, mended_at=8.0)

@@ -191,14 +191,14 @@ class Workload:
             called_at = self.world.now
             try:
                 done = await client.put(key, b"leased", ttl=ttl_s, idempotency_key=f"lease {number}")
-                self.judge.renewals.append(Renewal(key, called_at, ttl_s))
+                self.judge.renewals.append(Renewal(key, called_at, ttl_s, self.world.now))
                 for _ in range(self.draw.randrange(3)):
                     await asyncio.sleep(self.draw.uniform(0.0, ttl_s / 2))
                     called_at = self.world.now
                     await client.leases.keep_alive(cast(int, done.lease))
-                    self.judge.renewals.append(Renewal(key, called_at, ttl_s))
+                    self.judge.renewals.append(Renewal(key, called_at, ttl_s, self.world.now))
             except errors.KvnodeError:
-                pass
+                self.judge.unsure.add(key)
             await self._pause(0.3)
 
     async def _locks(self, client: Client) -> None:
