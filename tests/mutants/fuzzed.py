@@ -51,8 +51,8 @@ FUZZED = (
     Mutant(
         "a learner counts among those that confirm a read",
         _GUARD,
-        "        if core.is_member(node_id):\n            core.rounds.echo",
-        "        if core.is_follower(node_id):\n            core.rounds.echo",
+        "        if core.rounds.in_flight and core.is_member(node_id):\n",
+        "        if core.rounds.in_flight and core.is_follower(node_id):\n",
     ),
     Mutant(
         "a promise leaves one change before it is durable",

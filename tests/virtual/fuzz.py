@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 import time
+import warnings
 from collections import Counter
 
 from tests.virtual.schedule import MIXES, Outcome, run_schedule
@@ -65,6 +66,7 @@ if __name__ == "__main__":
             [sys.executable, "-m", "tests.virtual.fuzz", *sys.argv[1:]],
             os.environ | {"PYTHONHASHSEED": "0"},
         )
+    warnings.simplefilter("ignore", RuntimeWarning)  # of coroutines that had not begun when their schedule ended
     code = main()
     sys.stdout.flush()
     os._exit(code)  # nothing that is left of ended processes has anything to say

@@ -152,3 +152,14 @@ def test_a_lease_that_does_not_end_is_found(history: History) -> None:
     history.judge.check_ended(lambda key: key == "l0", mended_at=8.0)
     with pytest.raises(Violation, match=r"l1 is there at 12\.100; its lease was over by 12\.002"):
         history.judge.check_ended(lambda key: True, mended_at=8.0)
+
+
+def test_a_watch_may_end_in_the_middle_of_a_revision(history: History) -> None:
+    history.world.now = 5.0
+    history.judge._changed("n1", [(CHANGE_EXPIRE, key, 3, b"", b"") for key in ("l1", "l2", "l3", "l4")])
+    watch = Watch("l", 1, [("expire", "l1", 3, b"")])
+    history.judge.watches.append(watch)
+    history.judge.check()
+    history.judge._changed("n1", [(CHANGE_EXPIRE, "l5", 4, b"", b"")])
+    watch.events.append(("expire", "l5", 4, b""))
+    history.breaks("a watch of 'l' was told")
