@@ -38,7 +38,6 @@ from kvnode.state.etcd_requests import (
     VALUE,
     VERSION,
     Range,
-    Txn,
 )
 from kvnode.state.items import MARKS, content_of, lease_of, unpacked, value_bytes, value_slice
 from kvnode.state.limits import TRANSACTION_READ_BYTES_MAX, VISIT_BYTES
@@ -180,10 +179,10 @@ def _valued(entries: Iterator[tuple[str, bytes]], budget: ReadBudget) -> Iterato
 # --- carrying out ----------------------------------------------------------------------------------
 
 
-def evaluate(store: KeyValueStore, request: Txn) -> TxnDone | FutureRevision | ReadsTooLarge:
-    """The answer to a transaction that writes nothing, from the store as it is now."""
+def evaluate(store: KeyValueStore, packed: Sequence[Any]) -> TxnDone | FutureRevision | ReadsTooLarge:
+    """The answer to a `Txn.packed` that writes nothing, from the store as it is now."""
     try:
-        done = transact_etcd(store, request.packed)
+        done = transact_etcd(store, packed)
     except OverBudget:
         return ReadsTooLarge(store.revision)
     assert isinstance(done, TxnDone | FutureRevision)  # only puts are refused otherwise

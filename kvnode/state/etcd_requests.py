@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
@@ -72,8 +71,7 @@ _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 # --- what is asked ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Compare:
+class Compare(NamedTuple):
     """That a field of each key of a span stands to the operand as `sign` says; of a span without keys, that 0 does.
 
     The operand is bytes for a value, else an int of 64 bits with a sign.
@@ -85,12 +83,11 @@ class Compare:
     operand: bytes | int
 
     @property
-    def packed(self) -> tuple[Any, ...]:
-        return (*self.span, self.target, self.sign, self.operand)
+    def packed(self) -> list[Any]:
+        return [*self.span, self.target, self.sign, self.operand]
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(NamedTuple):
     """The keys of a span, `limit` of them (0: all) behind order and filters. A filter of 0 is none."""
 
     span: Span
@@ -111,8 +108,7 @@ class Range:
         return _short([RANGE, *self.span, self.limit, self.sort_by, self.sort, flags, *filters], 3)
 
 
-@dataclass(frozen=True, slots=True)
-class Past:
+class Past(NamedTuple):
     """In the place of a range at a past revision. It is read by the node that was asked, before the transaction is
     proposed, as nodes know different stretches of the past; what has passed does not change any more."""
 
@@ -123,8 +119,7 @@ class Past:
         return [PAST, self.revision]
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+class Put(NamedTuple):
     """`ignore_value` and `ignore_lease` keep what the key has, and need it to be there. Otherwise it has `lease` from
     now on, 0: none."""
 
@@ -147,8 +142,7 @@ class Put:
         return encode_put(self.key, self.value, "", None, None, self.lease, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteRange:
+class DeleteRange(NamedTuple):
     """The keys of a span go away."""
 
     span: Span
@@ -163,8 +157,7 @@ class DeleteRange:
         return bytes(_pack((ETCD_DELETE, (*self.span, int(self.prev_kv)))))
 
 
-@dataclass(frozen=True, slots=True)
-class Txn:
+class Txn(NamedTuple):
     """At most OPERATIONS_MAX of each on every path into its depth, OPERATIONS_NESTED_MAX and TRANSACTION_BYTES_MAX in
     all. `fault` says what is wrong with one."""
 
@@ -178,7 +171,7 @@ class Txn:
         return [TXN, [compare.packed for compare in self.compares], *branches]
 
     def encode(self) -> bytes:
-        return bytes(_pack((ETCD_TXN, *self.packed[1:])))
+        return encode_packed(self.packed)
 
     def spans(self) -> Iterator[Span]:
         """All that it compares, reads, writes and deletes, whichever branch it is in."""
@@ -204,6 +197,11 @@ class Txn:
 Operation = Range | Past | Put | DeleteRange | Txn
 
 
+def encode_packed(packed: list[Any]) -> bytes:
+    """The command of a `Txn.packed`."""
+    return bytes(_pack((ETCD_TXN, *packed[1:])))
+
+
 def _short(fields: list[Any], least: int) -> list[Any]:
     while len(fields) > least and fields[-1] == 0 and type(fields[-1]) is not bytes:
         fields.pop()
@@ -220,15 +218,13 @@ DUPLICATE: Final = "a transaction puts a key twice, or puts and deletes it"
 _LENGTHS: Final = {RANGE: (3, 11), PUT: (3, 5), DELETE: (3, 4), TXN: (4, 4), PAST: (2, 2)}
 
 
-def fault(request: Txn) -> str | None:
-    """What is wrong with a transaction before it is proposed: TOO_MANY, TOO_DEEP, DUPLICATE or a clause."""
-    return transaction_fault(msgpack.unpackb(request.encode(), use_list=True, max_array_len=OPERATIONS_MAX * 8))
-
-
 def transaction_fault(command: list[Any]) -> str | None:
-    """What is wrong with the inside of a decoded ETCD_TXN, or None. Total."""
+    """What is wrong with the inside of a decoded ETCD_TXN, or of a `Txn.packed`: TOO_MANY, TOO_DEEP, DUPLICATE or a
+    clause; None where it can be carried out. Total.
+    """
     found = _Faults()
-    return found.transaction(command, OPERATIONS_MAX, 1) or found.clash(command)[2]
+    wrong = found.transaction(command, OPERATIONS_MAX, 1)
+    return found.clash(command)[2] if wrong is None and found.may_clash else wrong
 
 
 class _Faults:
@@ -236,6 +232,7 @@ class _Faults:
 
     def __init__(self) -> None:
         self.left = OPERATIONS_NESTED_MAX
+        self.may_clash = False  # a branch has two operations
 
     def transaction(self, txn: list[Any], most: int, depth: int) -> str | None:
         """As etcd counts: what this one has of its most numerous list is not left for those within it."""
@@ -252,12 +249,14 @@ class _Faults:
         for compare in compares:
             if (wrong := compare_fault(compare)) is not None:
                 return wrong
-        for operation in (each for branch in branches for each in branch):
-            wrong = operation_fault(operation)
-            if wrong is None and operation[0] == TXN:
-                wrong = self.transaction(operation, most - widest, depth + 1)
-            if wrong is not None:
-                return wrong
+        for branch in branches:
+            self.may_clash |= len(branch) > 1
+            for operation in branch:
+                wrong = operation_fault(operation)
+                if wrong is None and operation[0] == TXN:
+                    wrong = self.transaction(operation, most - widest, depth + 1)
+                if wrong is not None:
+                    return wrong
         return None
 
     def clash(self, txn: list[Any]) -> tuple[set[str], list[tuple[str, str | None]], str | None]:

@@ -27,7 +27,7 @@ from kvnode.state.etcd_requests import (
     Put,
     Range,
     Txn,
-    fault,
+    transaction_fault,
 )
 from kvnode.state.items import unpacked
 from kvnode.state.limits import NESTING_MAX, OPERATIONS_MAX, TRANSACTION_READ_BYTES_MAX
@@ -198,7 +198,7 @@ def test_transactions_do_what_a_model_of_etcd_does(seed: int) -> None:
             assert plain == wanted, request
         else:
             if not asked.writes:
-                assert seen(evaluate(node.store, asked)) == wanted
+                assert seen(evaluate(node.store, asked.packed)) == wanted
             result = node.apply(asked.encode())
             assert seen(result) == wanted, request
             assert isinstance(result, TxnDone)
@@ -310,7 +310,7 @@ def wide(operations: int) -> tuple[Operation, ...]:
     ],
 )
 def test_the_form_of_a_transaction(txn: Txn, wanted: str | None) -> None:
-    assert fault(txn) == wanted
+    assert transaction_fault(txn.packed) == wanted
     result = node_with().apply(txn.encode())
     assert (result.reason if isinstance(result, Invalid) else None) == wanted
 
@@ -343,7 +343,7 @@ def test_a_transaction_that_reads_too_much_changes_nothing(last: Operation) -> N
     assert node.store.changes == changes
     assert node.store.leases.keys(1) == ["0", "1", "2", "3", "4"]
     if not txn.writes:
-        assert evaluate(node.store, txn) == ReadsTooLarge(node.store.revision)
+        assert evaluate(node.store, txn.packed) == ReadsTooLarge(node.store.revision)
     # Without values there is room for them all.
     counted = node.apply(Txn((), (Range(Span("", ""), keys_only=True),), ()).encode())
     assert isinstance(counted, TxnDone)

@@ -6,13 +6,14 @@ this node first, since nodes remember different stretches of it (`etcd_requests.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from aiohttp import web
 
 from kvnode.http.answer import Answer
-from kvnode.http.budget import SMALL_BYTES, Budgets
+from kvnode.http.body import whole_body
+from kvnode.http.budget import SMALL_BYTES, Budgets, Hold
 from kvnode.http.consistency import stale
 from kvnode.http.credentials import check_still_admitted
 from kvnode.http.gateway.errors import (
@@ -25,6 +26,7 @@ from kvnode.http.gateway.errors import (
 )
 from kvnode.http.gateway.header import Headers
 from kvnode.http.gateway.keys import (
+    BODY_BYTES_MAX,
     DELETE_RANGE,
     PUT,
     RANGE,
@@ -43,8 +45,9 @@ from kvnode.http.gateway.keys import (
     refusal,
     span_in,
 )
-from kvnode.http.gateway.message import data, enum, int64, raw, read, repeated, table
+from kvnode.http.gateway.message import data, enum, int64, message, raw, read, repeated, table
 from kvnode.http.group import Group
+from kvnode.http.later import Later
 from kvnode.http.rights import READ, Rights, rights_of
 from kvnode.http.route import Endpoint, Methods
 from kvnode.metrics.recent import Traffic
@@ -61,7 +64,8 @@ from kvnode.state.etcd_requests import (
     Put,
     Range,
     Txn,
-    fault,
+    encode_packed,
+    transaction_fault,
 )
 from kvnode.state.items import value_bytes
 from kvnode.state.limits import NESTING_MAX, OPERATIONS_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_READ_BYTES_MAX
@@ -95,46 +99,97 @@ class Step(NamedTuple):
 
 
 def routes(group: Group, budgets: Budgets, headers: Headers, traffic: Traffic) -> dict[str, Methods]:
-    async def txn(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        sent = await large_message(request, budgets, None, _TXN)
-        headers.check_ready()
+    transactions = Transactions(group, budgets, headers, traffic)
+    return {"/v3/kv/txn": {"POST": Endpoint(transactions.txn, right=READ, scoped=True)}}
+
+
+class Transactions:
+    """The handler. A small transaction that writes is proposed where it arrives, and answered without a task."""
+
+    __slots__ = ("_budgets", "_group", "_headers", "_traffic")
+
+    def __init__(self, group: Group, budgets: Budgets, headers: Headers, traffic: Traffic) -> None:
+        self._traffic = traffic
+        self._group = group
+        self._budgets = budgets
+        self._headers = headers
+
+    def txn(self, request: web.BaseRequest, rest: str, query: str) -> Awaitable[Answer]:
+        body = whole_body(request, BODY_BYTES_MAX)
+        if body is None or len(body) > SMALL_BYTES:
+            return self._as_it_comes(request, body)
+        return self._begin(request, message(body, _TXN))
+
+    async def _as_it_comes(self, request: web.BaseRequest, body: bytes | None) -> Answer:
+        return await self._begin(request, await large_message(request, self._budgets, body, _TXN))
+
+    def _begin(self, request: web.BaseRequest, sent: dict[str, Any]) -> Awaitable[Answer]:
+        self._headers.check_ready()
         root = _transaction(sent, 1)
-        _check(root)
-        rights = rights_of(request)
-        leases = _check_rights(group, rights, root)
-        reads = list(_reads(root))
-        if any(wanted.revision > 0 for wanted in reads):
-            await group.read_barrier()
-            root = _with_past(group, root)
         transaction = root.operation
         assert isinstance(transaction, Txn)
+        packed = transaction.packed
+        _check(packed)
+        steps = list(_steps(root))
+        rights = rights_of(request)
+        leases = _check_rights(self._group, rights, transaction, steps)
         if not transaction.writes:
-            if reads and all(wanted.serializable for wanted in reads) and not transaction.compares:
-                stale(group)
-            else:
-                await group.read_barrier()
-                check_still_admitted(request)
-            await budgets.turns.take()
-            hold = budgets.answers.hold(_read_bytes(group, root))
-            result: Any = evaluate(group.store, transaction)
+            return self._read(request, root, steps, packed)
+        command = encode_packed(packed)
+        if len(command) > TRANSACTION_BYTES_MAX:
+            raise Status(INVALID_ARGUMENT, TOO_LARGE)
+        if leases:
+            command = rights.on_leases(self._group.store, command, leases)
+        if _reads_past(steps):
+            return self._propose_with_past(root, command)
+        return self._propose(root, steps, command)
+
+    async def _read(self, request: web.BaseRequest, root: Step, steps: Sequence[Step], packed: Sequence[Any]) -> Answer:
+        if _reads_past(steps):
+            await self._group.read_barrier()
+            root = _with_past(self._group, root)
+            steps = list(_steps(root))
+        reads = [step.wanted for step in steps if step.wanted is not None]
+        if reads and all(wanted.serializable for wanted in reads) and not packed[1]:
+            stale(self._group)
         else:
-            command = transaction.encode()
-            if len(command) > TRANSACTION_BYTES_MAX:
-                raise Status(INVALID_ARGUMENT, TOO_LARGE)
-            # Before anything is proposed: an answer that finds no room afterwards would leave its client in doubt.
-            hold = budgets.answers.hold(_read_bytes(group, root))
-            if leases:
-                command = rights.on_leases(group.store, command, leases)
-            result = await group.propose(command)
+            await self._group.read_barrier()
+            check_still_admitted(request)
+        await self._budgets.turns.take()
+        hold = self._budgets.answers.hold(_read_bytes(self._group, steps))
+        result = evaluate(self._group.store, packed)
         if type(result) is not TxnDone:
             raise refusal(result)
-        ran = root.branches[0 if result.succeeded else 1]
-        traffic.wrote_each(step.operation.key for step in ran if isinstance(step.operation, Put))
         if hold.size > SMALL_BYTES:
-            await budgets.turns.take(done=transaction.writes)
-        return message_answer(headers.of(result.revision), *_done(root, result)).holding(hold)
+            await self._budgets.turns.take()
+        return self._answer(root, result, hold)
 
-    return {"/v3/kv/txn": {"POST": Endpoint(txn, right=READ, scoped=True)}}
+    async def _propose_with_past(self, root: Step, command: bytes) -> Answer:
+        await self._group.read_barrier()
+        root = _with_past(self._group, root)
+        return await self._propose(root, list(_steps(root)), command)
+
+    def _propose(self, root: Step, steps: Sequence[Step], command: bytes) -> Later[Any]:
+        # Held before anything is proposed: an answer that finds no room afterwards would leave its client in doubt.
+        hold = self._budgets.answers.hold(_read_bytes(self._group, steps))
+
+        def was_proposed(result: Any) -> Answer | Awaitable[Answer]:
+            if type(result) is not TxnDone:
+                raise refusal(result)
+            if hold.size > SMALL_BYTES:
+                return self._answer_in_turn(root, result, hold)
+            return self._answer(root, result, hold)
+
+        return Later(self._group.propose(command), was_proposed)
+
+    async def _answer_in_turn(self, root: Step, result: TxnDone, hold: Hold) -> Answer:
+        await self._budgets.turns.take(done=True)
+        return self._answer(root, result, hold)
+
+    def _answer(self, root: Step, result: TxnDone, hold: Hold) -> Answer:
+        ran = root.branches[0 if result.succeeded else 1]
+        self._traffic.wrote_each(step.operation.key for step in ran if isinstance(step.operation, Put))
+        return message_answer(self._headers.of(result.revision), *_done(root, result)).holding(hold)
 
 
 # --- what is asked ---------------------------------------------------------------------------------
@@ -178,10 +233,8 @@ def _step(entry: Any, depth: int) -> Step:
     return Step(Past(wanted.revision) if wanted.revision > 0 else wanted.range, wanted)
 
 
-def _check(root: Step) -> None:
-    transaction = root.operation
-    assert isinstance(transaction, Txn)
-    wrong = fault(transaction)
+def _check(packed: list[Any]) -> None:
+    wrong = transaction_fault(packed)
     if wrong is None:
         return
     if wrong in (TOO_MANY, TOO_DEEP):
@@ -191,13 +244,11 @@ def _check(root: Step) -> None:
     raise Status(INVALID_ARGUMENT, f"The transaction cannot be carried out: {wrong}.")
 
 
-def _check_rights(group: Group, rights: Rights, root: Step) -> tuple[int, ...]:
+def _check_rights(group: Group, rights: Rights, transaction: Txn, steps: Sequence[Step]) -> tuple[int, ...]:
     """For all that the transaction names, whichever branch will run; the leases of it, for a token with prefixes.
 
     Raises Forbidden.
     """
-    transaction = root.operation
-    assert isinstance(transaction, Txn)
     if transaction.writes:
         rights.check_write()
     if not rights.prefixes:
@@ -205,7 +256,7 @@ def _check_rights(group: Group, rights: Rights, root: Step) -> tuple[int, ...]:
     leases: set[int] = set()
     for keys in transaction.spans():
         check_span(rights, keys)
-    for step in _steps(root):
+    for step in steps:
         if step.wanted is not None:  # of the past as well
             check_span(rights, step.wanted.range.span)
         if isinstance(step.operation, Put) and step.operation.lease:
@@ -219,11 +270,12 @@ def _steps(root: Step) -> Iterator[Step]:
     for branch in root.branches:
         for step in branch:
             yield step
-            yield from _steps(step)
+            if isinstance(step.operation, Txn):
+                yield from _steps(step)
 
 
-def _reads(root: Step) -> Iterator[Wanted]:
-    return (step.wanted for step in _steps(root) if step.wanted is not None)
+def _reads_past(steps: Sequence[Step]) -> bool:
+    return any(step.wanted is not None and step.wanted.revision > 0 for step in steps)
 
 
 def _with_past(group: Group, root: Step) -> Step:
@@ -238,10 +290,10 @@ def _with_past(group: Group, root: Step) -> Step:
     return root
 
 
-def _read_bytes(group: Group, root: Step) -> int:
+def _read_bytes(group: Group, steps: Sequence[Step]) -> int:
     """What the answer may take of the budget: 0 where it is small, the most that one may read where it may be large."""
     size, store = 0, group.store
-    for step in _steps(root):
+    for step in steps:
         operation = step.operation
         if step.past is not None:
             size += sum(value_bytes(packed) for _, packed in step.past.items)
