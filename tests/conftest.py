@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from kvnode.http.audit import ANONYMOUS
@@ -16,6 +17,10 @@ from tests.cluster import Cluster
 # No test trusts a public certificate authority, and each of the hundreds of processes that the tests start would load
 # some hundred and forty of them: an eighth of a node's start.
 os.environ.update(SSL_CERT_FILE=os.devnull, SSL_CERT_DIR=os.devnull)
+
+# An example's time says more of what runs beside it than of the code: the benchmarks measure the latter.
+hypothesis.settings.register_profile("kvnode", deadline=None)
+hypothesis.settings.load_profile("kvnode")
 
 CLUSTERS = pytest.StashKey[list[Cluster]]()
 LOG_TAIL_CHARS = 6_000
