@@ -11,7 +11,7 @@ would be by itself under that Idempotency-Key: sent again as a PUT or DELETE, it
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ from kvnode.http.leases import remaining_s
 from kvnode.http.rights import WRITE, Rights, rights_of
 from kvnode.http.route import Endpoint, Methods
 from kvnode.http.txn import KEY_FIELDS, PUT_FIELDS, single
-from kvnode.http.writing import idempotency_key, named, not_written
+from kvnode.http.writing import idempotency_key, named, not_written, source_of
 from kvnode.metrics.recent import Traffic
 from kvnode.state.commands import Delete, IdempotencyKey, encode_put
 from kvnode.state.items import content_of, unpacked
@@ -67,9 +67,9 @@ class Batches:
     async def carry_out(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         group = self._group
         rights = rights_of(request)
-        batch = Batch(group, rights, idempotency_key(request, group, batch=True))
+        batch = Batch(group, rights, idempotency_key(request, group, batch=True), source_of(request, group))
         document = await read_object(request, BODY_BYTES_MAX, _BODY)
-        batch.take(document, named(request, group))
+        batch.take(document)
         del document  # what follows waits, and it holds each value once more
         writes = batch.writes
         self._traffic.wrote_each([batch.keys[number] for number in writes])
@@ -142,14 +142,15 @@ class Batch:
     """
 
     __slots__ = (
-        "_group", "_idempotency", "_rights", "commands", "independent", "keys", "outcomes", "read_bytes", "reads",
-        "shown", "stale", "writes",
+        "_group", "_idempotency", "_rights", "_source", "commands", "independent", "keys", "outcomes", "read_bytes",
+        "reads", "shown", "stale", "writes",
     )  # fmt: skip
 
-    def __init__(self, group: Group, rights: Rights, idempotency: IdempotencyKey) -> None:
+    def __init__(self, group: Group, rights: Rights, idempotency: IdempotencyKey, source: int) -> None:
         self._group = group
         self._rights = rights
         self._idempotency = idempotency  # of the batch
+        self._source = source  # of writes with a key of their own
         self.independent = False
         self.keys: list[str] = []
         self.outcomes: list[Outcome] = []
@@ -160,11 +161,8 @@ class Batch:
         self.shown: dict[int, str] = {}
         self.read_bytes = 0
 
-    def take(self, document: dict[str, Any], name: Callable[[str], IdempotencyKey]) -> None:
-        """Raises BadRequest, TooLarge or Forbidden for what is wrong somewhere; see above for what is independent.
-
-        `name`: what a write with a key of its own is remembered by.
-        """
+    def take(self, document: dict[str, Any]) -> None:
+        """Raises BadRequest, TooLarge or Forbidden for what is wrong somewhere; see above for what is independent."""
         self.independent = independent = document.get("independent", False)
         if type(independent) is not bool:
             raise BadRequest('"independent" is true or false.')
@@ -175,13 +173,13 @@ class Batch:
             self.keys.append("")
             self.outcomes.append(None)
             try:
-                self._take(number, entry, name)
+                self._take(number, entry)
             except KvnodeError as error:
                 if not independent:
                     raise
                 self.outcomes[number] = error
 
-    def _take(self, number: int, entry: Any, name: Callable[[str], IdempotencyKey]) -> None:
+    def _take(self, number: int, entry: Any) -> None:
         what = f"operations[{number}]"
         independent = self.independent
         kind, content = single(entry, what, _KINDS if independent else _WRITES)
@@ -200,13 +198,13 @@ class Batch:
                 checked_object(content, what, _DELETE if independent else KEY_FIELDS), what
             )
             rights.check_key(key)
-            command = Delete(key, None, self._key_of(number, content, what, name)).encode()
+            command = Delete(key, None, self._key_of(number, content, what)).encode()
         else:
             put = checked_object(content, what, _PUT if independent else PUT_FIELDS)
             self.keys[number] = key = key_in(put, what)
             rights.check_key(key)
             lease, ttl_s = leasing_in(put, what)
-            idempotency = self._key_of(number, put, what, name)
+            idempotency = self._key_of(number, put, what)
             command = encode_put(key, value_in(put, what), content_type_in(put, what), None, idempotency, lease, ttl_s)
             if lease:
                 rights.check_lease(self._group.store, lease)
@@ -214,15 +212,13 @@ class Batch:
         self.commands.append(command)
         self.writes.append(number)
 
-    def _key_of(
-        self, number: int, content: dict[str, Any], what: str, name: Callable[[str], IdempotencyKey]
-    ) -> IdempotencyKey:
+    def _key_of(self, number: int, content: dict[str, Any], what: str) -> IdempotencyKey:
         """Its own key; or, under the batch's, one that no client would send, for it alone."""
         own = content.get("idempotency_key")
         if own is not None:
             if type(own) is not str:
                 raise BadRequest(f'{what} has an "idempotency_key" that is not a text.')
-            return name(own)
+            return named(own, self._rights, self._source)
         idempotency = self._idempotency
         if idempotency is None:
             return None

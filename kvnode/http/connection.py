@@ -267,8 +267,13 @@ class Connection(Arrivals):
             return False
         begin = line.end()
         end = data.find(END, begin) + 4
-        head = app.heads.find(data[begin:end])
-        if head is None or len(data) - end != head.body_bytes:
+        head, key = app.heads.find(data[begin:end]), None
+        if head is None:
+            found = app.heads.find_keyed(data, begin, end)
+            if found is None:
+                return False
+            head, key = found
+        if len(data) - end != head.body_bytes:
             return False
         if self._late is not None:
             self._in_time()
@@ -283,7 +288,7 @@ class Connection(Arrivals):
             query = raw_query.decode()
             target = f"{path}?{query}"
         free = head is self.admitted
-        request = KnownRequest(head, METHODS[method], target, data[end:], self, free)
+        request = KnownRequest(head, METHODS[method], target, data[end:], self, free, key)
         self._proceed(request, app.begin(request, path, query, free))
         return True
 

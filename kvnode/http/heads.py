@@ -5,6 +5,9 @@ and Content-Length. So a parsed head is kept under its very bytes, from the firs
 connections. A request that came whole, has a plain request line and a head that is kept needs no parser, no URL and no
 stream for its body, which is a fifth of what a small request costs.
 
+An Idempotency-Key is new in each request that has one, and that is every write of a client that may repeat it. So its
+line is cut out: the rest is what is kept and looked up, and `KnownRequest.key` is the key.
+
 The same bytes mean what they meant before: for HTTP/1.1 and these methods, nothing in a request line changes how header
 lines are read or where the body ends (RFC 9112, 6.3). All other heads go to aiohttp's parser.
 """
@@ -16,11 +19,12 @@ from typing import Final
 
 from aiohttp import HttpVersion11, hdrs
 from aiohttp.http import RawRequestMessage
-from multidict import istr
+from multidict import CIMultiDict, CIMultiDictProxy, istr
 
 from kvnode.http.timeout import TIMEOUT
-from kvnode.state.limits import CONTENT_TYPE_BYTES_MAX
+from kvnode.state.limits import CONTENT_TYPE_BYTES_MAX, IDEMPOTENCY_KEY_CHARS_MAX
 
+IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
 SEC_FETCH_SITE: Final = istr("Sec-Fetch-Site")
 _PLAIN: Final = rb"[A-Za-z0-9/._~:@!$&'()*+,;=%-]"  # RFC 3986, 3.3
 # Method, path and query.
@@ -29,12 +33,16 @@ REQUEST_LINE: Final = re.compile(
 )
 METHODS: Final = {method.encode(): method for method in ("GET", "PUT", "HEAD", "DELETE", "POST")}
 END: Final = b"\r\n\r\n"
+# As most clients write it, with no space that a parser would strip. All other ways to write it go to the parser.
+KEY_LINE: Final = re.compile(
+    rb"\r\nIdempotency-Key: ([!-~](?:[ -~]{0,%d}[!-~])?)(?=\r\n)" % (IDEMPOTENCY_KEY_CHARS_MAX - 2)
+)
 KEPT_MAX: Final = 1_024  # for all connections: the kinds of clients that a node has, and the lengths of their bodies
 BYTES_MAX: Final = 1_024  # of each, as most clients send less; all together they are 5 MB as they are kept
 # They differ from request to request, or change what a request is. A cookie is somebody's secret.
 _NOT_KEPT: Final = (
     hdrs.CONTENT_ENCODING, hdrs.COOKIE, hdrs.EXPECT, hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, hdrs.RANGE,
-    hdrs.TRANSFER_ENCODING, hdrs.UPGRADE, istr("Idempotency-Key"), istr("Last-Event-ID"), istr("Traceparent"),
+    hdrs.TRANSFER_ENCODING, hdrs.UPGRADE, IDEMPOTENCY_KEY, istr("Last-Event-ID"), istr("Traceparent"),
     istr("X-Request-Id"),
 )  # fmt: skip
 
@@ -65,6 +73,14 @@ class Heads:
         self._kept: dict[bytes, Head] = {}
         self.find = self._kept.get
 
+    def find_keyed(self, data: bytes, begin: int, end: int) -> tuple[Head, str] | None:
+        """As `find`, for the head there with the line of its Idempotency-Key cut out; and that key."""
+        line = KEY_LINE.search(data, begin - 2, end)
+        if line is None:
+            return None
+        head = self._kept.get(_without(line, data, begin, end))
+        return None if head is None else (head, line[1].decode())
+
     def are_of(self, data: bytes, message: RawRequestMessage, body_bytes: int) -> bool:
         """Whether `data` ends with the request that the parser has made `message` and `body_bytes` of, and begins as
         one. Its head is kept then, where it may come again.
@@ -76,9 +92,10 @@ class Heads:
         end = data.find(END, begin - 2) + len(END)
         if end + body_bytes != len(data):
             return False
-        head = data[begin:end]
+        key = KEY_LINE.search(data, begin - 2, end)
+        head = data[begin:end] if key is None else _without(key, data, begin, end)
         if head not in self._kept and len(head) <= BYTES_MAX and not message.should_close:
-            self._keep(head, line, message, body_bytes)
+            self._keep(head, line, message if key is None else _keyless(message), body_bytes)
         return True
 
     def _keep(self, head: bytes, line: re.Match[bytes], message: RawRequestMessage, body_bytes: int) -> None:
@@ -94,6 +111,21 @@ class Heads:
         if len(self._kept) >= KEPT_MAX:
             del self._kept[next(iter(self._kept))]
         self._kept[head] = Head(message, body_bytes)
+
+
+def _without(key: re.Match[bytes], data: bytes, begin: int, end: int) -> bytes:
+    """The head in `data` without this line."""
+    return data[begin : key.start() + 2] + data[key.end() + 2 : end]
+
+
+def _keyless(message: RawRequestMessage) -> RawRequestMessage:
+    """The message as it would be without its Idempotency-Key; unchanged where it has several."""
+    if len(message.headers.getall(IDEMPOTENCY_KEY)) != 1:
+        return message
+    headers = CIMultiDict(message.headers)
+    del headers[IDEMPOTENCY_KEY]
+    raw = tuple(pair for pair in message.raw_headers if pair[0] != IDEMPOTENCY_KEY.encode())
+    return message._replace(headers=CIMultiDictProxy(headers), raw_headers=raw)
 
 
 def content_type_fault(content_type: str) -> str | None:

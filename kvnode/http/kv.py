@@ -66,8 +66,9 @@ class Keys:
         if self._traffic.left <= 0:
             self._traffic.wrote(key)
         if type(request) is KnownRequest and free and not query and len(request.body) <= VALUE_BYTES_MAX:
-            # Nearly every put of an open node. Heads with a condition or an Idempotency-Key are not kept.
-            command = encode_put(key, request.body, request.head.content_type, None, None, 0, 0)
+            # Nearly every put of an open node. Heads with a condition are not kept.
+            name = None if request.key is None else idempotency_key(request, self._group)
+            command = encode_put(key, request.body, request.head.content_type, None, name, 0, 0)
             return Later(self._group.propose(command), partial(_put, key))
         rights = rights_of(request)
         lease, ttl_s = leasing(Query(query)) if query else (0, 0)

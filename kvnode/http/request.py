@@ -49,16 +49,25 @@ class Request(web.BaseRequest):
 class KnownRequest(Request):
     """A request whose head was known (`heads.py`), with its body as it came. `content` is at its end.
 
-    `free`: the door lets anybody in with this head, and so who asks has every right.
+    `free`: the door lets anybody in with this head, and so who asks has every right. `key`: its Idempotency-Key, which
+    is none of `headers`, None without one.
     """
 
-    __slots__ = ("free", "head")
+    __slots__ = ("free", "head", "key")
 
     def __init__(
-        self, head: Head, method: str, target: str, body: bytes, protocol: web.RequestHandler, free: bool
+        self,
+        head: Head,
+        method: str,
+        target: str,
+        body: bytes,
+        protocol: web.RequestHandler,
+        free: bool,
+        key: str | None,
     ) -> None:
         self.head = head
         self.free = free
+        self.key = key
         self._protocol = protocol
         self.body = body
         self.content = EMPTY_PAYLOAD

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, cast
 from zlib import crc32
 
 from aiohttp import web
-from multidict import istr
 
 from kvnode.errors import (
     BadRequest,
@@ -20,7 +18,9 @@ from kvnode.errors import (
 )
 from kvnode.http.credentials import admission_of
 from kvnode.http.group import Group
-from kvnode.http.rights import lease_outside, rights_of
+from kvnode.http.heads import IDEMPOTENCY_KEY
+from kvnode.http.request import KnownRequest
+from kvnode.http.rights import Rights, lease_outside, rights_of
 from kvnode.net.proxies import client_network
 from kvnode.state.commands import IdempotencyKey
 from kvnode.state.limits import (
@@ -44,41 +44,45 @@ from kvnode.state.results import (
 if TYPE_CHECKING:
     from kvnode.http.connection import Connection
 
-IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
-
 
 def idempotency_key(request: web.BaseRequest, group: Group, batch: bool = False) -> IdempotencyKey:
     """What the request's Idempotency-Key is remembered by (`named`); None without one."""
-    if IDEMPOTENCY_KEY not in request.headers:
+    if type(request) is KnownRequest:
+        key = request.key
+        if key is None:
+            return None
+    elif IDEMPOTENCY_KEY in request.headers:
+        keys = request.headers.getall(IDEMPOTENCY_KEY)
+        if len(keys) > 1:
+            raise BadRequest("The request has more than one Idempotency-Key; send one of them.")
+        key = keys[0]
+    else:
         return None
-    keys = request.headers.getall(IDEMPOTENCY_KEY)
-    if len(keys) > 1:
-        raise BadRequest("The request has more than one Idempotency-Key; send one of them.")
-    return named(request, group, batch)(keys[0])
+    return named(key, rights_of(request), source_of(request, group, batch))
 
 
-def named(request: web.BaseRequest, group: Group, batch: bool = False) -> Callable[[str], IdempotencyKey]:
+def named(key: str, rights: Rights, source: int) -> IdempotencyKey:
     """What a key is remembered by: the key as it was sent, quotes included where there are any, or what a token with
-    prefixes has in its place (`Rights.idempotency_key`). Raises BadRequest for what is no key.
-
-    With whose write it is, once every member knows of that: the token's, or the client's address. The batches of a
-    client count apart from its other writes, so that a bulk load does not stand in the way of a lock.
+    prefixes has in its place (`Rights.idempotency_key`); with whose write it is. Raises BadRequest for what is no key.
     """
-    rights = rights_of(request)
-    source = 0
-    if group.store.level >= 1:
-        admission = admission_of(request)
-        connection = cast("Connection", request.protocol)
-        who = client_network(connection.client(request)) if admission is None else f"token {admission.token.id}"
-        source = 1 + crc32((f"batch {who}" if batch else who).encode()) % SOURCE_MAX
-
-    def name(key: str) -> IdempotencyKey:
-        if not (1 <= len(key) <= IDEMPOTENCY_KEY_CHARS_MAX and key.isascii() and key.isprintable()):
-            raise BadRequest(f"An Idempotency-Key is 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII characters.")
+    if not (1 <= len(key) <= IDEMPOTENCY_KEY_CHARS_MAX and key.isascii() and key.isprintable()):
+        raise BadRequest(f"An Idempotency-Key is 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII characters.")
+    if rights.owner:
         key = rights.idempotency_key(key)
-        return (key, source) if source else key
+    return (key, source) if source else key
 
-    return name
+
+def source_of(request: web.BaseRequest, group: Group, batch: bool = False) -> int:
+    """Whose write it is, as a number, once every member knows of that: the token's, or the client's address. 0 before.
+
+    The batches of a client count apart from its other writes, so that a bulk load does not stand in the way of a lock.
+    """
+    if group.store.level < 1:
+        return 0
+    admission = admission_of(request)
+    connection = cast("Connection", request.protocol)
+    who = client_network(connection.client(request)) if admission is None else f"token {admission.token.id}"
+    return 1 + crc32((f"batch {who}" if batch else who).encode()) % SOURCE_MAX
 
 
 def not_written(result: Result) -> Exception:

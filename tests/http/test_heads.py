@@ -18,6 +18,7 @@ from tests.http.single import SingleGroup
 HOST = b"Host: localhost\r\n"
 AGENT = b"User-Agent: a client\r\nAccept: */*\r\n"
 STATED = b'If-None-Match: "1"\r\n'
+KEYED = b"Idempotency-Key: k\r\n"
 ONE = b"one"
 
 
@@ -121,13 +122,42 @@ async def test_a_head_is_parsed_once_for_all_connections(parsed: list[bytes]) ->
 
 @pytest.mark.parametrize(
     "lines",
-    [STATED, b"Idempotency-Key: k\r\n", b"Cookie: a=b\r\n", b"X-Request-Id: r\r\n", b"Connection: close\r\n"],
+    [
+        STATED,
+        2 * KEYED,
+        b"idempotency-key: k\r\n",
+        b"Idempotency-Key:  k\r\n",
+        b"Cookie: a=b\r\n",
+        b"X-Request-Id: r\r\n",
+        b"Connection: close\r\n",
+    ],
 )
 async def test_what_changes_or_is_secret_is_not_kept(parsed: list[bytes], lines: bytes) -> None:
     at, asked = server(), message(b"GET /v1/kv/a", HOST + lines)
     await exchanged(at, asked)
     await exchanged(at, asked)
     assert parsed == [asked, asked]
+
+
+@pytest.mark.parametrize("lines", [(b"", HOST + AGENT), (HOST, AGENT), (HOST + AGENT, b"")])
+async def test_a_head_is_known_whatever_its_idempotency_key(parsed: list[bytes], lines: tuple[bytes, bytes]) -> None:
+    before, behind = lines
+    at = server()
+    puts = [
+        message(b"PUT /v1/kv/a", before + b"Idempotency-Key: %b\r\n" % key + behind, ONE)
+        for key in (b"1", b"2", b"a b", b"2", b"x" * 64)
+    ]
+    answered = await exchanged(at, *puts)
+    assert parsed == puts[:1]
+    assert re.findall(rb'"version":(\d)', answered) == [b"1", b"2", b"3", b"2", b"4"]
+    assert not any(b"dempotency" in kept for kept in at.app.heads._kept)
+    await exchanged(at, message(b"PUT /v1/kv/a", HOST + AGENT, ONE))  # the same head, and no key
+    assert parsed == puts[:1]
+    for long_or_empty in (b"x" * 65, b""):
+        raw = message(b"PUT /v1/kv/a", before + b"Idempotency-Key: %b\r\n" % long_or_empty + behind, ONE)
+        assert b"HTTP/1.1 400" in await exchanged(at, raw)
+    other = message(b"PUT /v1/kv/a", before + b"Idempotency-Key: 2\r\n" + behind, b"two")
+    assert b"idempotency_key_reused" in await exchanged(at, other)
 
 
 async def test_the_end_of_another_head_is_not_kept(parsed: list[bytes]) -> None:
@@ -177,6 +207,15 @@ REQUESTS = [
     *(message(b"PUT /v1/kv/a", HOST + b"Origin: http://evil.example\r\n", ONE),),
     *(message(b"PUT /v1/kv/a", HOST + b"Kvnode-Timeout: 2.5\r\n", ONE), message(b"GET /v1/kv/a", HOST, b"a body")),
     *(message(b"PUT /v1/kv/a", HOST + b"Kvnode-Timeout: no\r\n", ONE),),
+    *(
+        message(line, HOST + key, ONE)
+        for line in (b"PUT /v1/kv/a", b"PUT /v1/kv/b", b"DELETE /v1/kv/b", b"GET /v1/kv/a")
+        for key in (KEYED, b"Idempotency-Key: other\r\n", b"Idempotency-Key: \r\n", 2 * KEYED, STATED + KEYED)
+    ),
+    *(message(b"PUT /v1/kv/a", HOST + KEYED + b"Kvnode-Timeout: 2.5\r\n", value) for value in (ONE, b"two")),
+    message(b"PUT /v1/kv/a", HOST + b"X: y\r\n " + KEYED, ONE),
+    message(b"POST /v1/batch", HOST + KEYED, b'{"operations":[{"delete":{"key":"a"}}]}'),
+    message(b"POST /v1/leases", HOST + KEYED, b'{"ttl":9}'),
     message(b"POST /v1/txn", HOST + b"Content-Type: application/json\r\n", b'{"success":[{"get":{"key":"a"}}]}'),
     b"PUT /v1/kv/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
     b"GET /v1/kv/a HTTP/1.0\r\nHost: localhost\r\n\r\n",
@@ -216,14 +255,15 @@ async def test_the_answers_are_the_parser_s(monkeypatch: pytest.MonkeyPatch, see
     [
         (message(b"GET /v1/kv/a"), 22),
         (message(b"PUT /v1/kv/a", HOST, ONE), 22),
+        (message(b"PUT /v1/kv/a", HOST + KEYED, ONE), 34),
         (message(b"GET /admin/healthz/leader"), 27),
     ],
 )
 async def test_a_request_with_a_known_head_takes_few_calls(asked: bytes, calls_max: int) -> None:
-    """In the node's HTTP and in aiohttp, without the group: 18, 18 and 23."""
+    """In the node's HTTP and in aiohttp, without the group: 18, 18, 30 and 23."""
     at = server()
     made, _ = await connected(at)
-    for raw in (message(b"PUT /v1/kv/a", HOST, ONE), asked, asked):
+    for raw in (message(b"PUT /v1/kv/a", HOST, ONE), asked, asked, asked):
         made.data_received(raw)
         await settle()
     seen: list[str] = []
