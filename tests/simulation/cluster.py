@@ -133,8 +133,8 @@ class Cluster:
             self.nodes[target].receive(source, *(self.network.take(link) for _ in range(count)))
         else:
             for _ in range(count):
-                if self.nodes[target].replica is None:
-                    break  # its disk ended it at one of these frames
+                if self.nodes[target].replica is None or not self.network.flying[link]:
+                    break  # its disk ended it at one of these frames, or it dropped the connection
                 self.nodes[target].receive(source, self.network.take(link))
         return count
 
