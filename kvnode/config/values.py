@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 HostPort = tuple[str, int]
 
+SHOWN_CHARS_MAX: Final = 64
+
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?\.?")
 _DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m)")
@@ -22,10 +24,17 @@ class Malformed(ValueError):
     """The text is not such a value; the message is half a sentence without its full stop."""
 
 
+def _quoted(text: str) -> str:
+    """As a message repeats it: some texts come from requests, and may be as long as a body."""
+    return repr(text if len(text) <= SHOWN_CHARS_MAX else text[:SHOWN_CHARS_MAX] + "…")
+
+
 def name(text: str) -> str:
     """A node's or cluster's name. It is also a directory's, hence no leading dot or dash."""
     if not _NAME.fullmatch(text):
-        raise Malformed(f"{text!r} is no name; use 1 to 63 letters, digits, '.', '_' or '-', a letter or digit first")
+        raise Malformed(
+            f"{_quoted(text)} is no name; use 1 to 63 letters, digits, '.', '_' or '-', a letter or digit first"
+        )
     return text
 
 
@@ -86,7 +95,7 @@ def host_port(text: str) -> HostPort:
     if not colon or not host:
         raise Malformed("write HOST:PORT, such as 127.0.0.1:8001")
     if not (port_text.isascii() and port_text.isdigit() and len(port_text) <= 5 and 1 <= int(port_text) <= 65_535):
-        raise Malformed(f"{port_text!r} is no port; write HOST:PORT with a port from 1 to 65535")
+        raise Malformed(f"{_quoted(port_text)} is no port; write HOST:PORT with a port from 1 to 65535")
     return _host(host), int(port_text)
 
 
@@ -95,11 +104,11 @@ def _host(text: str) -> str:
         try:
             return str(ipaddress.IPv6Address(text[1:-1]))
         except ValueError:
-            raise Malformed(f"{text} is no IPv6 address; write such as [::1]:8001") from None
+            raise Malformed(f"{_quoted(text)} is no IPv6 address; write such as [::1]:8001") from None
     if ":" in text:
         raise Malformed("an IPv6 address needs brackets; write such as [::1]:8001")
     if not _HOST.fullmatch(text):
-        raise Malformed(f"{text!r} is no host; write a name or an IP address, such as 127.0.0.1:8001")
+        raise Malformed(f"{_quoted(text)} is no host; write a name or an IP address, such as 127.0.0.1:8001")
     return text
 
 

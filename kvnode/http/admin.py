@@ -78,15 +78,15 @@ def routes(group: Group, node_id: str, version: str) -> dict[str, Methods]:
     }
 
 
-def _node(document: Mapping[str, Any]) -> str | None:
-    """The node that is meant, None for the one that was asked."""
-    node = document.get("node")
+def _node(document: Mapping[str, Any], field: str = "node") -> str | None:
+    """The node that is meant, None where none is named."""
+    node = document.get(field)
     if node is None:
         return None
     try:
         return values.name(node if isinstance(node, str) else "")
     except Malformed as problem:
-        raise BadRequest(f'"node" is the name of a node: {problem}.') from None
+        raise BadRequest(f'"{field}" is the name of a node: {problem}.') from None
 
 
 def _force(document: Mapping[str, Any]) -> bool:
@@ -98,7 +98,4 @@ def _force(document: Mapping[str, Any]) -> bool:
 
 async def _transfer_target(request: web.BaseRequest) -> str | None:
     """The node that is to lead, None where the body leaves the choice to the leader."""
-    to = (await read_object(request, REQUEST_BYTES_MAX, frozenset(("to",)), optional=True)).get("to")
-    if to is not None and (not isinstance(to, str) or not to):
-        raise BadRequest('"to" is the id of a node.')
-    return to
+    return _node(await read_object(request, REQUEST_BYTES_MAX, frozenset(("to",)), optional=True), "to")

@@ -23,6 +23,7 @@ from kvnode.http.budget import SMALL_BYTES, Budgets
 from kvnode.http.consistency import stale
 from kvnode.http.credentials import check_still_admitted
 from kvnode.http.document import checked_object, content_type_in, key_in, leasing_in, read_object, value_in
+from kvnode.http.etags import refuse_conditions
 from kvnode.http.group import Group
 from kvnode.http.leases import remaining_s
 from kvnode.http.rights import WRITE, Rights, rights_of
@@ -67,6 +68,7 @@ class Batches:
     async def carry_out(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         group = self._group
         rights = rights_of(request)
+        refuse_conditions(request)
         batch = Batch(group, rights, idempotency_key(request, group, batch=True), source_of(request, group))
         document = await read_object(request, BODY_BYTES_MAX, _BODY)
         batch.take(document)

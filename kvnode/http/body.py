@@ -27,12 +27,12 @@ def connection_of(request: web.BaseRequest) -> Connection:
 
 def whole_body(request: web.BaseRequest, bytes_max: int) -> bytes | None:
     """The body where all of it is there, which is nearly always; None where it is still to come. Raises as below."""
-    if type(request) is KnownRequest:  # heads with a Content-Encoding are not kept
+    if type(request) is KnownRequest:  # heads with a Content-Encoding or a Content-Range are not kept
         body = request.body
         if len(body) > bytes_max:
             raise _too_large(bytes_max)
         return body
-    _check_encoding(request)
+    _check_form(request)
     content = request.content
     if not content.is_eof():
         length = request.content_length
@@ -58,11 +58,13 @@ async def read_body(request: web.BaseRequest, bytes_max: int) -> bytes:
     return body
 
 
-def _check_encoding(request: web.BaseRequest) -> None:
+def _check_form(request: web.BaseRequest) -> None:
     headers = request.headers
     if hdrs.CONTENT_ENCODING in headers and headers[hdrs.CONTENT_ENCODING].strip().lower() not in ("", "identity"):
         # Values are stored as they come: unpacking one would hide its size from the bound until it is too late.
         raise UnsupportedMediaType("The body has a Content-Encoding; send it as it is, without compression.")
+    if hdrs.CONTENT_RANGE in headers:  # RFC 9110, 14.5: a part of a value would be stored as the whole of it
+        raise BadRequest("The body has a Content-Range, and no request here takes a part of one; send the whole.")
 
 
 class BodyStream:
@@ -72,7 +74,7 @@ class BodyStream:
     """
 
     def __init__(self, request: web.BaseRequest) -> None:
-        _check_encoding(request)
+        _check_form(request)
         self._request = request
         self._connection = connection_of(request)
         self._rest = request.body if type(request) is KnownRequest else b""

@@ -46,6 +46,15 @@ async def read_object(
     return checked_object(parsed(body), "The body", fields)
 
 
+async def refuse_fields(request: web.BaseRequest) -> None:
+    """For a request that says all in its path: no body, or an empty object, which some clients send with every POST.
+
+    A field that is ignored means another request than the one that is carried out: `{"ttl": 60}` would renew a lease of
+    600 s for as long as before.
+    """
+    await read_object(request, SMALL_BYTES, frozenset(), optional=True)
+
+
 def parsed(body: bytes) -> Any:
     """JSON (RFC 8259) of bounded size, each name once in an object. BadRequest; TooLarge for too many elements."""
     refuse_many_elements(body)
@@ -94,7 +103,8 @@ def checked_object(document: Any, what: str, fields: frozenset[str]) -> dict[str
         raise BadRequest(f"{what} is not a JSON object.")
     if not fields.issuperset(document):
         unknown = sorted(set(document) - fields)[0]
-        raise BadRequest(f"{what} has an unknown field {json.dumps(unknown[:64])}; known: {', '.join(sorted(fields))}.")
+        takes = f"known: {', '.join(sorted(fields))}" if fields else "this request takes none"
+        raise BadRequest(f"{what} has an unknown field {json.dumps(unknown[:64])}; {takes}.")
     return document
 
 

@@ -33,6 +33,12 @@ def write_expectation(request: web.BaseRequest, *, may_create: bool) -> Expect:
     return (EXISTS,) if tags is None else tuple(revision for weak, revision in tags if revision and not weak)
 
 
+def refuse_conditions(request: web.BaseRequest) -> None:
+    """For a write whose conditions stand elsewhere, or that has none: one that is ignored would be taken for kept."""
+    if hdrs.IF_MATCH in request.headers or hdrs.IF_NONE_MATCH in request.headers:
+        raise BadRequest("This request takes no If-Match and no If-None-Match; a transaction compares.")
+
+
 def check_read(request: web.BaseRequest, mod_revision: int) -> bool:
     """True where the answer is 304. PreconditionFailed where If-Match asks for another revision."""
     headers = request.headers

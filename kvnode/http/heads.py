@@ -41,7 +41,7 @@ KEPT_MAX: Final = 1_024  # for all connections: the kinds of clients that a node
 BYTES_MAX: Final = 1_024  # of each, as most clients send less; all together they are 5 MB as they are kept
 # They differ from request to request, or change what a request is. A cookie is somebody's secret.
 _NOT_KEPT: Final = (
-    hdrs.CONTENT_ENCODING, hdrs.COOKIE, hdrs.EXPECT, hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, hdrs.RANGE,
+    hdrs.CONTENT_ENCODING, hdrs.CONTENT_RANGE, hdrs.COOKIE, hdrs.EXPECT, hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, hdrs.RANGE,
     hdrs.TRANSFER_ENCODING, hdrs.UPGRADE, IDEMPOTENCY_KEY, istr("Last-Event-ID"), istr("Traceparent"),
     istr("X-Request-Id"),
 )  # fmt: skip

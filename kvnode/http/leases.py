@@ -10,7 +10,8 @@ from kvnode.errors import BadRequest, LeaseNotFound
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.budget import Budgets, Turns
 from kvnode.http.consistency import consistency
-from kvnode.http.document import read_object, ttl_in, whole_parameter
+from kvnode.http.document import read_object, refuse_fields, ttl_in, whole_parameter
+from kvnode.http.etags import refuse_conditions
 from kvnode.http.group import Group
 from kvnode.http.paths import Query
 from kvnode.http.rights import READ, WRITE, Rights, rights_of
@@ -52,12 +53,15 @@ class Leases:
         self._turns = turns
 
     async def grant(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
+        refuse_conditions(request)
         idempotency, rights = idempotency_key(request, self._group), rights_of(request)
         document = await read_object(request, BODY_BYTES_MAX, _TTL)
         return await self._timed(rights, Grant(ttl_in(document, "The body"), idempotency))
 
     async def keepalive(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         lease, rights = _id(rest), rights_of(request)
+        refuse_conditions(request)
+        await refuse_fields(request)
         rights.check_lease(self._group.store, lease)
         return await self._timed(rights, Renew(lease, idempotency_key(request, self._group)), lease)
 
@@ -70,6 +74,8 @@ class Leases:
 
     async def revoke(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
         lease, rights = _id(rest), rights_of(request)
+        refuse_conditions(request)
+        await refuse_fields(request)
         rights.check_lease(self._group.store, lease)
         command = Revoke(lease, idempotency_key(request, self._group)).encode()
         result = await self._group.propose(rights.on_leases(self._group.store, command, (lease,)))

@@ -6,12 +6,13 @@ from base64 import b64decode, b64encode, urlsafe_b64encode
 from collections.abc import Iterable
 from typing import Final
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from kvnode.errors import BadRequest
 from kvnode.http.answer import JSON_TYPE, Answer, json_answer, json_string
 from kvnode.http.budget import Budgets
 from kvnode.http.consistency import consistency
+from kvnode.http.etags import refuse_conditions
 from kvnode.http.group import Group
 from kvnode.http.leases import remaining_s
 from kvnode.http.paths import Query
@@ -147,8 +148,7 @@ class Listing:
         if text_fault("prefix", prefix, 1, KEY_BYTES_MAX) is not None:
             raise BadRequest(f"A DELETE here takes a 'prefix' of 1 to {KEY_BYTES_MAX} bytes.")
         rights_of(request).check_prefix(prefix)
-        if hdrs.IF_MATCH in request.headers or hdrs.IF_NONE_MATCH in request.headers:
-            raise BadRequest("The deletion of a prefix takes no condition; a transaction does.")
+        refuse_conditions(request)
         result = await self._group.propose(DeletePrefix(prefix, idempotency_key(request, self._group)).encode())
         if type(result) is not Deleted:
             raise not_written(result)
@@ -175,7 +175,7 @@ def _behind_cursor(parameters: Query) -> tuple[str, int | None]:
 
     And the revision to watch from that the page before named: None without a cursor, 0 where it named none (0.1.0).
     """
-    if "cursor" not in parameters:
+    if not parameters.get("cursor"):  # an empty one is a client's for the first page
         return "", None
     revision, dot, encoded = parameters["cursor"].rpartition(".")
     try:

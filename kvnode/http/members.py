@@ -12,7 +12,7 @@ from kvnode.config.values import HostPort, Malformed
 from kvnode.errors import BadRequest
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.audit import Noted
-from kvnode.http.document import read_object
+from kvnode.http.document import read_object, refuse_fields
 from kvnode.http.group import Group
 from kvnode.http.paths import Query, decode
 from kvnode.http.rights import READ
@@ -21,7 +21,8 @@ from kvnode.node.status import Membership
 
 PATH: Final = "/admin/api/v1/members"
 REQUEST_BYTES_MAX: Final = 65_536
-_FIELDS: Final = frozenset(("id", "raft", "http", "learner", "moved", "force"))
+_ADDED: Final = frozenset(("id", "raft", "http", "learner", "moved"))
+_REMOVED: Final = frozenset(("id", "force"))
 
 
 def routes(group: Group) -> dict[str, Methods]:
@@ -29,7 +30,7 @@ def routes(group: Group) -> dict[str, Methods]:
         return _answer(group.membership())
 
     async def add(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        document = await read_object(request, REQUEST_BYTES_MAX, _FIELDS, optional=True)
+        document = await read_object(request, REQUEST_BYTES_MAX, _ADDED, optional=True)
         node_id, address = _node_id(document.get("id")), _address(document.get("raft"))
         url, learner, moved = _url(document.get("http")), _flag(document, "learner"), _flag(document, "moved")
         membership = await group.add_member(node_id, address, url, learner, moved)
@@ -37,18 +38,21 @@ def routes(group: Group) -> dict[str, Methods]:
 
     async def remove(request: web.BaseRequest, rest: str, query: str) -> Answer:
         """The member is named in the path, in the query as `id`, or in the body."""
-        document = await read_object(request, REQUEST_BYTES_MAX, _FIELDS, optional=True)
+        document = await read_object(request, REQUEST_BYTES_MAX, _REMOVED, optional=True)
         parameters = Query(query)
-        node_id = _node_id(decode(rest, "member") if rest else parameters.get("id") or document.get("id"))
+        in_url = rest != "" or "id" in parameters
+        if in_url and "id" in document:
+            raise BadRequest("The member is named in the URL and in the body; name it once.")
+        node_id = _node_id(decode(rest, "member") if rest else parameters.get("id", document.get("id")))
         force = parameters.flag("force") or _flag(document, "force")
         return Noted(_answer(await group.remove_member(node_id, force)), f"removed {node_id}")
 
     async def promote(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        node_id = _node_id(decode(rest, "member"))
+        node_id = await _named(request, rest)
         return Noted(_answer(await group.promote_member(node_id)), f"promoted {node_id}")
 
     async def replace(request: web.BaseRequest, rest: str, query: str) -> Answer:
-        node_id = _node_id(decode(rest, "member"))
+        node_id = await _named(request, rest)
         return Noted(_answer(await group.replace_member(node_id)), f"replaced {node_id}")
 
     look = Endpoint(members, right=READ, scoped=True)
@@ -62,6 +66,12 @@ def routes(group: Group) -> dict[str, Methods]:
 
 def _answer(membership: Membership) -> Answer:
     return json_answer(200, asdict(membership))
+
+
+async def _named(request: web.BaseRequest, rest: str) -> str:
+    """The member whom the path names, and the request says no more."""
+    await refuse_fields(request)
+    return _node_id(decode(rest, "member"))
 
 
 def _node_id(value: object) -> str:

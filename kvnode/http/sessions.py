@@ -17,7 +17,7 @@ from kvnode.errors import BadRequest, Forbidden, Starting, Unauthorized, Unavail
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.audit import Noted
 from kvnode.http.credentials import Admission, Credentials, cookie_name, shown
-from kvnode.http.document import read_object
+from kvnode.http.document import read_object, refuse_fields
 from kvnode.http.door import SESSION_PATH as PATH
 from kvnode.http.group import Group
 from kvnode.http.rights import READ
@@ -41,8 +41,9 @@ _COOKIE: Final = "Set-Cookie: {}={}; Path=/; Max-Age={}; HttpOnly; SameSite=Stri
 
 
 def routes(group: Group, credentials: Credentials) -> dict[str, Methods]:
-    def begin(request: web.BaseRequest, rest: str, query: str) -> Answer:
+    async def begin(request: web.BaseRequest, rest: str, query: str) -> Answer:
         """A session with the right of the token that the request carries."""
+        await refuse_fields(request)
         keys = group.session.keys
         if not keys:
             raise Starting(f"{group.session.error}.")
@@ -65,6 +66,7 @@ def routes(group: Group, credentials: Credentials) -> dict[str, Methods]:
 
     async def end(request: web.BaseRequest, rest: str, query: str) -> Answer:
         """Ends the cookie's session on every node, and takes the cookie back."""
+        await refuse_fields(request)
         answer = json_answer(200, {"ended": True}, _cookie(request, "", 0))
         admission = credentials.session(request)
         if admission is None or admission.session is None:

@@ -18,7 +18,7 @@ from kvnode.errors import BadRequest, Conflict, TokenNotFound, TooManyTokens, Un
 from kvnode.http.answer import Answer, json_answer
 from kvnode.http.audit import Noted
 from kvnode.http.credentials import Credentials
-from kvnode.http.document import read_object
+from kvnode.http.document import read_object, refuse_fields
 from kvnode.http.group import Group
 from kvnode.http.paths import decode
 from kvnode.http.recent import unanswered
@@ -144,6 +144,7 @@ class Tokens:
         return Noted(self._made(rotated, secret), f"rotated token {_named(rotated)}, with {grace_s} s of grace")
 
     async def revoke(self, request: web.BaseRequest, rest: str, query: str) -> Answer:
+        await refuse_fields(request)
         token = await self._token(rest)
         result = await self._group.propose(RevokeToken(token.id).encode())
         if isinstance(result, TokenChanged):

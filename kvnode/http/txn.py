@@ -20,6 +20,7 @@ from kvnode.errors import BadRequest, TooLarge
 from kvnode.http.answer import JSON_TYPE, Answer, json_string, json_text
 from kvnode.http.budget import Budgets
 from kvnode.http.document import checked_object, content_type_in, key_in, leasing_in, read_object, value_in
+from kvnode.http.etags import refuse_conditions
 from kvnode.http.group import Group
 from kvnode.http.rights import WRITE, Rights, rights_of
 from kvnode.http.route import Endpoint, Methods
@@ -71,6 +72,7 @@ def routes(group: Group, budgets: Budgets, traffic: Traffic | None = None) -> di
     traffic = Traffic() if traffic is None else traffic
 
     async def txn(request: web.BaseRequest, rest: str, query: str) -> Answer:
+        refuse_conditions(request)
         key, rights = idempotency_key(request, group), rights_of(request)
         transaction = _transaction(await read_object(request, BODY_BYTES_MAX, _BODY), key)
         leases = _check_rights(rights, transaction, group.store)
