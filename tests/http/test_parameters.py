@@ -9,6 +9,7 @@ import pytest
 from kvnode.http.console import PUBLIC
 from kvnode.http.openapi.document import entry
 from kvnode.http.openapi.parameters import PARAMETERS
+from kvnode.http.viewer import PATH as VIEWER
 from tests.http.serving import Served, serve
 from tests.http.single import SingleGroup
 
@@ -67,7 +68,7 @@ async def test_every_route_and_method_refuses_a_parameter_that_it_does_not_name(
 async def test_what_a_route_takes_is_what_its_description_names(node: Served) -> None:
     for path, methods in node.server.app._table.methods.items():
         for method, endpoint in methods.items():
-            if path in PUBLIC or path in CHECKS or path.startswith(ETCDS):  # files, and what etcd describes
+            if path in PUBLIC or path in CHECKS or path.startswith((VIEWER, *ETCDS)):  # files, and what etcd describes
                 assert not endpoint.parameters
                 continue
             operation = entry(method, path)
