@@ -81,6 +81,8 @@ def access() -> Access:
     if file and (not token or (file_by_flag and not by_flag)):
         token = _read(file)
     ca, cert, key = (given.get(name, (False, ""))[1] for name in ("cacert", "client_cert", "cert_key"))
+    if key and not cert:
+        raise click.UsageError("--cert-key is the key of --cert: name that, too, or leave both out")
     return Access(token, *(Path(each) if each else None for each in (ca, cert, key)))
 
 

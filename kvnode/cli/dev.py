@@ -18,7 +18,7 @@ from typing import Final
 import click
 
 from kvnode.cli import balancer
-from kvnode.cli.command import Command
+from kvnode.cli.command import Command, directory
 from kvnode.cli.processes import LOOK_S, Child, Say, how_it_ended, printer, stop_all
 from kvnode.errors import StartupError
 
@@ -55,14 +55,15 @@ class DevPlan:
 
 @click.command(cls=Command)
 @click.option("--nodes", type=click.Choice(["1", "3", "5", "7"]), default="3", show_default=True, help="How many.")
-@click.option("--data-dir", metavar="DIR", default="./kvnode-data/dev", show_default=True, help="Every node's data.")
+@click.option("--data-dir", callback=directory, metavar="DIR", default="./kvnode-data/dev", show_default=True,
+              help="Every node's data.")  # fmt: skip
 @click.option("--http-port", type=click.IntRange(1, 65_535), default=8001, show_default=True, help="The first node's.")
 @click.option("--raft-port", type=click.IntRange(1, 65_535), default=7001, show_default=True, help="The first node's.")
 @click.option(
     "--lb", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True, help="HAProxy in front."
 )
 @click.option("--lb-port", type=click.IntRange(1, 65_534), default=8080, show_default=True, help="HAProxy's.")
-def dev(nodes: str, data_dir: str, http_port: int, raft_port: int, lb: str, lb_port: int) -> int:
+def dev(nodes: str, data_dir: Path, http_port: int, raft_port: int, lb: str, lb_port: int) -> int:
     """Run a whole cluster on this machine.
 
     Nodes n1, n2, … take the ports from --http-port and --raft-port upwards. HAProxy listens on --lb-port where it is
@@ -75,7 +76,7 @@ def dev(nodes: str, data_dir: str, http_port: int, raft_port: int, lb: str, lb_p
         plan = DevPlan(
             http={name: http_port + i for i, name in enumerate(names)},
             raft={name: raft_port + i for i, name in enumerate(names)},
-            data_dir=Path(data_dir),
+            data_dir=data_dir,
             haproxy=balancer.program() if lb != "off" else None,
             lb_port=lb_port,
         )

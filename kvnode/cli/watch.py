@@ -53,6 +53,8 @@ def watch(
     """
     if key is not None and prefix:
         raise click.UsageError("PREFIX and --key exclude each other")
+    if command is not None and not command.strip():
+        raise click.UsageError("--exec names no command")
 
     ended_by: list[int] = []
 

@@ -26,7 +26,7 @@ from kvnode.client.calls import (
 from kvnode.client.entries import TOGETHER_BYTES_MAX, delete_entry, get_entry, put_entry
 from kvnode.client.leases import Leases
 from kvnode.client.lock import TTL_S, Lock
-from kvnode.client.misuse import WrongValue, octets, seconds, text, whole
+from kvnode.client.misuse import WrongValue, header, octets, seconds, text, whole
 from kvnode.client.records import Batched, Item, Listed, Page, Put, Txn, concluded, listed, read, written
 from kvnode.client.transactions import Entry
 from kvnode.client.watching import Event, watch
@@ -111,7 +111,7 @@ class Client:
         `idempotency_key`: the caller's own, 1 to 64 printable ASCII characters, for a put that it may repeat later.
         """
         data = bytes(octets(value))
-        headers = {"Content-Type": content_type or BINARY, **_if_match(if_match)}
+        headers = {"Content-Type": header("The content type", content_type or BINARY), **_if_match(if_match)}
         headers |= once(idempotency_key)
         if if_absent:
             headers["If-None-Match"] = "*"
@@ -293,7 +293,9 @@ class Client:
 
     async def transfer(self, to: str | None = None) -> tuple[str, int]:
         """Hands leadership to `to`, or to the fittest member; (leader id, term) once it is confirmed."""
-        data = json.dumps({"to": to} if to else {}).encode()
+        if to is not None and not text("The node that is to lead", to):
+            raise WrongValue("The node that is to lead has a name; without one the fittest is chosen.")
+        data = json.dumps({} if to is None else {"to": to}).encode()
         body = parsed(await self._calls.call("POST", "/admin/api/v1/leader/transfer", JSON, data))
         return shaped(lambda: (str(body["leader_id"]), int(body["term"])))
 

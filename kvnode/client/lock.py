@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Self, cast
 
 from kvnode import errors
 from kvnode.client.access import Untrusted
-from kvnode.client.misuse import WrongState, octets, seconds, text, whole
+from kvnode.client.misuse import WrongState, WrongValue, octets, seconds, text, whole
 from kvnode.client.records import Found, Put
 from kvnode.client.transactions import get, put, when
 
@@ -64,7 +64,9 @@ class Lock:
         value: bytes | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self.name = text("The name of a lock", name)
+        if not text("The name of a lock", name):
+            raise WrongValue("The name of a lock is not empty.")
+        self.name = name
         self.key = PREFIX + name
         self.ttl_s = whole("ttl_s", ttl_s)
         self.token = 0

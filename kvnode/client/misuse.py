@@ -33,6 +33,13 @@ def text(what: str, given: Any) -> str:
     return given
 
 
+def header(what: str, given: Any) -> str:
+    """The value of a header."""
+    if not text(what, given).isprintable():
+        raise WrongValue(f"{what} is one line of printable characters.")
+    return str(given)
+
+
 def octets(given: Any) -> bytes | bytearray | memoryview:
     """A key's value."""
     if isinstance(given, bytes | bytearray | memoryview):

@@ -41,7 +41,7 @@ def name(text: str) -> str:
 def directory(text: str) -> Path:
     """The path of a directory. An empty text, as of a variable that is not set, does not mean the current one."""
     if not text:
-        raise Malformed("an empty text names no directory; the current one is .")
+        raise Malformed("an empty text names no directory; write ./ for the current one")
     return Path(text)
 
 

@@ -141,3 +141,21 @@ def test_with_json_a_usage_error_is_an_object_as_well() -> None:
         "outcome": "not_applied",
     }
     assert done.code == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("transfer", ""), "The node that is to lead has a name"),
+        (("dev", "--data-dir", ""), "an empty text names no directory"),
+        (("put", "k", "v", "--content-type", "a\nb"), "The content type is one line"),
+        (("lock", "", "--", "true"), "The name of a lock is not empty"),
+        (("get", "k", "--cert-key", "/key"), "--cert-key is the key of --cert"),
+        (("watch", "--exec", " "), "--exec names no command"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_asked(arguments: tuple[str, ...], said: str) -> None:
+    done = kvnode_here(*arguments, "--timeout", "1") if arguments[0] != "dev" else kvnode_here(*arguments)
+    assert (done.code, done.out) == (2, b"")
+    assert said in done.err
+    assert "Traceback" not in done.err
