@@ -136,7 +136,9 @@ FATES: Final = (
 )
 
 
-def page(figures: dict[str, Figures], rounds: int, versions: Sequence[str], load_before: float, notes: str) -> str:
+def page(
+    figures: dict[str, Figures], rounds: int, command: str, versions: Sequence[str], load_before: float, notes: str
+) -> str:
     names = list(figures)
     head = ["", *(f"{name} {what}" for name in names for what in ("median", "least", "most"))]
     rows = [
@@ -150,7 +152,7 @@ def page(figures: dict[str, Figures], rounds: int, versions: Sequence[str], load
     ]
     return f"""# Failover
 
-{report.preamble("make bench-failover", versions, load_before)}
+{report.preamble(command, versions, load_before)}
 - rounds: {rounds}, each with fresh clusters of three on loopback, one system at a time, every option at its default
 {notes}
 {report.table(head, rows)}
@@ -208,7 +210,8 @@ def main() -> None:
                     if attempts[-1].outcome != "acknowledged" and "hasty" not in key:
                         print(f"    {key}: the write in flight: {attempts[-1]}", flush=True)
     notes = "" if version else f"- {NO_ETCD}\n"
-    text = page(figures, options.rounds, [version] if version else [], load_before, notes)
+    command = f"make bench-failover{' ETCD=PATH' if options.etcd else ''}"
+    text = page(figures, options.rounds, command, [version] if version else [], load_before, notes)
     print(text) if options.dry else report.publish("FAILOVER.md", text)
 
 
