@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
-from benchmarks.cost import cpu_s
+from benchmarks.contenders import cpu_s
 from benchmarks.report import table
 from kvnode.client import Client
 from tests.cluster import Cluster
