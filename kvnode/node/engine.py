@@ -21,7 +21,7 @@ from kvnode.node.divergence import DivergenceCheck
 from kvnode.node.feature_level import FeatureLevel
 from kvnode.node.known_peers import KnownPeers
 from kvnode.node.leadership_log import LeadershipLog
-from kvnode.node.member import Member
+from kvnode.node.member import RunningMember
 from kvnode.node.outstanding import Outstanding
 from kvnode.node.promises import Promises
 from kvnode.node.proposals import Proposals
@@ -141,7 +141,7 @@ class Engine:
         self.outstanding.watch("forwarded", FORWARDED_S_MAX, lambda: self.proposals.sent_since)
         self._catchup = Catchup(snapshots, self, self.network.send, self._work, self.clock)
         self.audit = DivergenceCheck(self.replica, store, self.network.send, snapshots.newest)
-        self.member = Member(
+        self.member = RunningMember(
             self.replica,
             store,
             self.proposals,

@@ -36,7 +36,7 @@ log = logging.getLogger("kvnode.raft")
 FAILURE_EVERY_S: Final = 1.0  # between two lines about commands that the state machine failed at; a metric counts all
 
 
-class Member:
+class RunningMember:
     """One node's. `contents`: of the restores in its log; `history`: what the divergence check compares."""
 
     def __init__(
