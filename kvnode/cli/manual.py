@@ -1,7 +1,7 @@
 """`python -m kvnode.cli.manual DIRECTORY` writes a manual page for each command, in man(7), from what its --help says.
 
-The help stays the one text that there is, and `make man` writes man/: a distributor's package takes the files from
-there, and so does whoever adds the directory to MANPATH.
+The help stays the only text. `make man` writes the pages to man/, for packages of distributions and for users who add
+that directory to MANPATH.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class TableView(Mapping[K, V]):
     __slots__ = ("_count", "shards")
 
     def __init__(self, shards: tuple[dict[K, V], ...], count: int) -> None:
-        self.shards = shards  # they are read only, and by whoever wants many keys in one call
+        self.shards = shards  # read-only; for callers that take many keys in one call
         self._count = count
 
     def __len__(self) -> int:
